@@ -1,0 +1,31 @@
+"""The dual encoder of `make demo`, on the part of the shapes world that has one object.
+
+Aim     caption and picture find each other: recall@1 both ways >= 80 % among 128 unseen scenes.
+Run     jdiff prepare --config=demo_clip && jdiff train --config=demo_clip --workdir=runs/shapes_clip
+Takes   about 2 minutes on 2 CPU cores.
+Expect  recall@1 of 95 % or more after 400 steps.
+Seen
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(source="shapes", world=("one",), image_size=32, train=20_000, test=1_000, compositions=500)
+    config.tokenizer = dict(vocab_size=512, context_length=16)
+    config.text = dict(width=128, layers=3, heads=2, embed_dim=512, activation="gelu", causal=False)
+    config.vision = dict(patch_size=8, width=128, layers=4, heads=2, embed_dim=512, activation="gelu")
+    config.optimizer = dict(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
+    config.mesh = dict(data=-1)
+    config.train = dict(
+        objective="contrastive", batch_size=256, steps=400, seed=0, log_every=20, save_every=200, sample_every=200
+    )
+    if variant == "tiny":
+        config.data.update(train=64, test=32, compositions=16)
+        config.text.update(width=32, layers=1, embed_dim=32)
+        config.vision.update(width=32, layers=1, embed_dim=32)
+        config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
+    elif variant:
+        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
+    return config

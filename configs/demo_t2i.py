@@ -1,0 +1,45 @@
+"""The text-to-image model of `make demo`: a small U-Net that draws one object where its sentence says.
+
+Aim     whole prompts of unseen scenes right >= 90 %, shape and colour >= 95 %, by the exact reader.
+Run     jdiff train --config=demo_t2i --workdir=runs/shapes, after demo_clip
+Takes   about 8 minutes on 2 CPU cores.
+Expect  clean shapes after 500 steps, right ones after 1,000.
+Seen
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(source="shapes", world=("one",), image_size=32, train=20_000, test=1_000, compositions=500)
+    config.tokenizer = dict(vocab_size=512, context_length=16)
+    config.text = dict(
+        run="runs/shapes_clip", width=128, layers=3, heads=2, embed_dim=512, activation="gelu", causal=False
+    )
+    config.unet = dict(
+        channels=(64, 128), attention=(False, True), heads=(1, 2), blocks=1, groups=16, patch_size=2, pooled=True
+    )
+    config.diffusion = dict(schedule="cosine", timesteps=1000, prediction_type="v", caption_dropout=0.1)
+    config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
+    config.mesh = dict(data=-1)
+    config.train = dict(
+        objective="diffusion",
+        batch_size=32,
+        steps=1500,
+        seed=0,
+        ema_decay=0.995,
+        log_every=50,
+        save_every=500,
+        sample_every=500,
+    )
+    config.sample = dict(solver="ddim", steps=30, spacing="trailing", eta=0.0, guidance_scale=3.0)
+    if variant == "tiny":
+        config.data.update(train=64, test=32, compositions=16)
+        config.text.update(width=32, layers=1, embed_dim=32)
+        config.unet.update(channels=(16, 32), groups=8)
+        config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
+        config.sample.update(steps=2)
+    elif variant:
+        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
+    return config

@@ -1,0 +1,359 @@
+"""Configs to objects: the only place that reads a config.
+
+Every section of a config names a constructor's arguments, so an unknown key is an error, with the
+nearest right one in its sentence, and no key can go unread.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from jdiff import rng
+from jdiff.data import records
+from jdiff.data import tokenizer as tokenizers
+from jdiff.data.emoji import Emoji
+from jdiff.data.shapes.source import Shapes
+from jdiff.data.sources import Folder, TfdsSet
+from jdiff.data.tokenizer import Tokenizer
+from jdiff.diffusion.prediction import PREDICTION_TYPES
+from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from jdiff.diffusion.solvers import SOLVERS
+from jdiff.models.clip import DualEncoder, TextTower, VisionTower
+from jdiff.models.layers import ACTIVATIONS
+from jdiff.models.unet import UNet
+from jdiff.sample import Sampler, Settings
+from jdiff.sharding import mesh as meshes
+from jdiff.training import checkpoint, metrics, steps
+from jdiff.training.loop import Every
+from jdiff.training.optimizer import adamw
+from jdiff.training.state import TrainState
+
+SOURCES = {"shapes": Shapes, "emoji": Emoji, "folder": Folder, "tfds": TfdsSet}
+SECTIONS = ("data", "tokenizer", "text", "vision", "unet", "diffusion", "optimizer", "mesh", "train", "sample")
+OBJECTIVES = ("contrastive", "diffusion")
+
+
+class ConfigError(ValueError):
+    """A config asks for something that does not exist; the sentence says which key to change."""
+
+
+def nearest(name: str, known) -> str:
+    """', did you mean ...?' for a misspelt name, or the known names."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(map(str, known))}"
+
+
+def choose(key: str, name: str, table) -> Any:
+    """The entry of a table that a config names."""
+    if name not in table:
+        raise ConfigError(f"config.{key} is '{name}', which does not exist; {nearest(name, table)}")
+    return table[name] if isinstance(table, Mapping) else name
+
+
+def construct(section: str, constructor: Callable, keys: Mapping[str, Any], **more: Any) -> Any:
+    """Call ``constructor`` with a section's keys; keys it does not take, or of a wrong type, are a ``ConfigError``."""
+    accepted = {
+        name: p for name, p in inspect.signature(constructor).parameters.items() if name not in (*more, "parent")
+    }
+    for name, value in keys.items():
+        if name not in accepted:
+            raise ConfigError(f"config.{section}.{name} is not a setting; {nearest(name, accepted)}")
+        wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(str(accepted[name].annotation))
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+            raise ConfigError(
+                f"config.{section}.{name} is {value!r}, a {type(value).__name__}; it must be {accepted[name].annotation}"
+            )
+    missing = [n for n, p in accepted.items() if p.default is inspect.Parameter.empty and n not in keys and n != "name"]
+    if missing:
+        raise ConfigError(f"config.{section}.{missing[0]} is missing; it has no default")
+    return constructor(**{name: _frozen(value) for name, value in keys.items()}, **more)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, so that a config from JSON builds what its Python file builds."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay."""
+
+    objective: str
+    batch_size: int
+    steps: int
+    seed: int = 0
+    ema_decay: float = 0.0
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 500
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """config.diffusion. caption_dropout: share of captions replaced by the empty one."""
+
+    schedule: str = "cosine"
+    timesteps: int = 1000
+    prediction_type: str = "v"
+    caption_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config, checked whole, and the objects it names."""
+
+    config: dict[str, Any]
+
+    def __post_init__(self):
+        for section in self.config:
+            if section not in SECTIONS:
+                raise ConfigError(f"config.{section} is not a section; {nearest(section, SECTIONS)}")
+        choose("train.objective", self.train.objective, OBJECTIVES)
+        if self.train.steps < 1 or self.train.batch_size < 1:
+            raise ConfigError("config.train.steps and config.train.batch_size must be 1 or more")
+        if not 0 <= self.train.ema_decay < 1:
+            raise ConfigError(
+                f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"
+            )
+        choose("text.activation", self._section("text").get("activation", "gelu"), ACTIVATIONS)
+        self.optimizer()
+        self.text(1024)
+        if self.train.objective == "contrastive":
+            choose("vision.activation", self._section("vision").get("activation", "gelu"), ACTIVATIONS)
+            self.vision()
+        else:
+            self.unet()
+            self.schedule()
+            choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
+            if not 0 <= self.diffusion.caption_dropout <= 1:
+                raise ConfigError(
+                    f"config.diffusion.caption_dropout is {self.diffusion.caption_dropout}; it must be from 0 to 1"
+                )
+            choose("sample.solver", self.sample.solver, SOLVERS)
+            choose("sample.spacing", self.sample.spacing, SPACINGS)
+
+    def _section(self, name: str) -> dict[str, Any]:
+        return dict(self.config.get(name, {}))
+
+    @property
+    def train(self) -> TrainSettings:
+        return construct("train", TrainSettings, self._section("train"))
+
+    @property
+    def diffusion(self) -> DiffusionSettings:
+        return construct("diffusion", DiffusionSettings, self._section("diffusion"))
+
+    @property
+    def sample(self) -> Settings:
+        return construct("sample", Settings, self._section("sample"))
+
+    @property
+    def image_size(self) -> int:
+        return self._section("data").get("image_size", 32)
+
+    @property
+    def context_length(self) -> int:
+        return self._section("tokenizer").get("context_length", 32)
+
+    @property
+    def text_run(self) -> str | None:
+        """The run whose trained text tower is read, config.text.run."""
+        return self._section("text").get("run")
+
+    @property
+    def source(self) -> str:
+        """Where the data comes from: "shapes", "emoji", "folder", or "tfds:NAME"."""
+        return self._section("data").get("source", "shapes")
+
+    def dataset(self) -> records.CaptionedImages:
+        """The builder of the records that the config's data section names."""
+        keys = self._section("data")
+        kind, _, name = self.source.partition(":")
+        own = {key: keys.pop(key) for key in ("max_rejected",) if key in keys}
+        directory = keys.pop("directory", "data")
+        keys.pop("source", None)
+        more = {"dataset": name} if kind == "tfds" else {}
+        source = construct("data", choose("data.source", kind, SOURCES), keys, **more)
+        return records.CaptionedImages(source=source, data_dir=directory, image_size=self.image_size, **own)
+
+    def train_tokenizer(self, captions) -> Tokenizer:
+        """A tokenizer learnt from captions, to the config's tokenizer section."""
+        return construct("tokenizer", partial(tokenizers.train, captions), self._section("tokenizer"))
+
+    def text(self, vocab_size: int) -> TextTower:
+        keys = self._section("text")
+        keys.pop("run", None)
+        return construct("text", TextTower, keys, vocab_size=vocab_size, context_length=self.context_length)
+
+    def vision(self) -> VisionTower:
+        return construct("vision", VisionTower, self._section("vision"), image_size=self.image_size)
+
+    def encoder(self, tokenizer: Tokenizer) -> DualEncoder:
+        return DualEncoder(self.text(tokenizer.vocab_size), self.vision())
+
+    def unet(self) -> UNet:
+        return construct("unet", UNet, self._section("unet"), out_channels=3)
+
+    def schedule(self) -> Schedule:
+        return choose("diffusion.schedule", self.diffusion.schedule, SCHEDULES)(self.diffusion.timesteps)
+
+    def optimizer(self):
+        return construct("optimizer", adamw, self._section("optimizer"), steps=self.train.steps)
+
+    def mesh(self) -> jax.sharding.Mesh:
+        return construct("mesh", meshes.make, self._section("mesh"))
+
+    @property
+    def every(self) -> Every:
+        return Every(self.train.log_every, self.train.save_every, self.train.sample_every)
+
+    def initial_state(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
+        """Where training begins: parameters from the config's seed, placed on the mesh."""
+        train, n = self.train, self.context_length
+        tokens, mask = jnp.zeros((1, n), jnp.int32), jnp.ones((1, n), bool)
+        image = jnp.zeros((1, self.image_size, self.image_size, 3))
+        text = self.text(tokenizer.vocab_size)
+        if train.objective == "contrastive":
+            network, inputs, frozen = self.encoder(tokenizer), (tokens, mask, image), {}
+        else:
+            context, pooled = jnp.zeros((1, n, text.width)), jnp.zeros((1, text.embed_dim))
+            network, inputs = self.unet(), (image, jnp.zeros((1,)), context, mask, pooled)
+            frozen = restore_weights(self.text_run, meshes.everywhere(mesh))[0]["text"]
+        optimizer = self.optimizer()
+
+        def begin(frozen) -> TrainState:
+            params = network.init(rng.stream(train.seed, "parameters"), *inputs)["params"]
+            average = jax.tree.map(jnp.copy, params) if train.ema_decay else None
+            return TrainState(jnp.int32(0), params, optimizer.init(params), average, frozen)
+
+        return jax.jit(begin, out_shardings=meshes.everywhere(mesh))(frozen)
+
+    def step(self, tokenizer: Tokenizer) -> Callable:
+        """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up."""
+        train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
+        decay = train.ema_decay or None
+        if train.objective == "contrastive":
+            one = steps.contrastive_step(self.encoder(tokenizer), optimizer, ema_decay=decay)
+        else:
+            tokens, mask = tokenizer.encode([""])
+            one = steps.diffusion_step(
+                self.unet(),
+                text,
+                optimizer,
+                schedule=self.schedule(),
+                prediction_type=self.diffusion.prediction_type,
+                empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
+                ema_decay=decay,
+                seed=train.seed,
+            )
+
+        def averaged(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+            state, report = one(state, batch)
+            return state, metrics.averages(report)
+
+        return jax.jit(averaged, donate_argnums=0)
+
+    def sampler(self, tokenizer: Tokenizer, text_params, unet_params) -> Sampler:
+        """A sampler of given weights."""
+        return Sampler(
+            tokenizer=tokenizer,
+            text=self.text(tokenizer.vocab_size),
+            unet=self.unet(),
+            text_params=text_params,
+            unet_params=unet_params,
+            schedule=self.schedule(),
+            prediction_type=self.diffusion.prediction_type,
+            shape=(self.image_size, self.image_size, 3),
+            settings=self.sample,
+        )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A trained dual encoder, ready to compare captions and images."""
+
+    tokenizer: Tokenizer
+    network: DualEncoder
+    params: Any
+
+    def embed_texts(self, captions: list[str]) -> jax.Array:
+        """Captions as unit vectors, (n, embed_dim)."""
+        return _embed_texts(self.network.text, self.params["text"], *self.tokenizer.encode(captions))
+
+    def embed_images(self, images) -> jax.Array:
+        """Images (n, h, w, 3) uint8 as unit vectors, (n, embed_dim)."""
+        return _embed_images(self.network.vision, self.params["vision"], images)
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed_texts(text: TextTower, params, tokens, mask) -> jax.Array:
+    return text.apply({"params": params}, tokens, mask)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed_images(vision: VisionTower, params, images) -> jax.Array:
+    return vision.apply({"params": params}, steps.images_of({"image": images}))[1]
+
+
+def experiment(config: ConfigDict | Mapping) -> Experiment:
+    """A checked experiment from a config file's ``get_config()`` or from a run's config.json."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    return Experiment(json.loads(json.dumps(plain)))
+
+
+def saved_experiment(workdir: epath.PathLike) -> Experiment:
+    """The experiment of a run."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise checkpoint.NoCheckpoint(
+            f"{workdir} is not a run: it has no config.json; train one, or name another with --workdir"
+        )
+    return experiment(json.loads(path.read_text()))
+
+
+def saved_tokenizer(workdir: epath.PathLike) -> Tokenizer:
+    """The tokenizer of a run."""
+    return tokenizers.load(
+        epath.Path(workdir) / "tokenizer.json", context_length=saved_experiment(workdir).context_length
+    )
+
+
+def checkpoints(workdir: epath.PathLike, *, keep: int = 2) -> checkpoint.Checkpoints:
+    """The checkpoints of a run; close them after use."""
+    return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
+
+
+def restore_weights(workdir: epath.PathLike, sharding: jax.sharding.Sharding) -> tuple[Any, Any]:
+    """What a run learnt, averaged where it keeps an average, and what it read frozen, or None. Raises ``NoCheckpoint``."""
+    saved_experiment(workdir)
+    with checkpoints(workdir) as store:
+        found = store.restore_parts(sharding, "ema", "frozen")
+        learnt = found["ema"] or store.restore_parts(sharding, "params")["params"]
+    return learnt, found["frozen"]
+
+
+def load(workdir: epath.PathLike) -> Sampler | Encoder:
+    """A run, ready to use: a ``Sampler`` of a text-to-image run, an ``Encoder`` of a contrastive one."""
+    setup, tokenizer = saved_experiment(workdir), saved_tokenizer(workdir)
+    learnt, frozen = restore_weights(workdir, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    if setup.train.objective == "contrastive":
+        return Encoder(tokenizer, setup.encoder(tokenizer), learnt)
+    return setup.sampler(tokenizer, frozen, learnt)
+
+
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The step of a run's newest checkpoint."""
+    with checkpoints(workdir) as store:
+        return store.latest

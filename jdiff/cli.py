@@ -1,0 +1,233 @@
+"""The command line: ``jdiff VERB --flags``. Flags are read here and nowhere else."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from jdiff.runtime import backend
+
+USAGE = """jdiff VERB --flags
+
+  prepare    write captioned images to disk             --config
+  train      train a model, or go on with it            --config --workdir
+  sample     draw what sentences say                    --workdir 'a red circle' 'a blue star'
+  evaluate   measure a trained model                    --workdir
+  figures    draw a figure: forward                     --out
+
+`jdiff VERB --help` lists a verb's flags. A config is a file, or the name of one that jdiff ships ({configs});
+`NAME:tiny` takes two steps, and `--config.train.steps=100` changes a key."""
+
+
+class UsageError(ValueError):
+    """The command asks for something that does not exist."""
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with jdiff, by name: beside the package in a clone, inside it when installed."""
+    package = Path(__file__).parent
+    folders = [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
+
+
+def _resolved(config: str) -> str:
+    """A config's file, from its path or its name, with the variant kept."""
+    from jdiff.build import nearest
+
+    name, colon, variant = config.partition(":")
+    if not Path(name).is_file():
+        known = shipped_configs()
+        if name not in known:
+            raise UsageError(f"there is no config '{name}', as a file or by name; {nearest(name, known)}")
+        name = str(known[name])
+    return f"{name}{colon}{variant}"
+
+
+def _config_and_workdir() -> None:
+    config_flags.DEFINE_config_file("config", help_string="A config file or name, with :variant after it.")
+    flags.DEFINE_string("workdir", None, "Directory of the run.")
+
+
+def _prepare() -> None:
+    from jdiff.verbs.prepare import prepare
+
+    prepare(_experiment())
+
+
+def _train() -> None:
+    from jdiff.verbs.train import train
+
+    train(_experiment(), _needed("workdir"))
+
+
+def _define_sample() -> None:
+    flags.DEFINE_string("workdir", None, "Directory of the run to sample from.")
+    flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
+    flags.DEFINE_string("negative", "", "What to move away from.")
+    flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
+    flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0)
+    flags.DEFINE_float("guidance_scale", None, "1 is the plain conditional model; the config's if not said.")
+    flags.DEFINE_integer("steps", None, "Network evaluations; the config's if not said.", 1)
+    flags.DEFINE_enum("solver", None, ["ddim", "ddpm"], "The config's if not said.")
+    flags.DEFINE_float("eta", None, "DDIM's noise, 0 for none.", 0)
+    flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", 1)
+    flags.DEFINE_boolean("trajectory", False, "Also write the denoising as a strip and an animation.")
+    flags.DEFINE_string("out", None, "Directory for the images; WORKDIR/images if not said.")
+
+
+def _sample() -> None:
+    from jdiff.verbs.sample import sample
+
+    f = flags.FLAGS
+    changes = {name: f[name].value for name in ("steps", "solver", "eta") if f[name].value is not None}
+    sample(
+        _needed("workdir"),
+        prompts=_arguments(),
+        prompts_file=f.prompts_file,
+        negative=f.negative,
+        num=f.num,
+        seed=f.seed,
+        guidance_scale=f.guidance_scale,
+        changes=changes,
+        batch_size=f.batch_size,
+        trajectory=f.trajectory,
+        out=f.out,
+    )
+
+
+def _define_evaluate() -> None:
+    flags.DEFINE_string("workdir", None, "Directory of the run to measure.")
+    flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
+    flags.DEFINE_integer("num", 256, "How many examples at most.", 1)
+    flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
+
+
+def _evaluate() -> None:
+    from jdiff.verbs.evaluate import evaluate
+
+    f = flags.FLAGS
+    evaluate(_needed("workdir"), split=f.split, num=f.num, guidance_scales=f.guidance_scale)
+
+
+def _define_figures() -> None:
+    flags.DEFINE_string("out", "figures", "Directory for the figure.")
+    flags.DEFINE_enum("schedule", "linear", ["linear", "scaled_linear", "cosine"], "Noise schedule.")
+    flags.DEFINE_string("image", None, "The image to dissolve; a scene of the shapes world if not said.")
+
+
+def _figures() -> None:
+    from jdiff.verbs import figures
+
+    f, names = flags.FLAGS, _arguments() or ["forward"]
+    for name in names:
+        if name != "forward":
+            raise UsageError(f"there is no figure '{name}'; known is forward")
+        figures.forward(f.out, schedule=f.schedule, image=f.image)
+
+
+VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+    "prepare": (_config_and_workdir, _prepare),
+    "train": (_config_and_workdir, _train),
+    "sample": (_define_sample, _sample),
+    "evaluate": (_define_evaluate, _evaluate),
+    "figures": (_define_figures, _figures),
+}
+
+
+def _arguments() -> list[str]:
+    """What follows the verb and is no flag."""
+    return _rest
+
+
+_rest: list[str] = []
+
+
+def _needed(flag: str):
+    value = flags.FLAGS[flag].value
+    if value is None:
+        raise UsageError(f"--{flag} is missing")
+    return value
+
+
+def _experiment():
+    from jdiff import build
+
+    return build.experiment(_needed("config"))
+
+
+def _parse(verb: str, arguments: list[str]) -> None:
+    """Define the verb's flags and read them."""
+    from jdiff.build import nearest
+
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--config":
+            joined[-1] = f"--config={argument}"
+        else:
+            joined.append(argument)
+    arguments = [
+        f"--config={_resolved(a.split('=', 1)[1])}" if a.startswith(("--config=", "-config=")) else a for a in joined
+    ]
+    VERBS[verb][0]()
+    # ml_collections looks for overrides such as --config.train.steps in sys.argv.
+    sys.argv = [f"jdiff {verb}", *arguments]
+    try:
+        _rest[:] = flags.FLAGS(sys.argv, known_only=False)[1:]
+    except flags.UnrecognizedFlagError as error:
+        own = [name for name in flags.FLAGS if not name.startswith("?")]
+        raise UsageError(f"--{error.flagname} is no flag of `jdiff {verb}`; {nearest(error.flagname, own)}") from error
+
+
+def main() -> None:
+    """Run a verb; a user's mistake ends in one sentence and a non-zero exit."""
+    backend.configure()
+    logging.set_verbosity(logging.ERROR)
+    arguments = sys.argv[1:]
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("--help", "-h", "help"):
+        print(USAGE.format(configs=", ".join(shipped_configs())))
+        return
+    from jdiff.build import ConfigError, nearest
+    from jdiff.data.records import NotPrepared, TooManyRejected
+    from jdiff.training.checkpoint import NoCheckpoint
+    from jdiff.training.loop import Diverged, Interrupted
+
+    mistakes = (
+        UsageError,
+        ConfigError,
+        NotPrepared,
+        TooManyRejected,
+        NoCheckpoint,
+        Diverged,
+        flags.Error,
+        ValueError,
+        OSError,
+    )
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"'{verb}' is no verb of jdiff; {nearest(verb, VERBS)}")
+        if any(a in ("--help", "-h") for a in arguments[1:]):
+            VERBS[verb][0]()
+            print(inspect.cleandoc(flags.FLAGS.module_help("jdiff.cli") or ""))
+            return
+        _parse(verb, arguments[1:])
+        VERBS[verb][1]()
+    except Interrupted as stopped:
+        print(f"jdiff: {stopped}", file=sys.stderr)
+        sys.exit(130 if stopped.signal == signal.SIGINT else 75)
+    except KeyboardInterrupt:
+        print("jdiff: stopped", file=sys.stderr)
+        sys.exit(130)
+    except mistakes as error:
+        print(f"jdiff: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

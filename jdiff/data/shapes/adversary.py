@@ -1,0 +1,105 @@
+"""What the reader must get right and what it must refuse, counted.
+
+Half of these pictures show a scene, clean or as a good but imperfect generator would draw it; the
+other half only resemble one. A reader that judges generated pictures is worth as much as
+its figures here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jdiff.data.shapes.reader import read
+from jdiff.data.shapes.render import UNITS, arrange, draw, render
+from jdiff.data.shapes.source import scenes_of
+from jdiff.data.shapes.world import KINDS, SPLITS, Scene
+
+NOISE = 8.0  # standard deviation, of 255
+SHIFT = 12.0  # per channel, of 255
+
+
+def any_scene(rng: np.random.Generator) -> Scene:
+    """A scene of any kind and split, sharp or blurred with equal chance."""
+    scenes = scenes_of(SPLITS[rng.integers(len(SPLITS))], KINDS[rng.integers(len(KINDS))])
+    return dataclasses.replace(scenes[rng.integers(len(scenes))], blurry=bool(rng.integers(2)))
+
+
+def clean(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
+    return render(scene, rng, size)
+
+
+def imperfect(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Slightly off colours everywhere, then noise on every pixel."""
+    shifted = render(scene, rng, size) + rng.uniform(-SHIFT, SHIFT, 3)
+    return _picture(np.clip(shifted, 0, 255) + rng.normal(0, NOISE, (size, size, 3)))
+
+
+def uniform_noise(rng: np.random.Generator, size: int) -> np.ndarray:
+    return rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def flat_grey(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.full((size, size, 3), rng.integers(256), np.uint8)
+
+
+def half_drawn(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A scene with one thing cut straight through its centre and one of the halves missing.
+
+    The top of a triangle is never what is kept, because it is a triangle itself.
+    """
+    scene = any_scene(rng)
+    placed = arrange(scene, rng)
+    cut = placed[rng.integers(len(placed))]
+    whole = draw(placed, blurry=scene.blurry, size=size)
+    without = draw(tuple(one for one in placed if one is not cut), blurry=scene.blurry, size=size)
+    sides = ("left", "right", "bottom") if cut.thing.shape == "triangle" else ("left", "right", "bottom", "top")
+    side = sides[rng.integers(len(sides))]
+    row, column = round(cut.y * size / UNITS), round(cut.x * size / UNITS)
+    kept = {
+        "left": np.s_[:, :column],
+        "right": np.s_[:, column:],
+        "bottom": np.s_[row:],
+        "top": np.s_[:row],
+    }[side]
+    without[kept] = whole[kept]
+    return without
+
+
+def blend(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Two different scenes, each at half strength."""
+    first, second = any_scene(rng), any_scene(rng)
+    while second == first:
+        second = any_scene(rng)
+    return _picture((render(first, rng, size).astype(float) + render(second, rng, size)) / 2)
+
+
+SHOWN = {"clean": clean, "imperfect": imperfect}
+REFUSED = {"uniform noise": uniform_noise, "flat grey": flat_grey, "half drawn": half_drawn, "blend": blend}
+
+
+def measure_reader(count: int, seed: int, *, size: int = 32) -> dict[str, tuple[int, int]]:
+    """How often the reader is right, per kind of picture.
+
+    count: pictures of each kind.
+    Returns name -> (read exactly right, or rightly refused; total).
+    """
+    return {name: (_right(name, count, seed, size), count) for name in (*SHOWN, *REFUSED)}
+
+
+def _right(name: str, count: int, seed: int, size: int) -> int:
+    rng = np.random.default_rng([seed, (*SHOWN, *REFUSED).index(name)])
+    right = 0
+    for _ in range(count):
+        if name in SHOWN:
+            scene = any_scene(rng)
+            right += read(SHOWN[name](scene, rng, size)) == scene
+        else:
+            right += read(REFUSED[name](rng, size)) is None
+    return right
+
+
+def _picture(values: np.ndarray) -> np.ndarray:
+    """Real numbers back to the bytes of a picture."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,0 +1,167 @@
+"""The vocabulary of the shapes world, its scenes, and which of them training may see.
+
+A scene says one of three kinds of thing:
+
+    one       a single thing at one of nine places
+    count     two or three identical things, anywhere
+    relation  two different things, the first left of or above the second
+
+Training must not see what the tests ask for, and "what" has two strengths. Every thing in
+a scene plays a *role*: its place, its number, or its side of a relation. A tenth of all
+(colour, shape, role) triples is held out, so that no training picture ever shows, say, a
+red star in the centre, though red stars, red things in the centre and stars in the centre
+all occur. Scenes made of held-out triples alone are the split "compositions"; scenes that mix
+held-out and seen ones belong nowhere. Of the rest, a hash puts a part aside
+as "test": new scenes, each known to training with its first thing in the other size. Blur plays
+no role in the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations, product
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = {
+    "red": (225, 25, 45),
+    "orange": (250, 135, 20),
+    "yellow": (250, 220, 30),
+    "green": (30, 150, 50),
+    "cyan": (30, 200, 220),
+    "blue": (30, 60, 215),
+    "purple": (150, 35, 190),
+    "black": (25, 25, 25),
+}
+SIZES = ("small", "large")
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+RELATIONS = ("left of", "above")
+CONVERSES = {"left of": "right of", "above": "below"}
+COUNTS = {2: "two", 3: "three"}
+KINDS = ("one", "count", "relation")
+SPLITS = ("train", "test", "compositions")
+
+HELD_OUT_SHARE = 0.10  # of (colour, shape, role) triples
+TEST_SHARE = 0.18  # of the scenes that touch no held-out triple
+
+SIDES = {"left of": ("left of something", "right of something"), "above": ("above something", "below something")}
+ROLES = PLACES + tuple(COUNTS.values()) + SIDES["left of"] + SIDES["above"]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object: what it is, not where it is."""
+
+    shape: str
+    colour: str
+    size: str
+
+    def __post_init__(self):
+        _known("shape", self.shape, SHAPES)
+        _known("colour", self.colour, COLOURS)
+        _known("size", self.size, SIZES)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything a full caption says about one picture.
+
+    things: one thing with a place; two different things with a relation, of which things[0]
+        is left of or above things[1]; or two or three identical things with neither.
+    """
+
+    things: tuple[Thing, ...]
+    place: str | None = None
+    relation: str | None = None
+    blurry: bool = False
+
+    def __post_init__(self):
+        if self.kind == "one":
+            _known("place", self.place, PLACES)
+        elif self.place is not None:
+            raise ValueError(f"a scene of {len(self.things)} things has no place, but place is {self.place!r}.")
+        if self.kind == "relation":
+            _known("relation", self.relation, RELATIONS)
+        elif self.relation is not None:
+            raise ValueError(f"only two different things have a relation, but {self} has {self.relation!r}.")
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS, told by the things alone."""
+        if len(self.things) == 1:
+            return "one"
+        if len(self.things) in COUNTS and len(set(self.things)) == 1:
+            return "count"
+        if len(self.things) == 2:
+            return "relation"
+        raise ValueError(
+            f"a scene holds one thing, two different things, or two or three identical things, not {self.things}."
+        )
+
+    def to_json(self) -> dict:
+        """The scene as plain dictionaries and lists; ``Scene.from_json`` gives it back."""
+        things = [{"shape": thing.shape, "colour": thing.colour, "size": thing.size} for thing in self.things]
+        return {"things": things, "place": self.place, "relation": self.relation, "blurry": self.blurry}
+
+    @staticmethod
+    def from_json(record: dict) -> Scene:
+        """The scene that ``to_json`` wrote; raises ValueError where the record says no valid scene."""
+        things = tuple(Thing(**thing) for thing in record["things"])
+        return Scene(things, record["place"], record["relation"], record["blurry"])
+
+
+def roles(scene: Scene) -> tuple[str, ...]:
+    """The part that each thing plays in its scene: its place, its number, or its side of the relation."""
+    if scene.kind == "one":
+        return (scene.place,)
+    if scene.kind == "count":
+        return (COUNTS[len(scene.things)],) * len(scene.things)
+    return SIDES[scene.relation]
+
+
+def held_out(colour: str, shape: str, role: str) -> bool:
+    """Whether no training picture may show this colour and shape in this role."""
+    return _fraction("held out", colour, shape, role) < HELD_OUT_SHARE
+
+
+def split_of(scene: Scene) -> str | None:
+    """The split that a scene belongs to: "train", "test", "compositions", or None for no split at all."""
+    absent = {held_out(thing.colour, thing.shape, role) for thing, role in zip(scene.things, roles(scene), strict=True)}
+    if absent == {True}:
+        return "compositions"
+    if absent == {True, False}:
+        return None
+    return "test" if _is_test(scene) else "train"
+
+
+def _is_test(scene: Scene) -> bool:
+    """Scenes come in pairs that differ in the size of the first thing; of a pair at most one is kept from training."""
+    words = [word for thing in scene.things for word in (thing.colour, thing.shape)]
+    words += [*(thing.size for thing in scene.things[1:] if scene.kind == "relation"), *roles(scene)]
+    tested = SIZES[int(2 * _fraction("tested size", *words))]
+    return scene.things[0].size == tested and _fraction("test", *words) < 2 * TEST_SHARE
+
+
+def all_scenes(kind: str) -> Iterator[Scene]:
+    """Every sharp scene of a kind, in a fixed order."""
+    _known("kind", kind, KINDS)
+    things = [Thing(shape, colour, size) for shape, colour, size in product(SHAPES, COLOURS, SIZES)]
+    if kind == "one":
+        yield from (Scene((thing,), place=place) for thing, place in product(things, PLACES))
+    elif kind == "count":
+        yield from (Scene((thing,) * count) for thing, count in product(things, COUNTS))
+    else:
+        pairs = permutations(things, 2)
+        yield from (Scene(pair, relation=relation) for pair, relation in product(pairs, RELATIONS))
+
+
+def _fraction(*words: str) -> float:
+    """A number in [0, 1) that depends on the words alone, the same on every machine and Python."""
+    digest = hashlib.sha256("|".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _known(what: str, word, words) -> None:
+    if word not in words:
+        raise ValueError(f"{word!r} is no {what} of the shapes world; known are {', '.join(words)}.")

@@ -1,0 +1,49 @@
+"""The training loss of a diffusion model: noise each image to a random level, ask, compare [ddpm eq. 14]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jdiff import rng
+from jdiff.diffusion import prediction, process
+from jdiff.diffusion.schedules import Schedule
+
+BINS = 4
+
+
+def draw(keys: Array, x0: Array, timesteps: int) -> tuple[Array, Array]:
+    """Timestep and noise of each example, from its own key.
+
+    keys: (b,).   x0: (b, *dims).   Returns timestep (b,) int in 0..T-1 and eps like x0.
+    """
+    level_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    timestep = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps))(level_keys)
+    return timestep, rng.normal(noise_keys, x0.shape[1:])
+
+
+def loss(
+    predict: Callable, x0: Array, *, keys: Array, schedule: Schedule, prediction_type: str
+) -> tuple[Array, dict[str, Array]]:
+    """Mean squared error of the network's answers.
+
+    predict: (xt, timestep) -> prediction like xt.
+    x0: (b, *dims) clean data.   keys: (b,) one per example.
+    Returns the scalar loss and a report: the loss of each quarter of the timesteps, ``loss_bin_i``
+    with the number of examples that fell there, ``count_bin_i``.
+    """
+    timestep, eps = draw(keys, x0, schedule.timesteps)
+    level = schedule.level(timestep)
+    xt = process.diffuse(x0, eps, level)
+    answer = predict(xt, timestep.astype(jnp.float32))
+    error = answer - prediction.target(prediction_type, x0, eps, level)
+    each = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
+    place = timestep * BINS // schedule.timesteps
+    inside = place[None] == jnp.arange(BINS)[:, None]
+    count = inside.sum(axis=1)
+    binned = jnp.where(inside, each[None], 0).sum(axis=1) / jnp.maximum(count, 1)
+    report = {f"loss_bin_{i}": binned[i] for i in range(BINS)} | {f"count_bin_{i}": count[i] for i in range(BINS)}
+    return each.mean(), report

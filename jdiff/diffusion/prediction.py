@@ -1,0 +1,69 @@
+"""What a network is asked for, as one table and one solve.
+
+Every prediction type is a blend of the clean image and the noise,
+
+    target = cx x0 + ce eps,                                                                     (5)
+
+and x_t = alpha x0 + sigma eps is a second equation; two unknowns, so
+
+    det = alpha ce - sigma cx,   x0 = (ce xt - sigma p) / det,   eps = (alpha p - cx xt) / det.  (6)
+
+eps is DDPM's [ddpm eq. 14], v is [distillation app. D]. A squared error in one type is a
+weighted squared error in x0: |p - target|^2 = (det / sigma)^2 |x0_hat - x0|^2.                   (7)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from jdiff.levels import Level
+
+PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
+    "eps": lambda level: (0.0, 1.0),
+    "x0": lambda level: (1.0, 0.0),
+    "v": lambda level: (-level.sigma, level.alpha),
+}
+
+
+def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:
+    """What the network should have said, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level.over(x0))
+    return of_x0 * x0 + of_eps * eps
+
+
+def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> tuple[Array, Array]:
+    """The clean image and the noise that a prediction implies, equation (6).
+
+    prediction, xt: (b, *dims).   level: rates (b,).   Returns (x0, eps), like xt.
+    """
+    level = level.over(xt)
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
+    det = level.alpha * of_eps - level.sigma * of_x0
+    x0 = (of_eps * xt - level.sigma * prediction) / det
+    return x0, (level.alpha * prediction - of_x0 * xt) / det
+
+
+def denoiser(predict: Callable, prediction_type: str) -> Callable:
+    """A network with its parameterisation solved.
+
+    predict: (xt, timestep) -> prediction.   Returns (xt, timestep, level) -> (x0, eps).
+    """
+
+    def denoise(xt: Array, timestep: Array, level: Level) -> tuple[Array, Array]:
+        return solve(prediction_type, predict(xt, timestep), xt, level)
+
+    return denoise
+
+
+def clipped(denoise: Callable) -> Callable:
+    """A denoiser whose clean image stays in [-1, 1], and whose noise is what then explains xt."""
+
+    def clip(xt: Array, timestep: Array, level: Level) -> tuple[Array, Array]:
+        x0 = jnp.clip(denoise(xt, timestep, level)[0], -1, 1)
+        wide = level.over(xt)
+        return x0, (xt - wide.alpha * x0) / wide.sigma
+
+    return clip

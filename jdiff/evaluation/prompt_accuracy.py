@@ -1,0 +1,56 @@
+"""How often a picture shows what its prompt said, as the shapes world's exact reader sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import sqrt
+
+import numpy as np
+
+from jdiff.data.shapes.reader import read
+from jdiff.data.shapes.verdict import agrees
+from jdiff.data.shapes.world import Scene
+
+
+def interval(right: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: honest near 0 and 1, where the usual one is not [wilson]."""
+    if total == 0:
+        return 0.0, 1.0
+    share, spread = right / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * sqrt(share * (1 - share) / total + spread / (4 * total))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def verdicts(asked: Sequence[Scene], images: np.ndarray) -> list[dict]:
+    """What of each request its picture fulfils. images: (n, h, w, 3) uint8."""
+    return [agrees(scene, read(image)) for scene, image in zip(asked, images, strict=True)]
+
+
+def summary(judged: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Each attribute's share, with its interval and count: {"whole": {"share", "low", "high", "count"}, ...}.
+
+    An attribute that only some requests have (a place, a relation) is counted over those.
+    """
+    names = list(dict.fromkeys(name for verdict in judged for name in verdict if name != "left_out"))
+    table = {}
+    for name in names:
+        found = [bool(verdict[name]) for verdict in judged if name in verdict]
+        low, high = interval(sum(found), len(found))
+        table[name] = {"share": sum(found) / len(found), "low": low, "high": high, "count": len(found)}
+    missing = [verdict["left_out"] for verdict in judged if "left_out" in verdict]
+    if missing:
+        low, high = interval(sum(m > 0 for m in missing), len(missing))
+        share = sum(m > 0 for m in missing) / len(missing)
+        table["something_left_out"] = {"share": share, "low": low, "high": high, "count": len(missing)}
+    return table
+
+
+def overlap(asked: Iterable[Scene], trained: Iterable[Scene]) -> int:
+    """How many requests training showed in any picture, blurred or not."""
+
+    def tuple_of(scene: Scene) -> tuple:
+        return scene.things, scene.place, scene.relation
+
+    seen = {tuple_of(scene) for scene in trained}
+    return sum(tuple_of(scene) in seen for scene in asked)

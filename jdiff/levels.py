@@ -1,0 +1,35 @@
+"""How noised an image is: the two numbers of x_t = alpha x_0 + sigma eps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Level:
+    """Signal and noise rates, sqrt(alpha-bar) and sqrt(1 - alpha-bar) of DDPM.
+
+    alpha, sigma: arrays of one shape, in [0, 1]; alpha**2 + sigma**2 = 1 on variance-preserving schedules.
+    """
+
+    alpha: Array
+    sigma: Array
+
+    @property
+    def logsnr(self) -> Array:
+        """log(alpha**2 / sigma**2): falls as noise grows; infinite at the clean end."""
+        return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+
+    def over(self, x: Array) -> Level:
+        """The same rates with trailing axes of one, to multiply a batch. x: (b, *dims), rates: (b,) or ()."""
+
+        def widen(rate: Array) -> Array:
+            rate = jnp.asarray(rate, x.dtype)
+            return jnp.reshape(rate, rate.shape + (1,) * (x.ndim - rate.ndim))
+
+        return Level(widen(self.alpha), widen(self.sigma))

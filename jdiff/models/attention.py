@@ -1,0 +1,51 @@
+"""Multi-head attention, of a sequence to itself or to a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+from jax import Array
+
+Attend = Callable[..., Array]
+
+
+def dot_product(query: Array, key: Array, value: Array, *, mask: Array | None, causal: bool) -> Array:
+    """softmax(q k / sqrt(d)) v [attention eq. 1].
+
+    query: (b, n, heads, d).   key, value: (b, m, heads, d).
+    mask: (b, m) bool, true where a key may be seen; None shows all.
+    Returns (b, n, heads, d).
+    """
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+
+
+class Attention(nn.Module):
+    """Attention with its four projections.
+
+    x: (b, n, width).   context: (b, m, any) keys and values come from; x itself if None.
+    mask: (b, m) bool over the context; a row must show at least one key.
+    Returns (b, n, width).
+    """
+
+    heads: int
+    qkv_bias: bool = True
+    causal: bool = False
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
+        context = x if context is None else context
+        width = x.shape[-1]
+
+        def heads_of(source: Array, name: str) -> Array:
+            projected = nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(source)
+            return projected.reshape(*source.shape[:2], self.heads, width // self.heads)
+
+        query, key, value = heads_of(x, "q"), heads_of(context, "k"), heads_of(context, "v")
+        seen = self.attend(query, key, value, mask=mask, causal=self.causal)
+        return nn.Dense(width, dtype=self.dtype, name="out")(seen.reshape(x.shape))

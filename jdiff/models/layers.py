@@ -1,0 +1,85 @@
+"""The small parts that the networks are made of. Layouts: images NHWC, kernels HWIO, text (b, n, d)."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def quick_gelu(x: Array) -> Array:
+    """x sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": quick_gelu,
+}
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation in one pass over the image [groupnorm].
+
+    Sums and sums of squares are taken per channel in float32, folded into one scale and one shift
+    per image and channel, so the image is read once for statistics and once for the result.
+
+    x: (b, h, w, c). Returns the same shape and type.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        groups = self.groups
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        wide = x.astype(jnp.float32)
+        moments = jnp.stack([wide.mean((1, 2)), (wide * wide).mean((1, 2))])
+        mean, square = moments.reshape(2, b, groups, c // groups).mean(-1)
+        inverse = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0) + self.epsilon)
+        mean, inverse = (jnp.repeat(a, c // groups, axis=-1) for a in (mean, inverse))
+        gain = inverse * scale[None]
+        shift = bias[None] - mean * gain
+        return (wide * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
+
+
+def timestep_embedding(timestep: Array, width: int) -> Array:
+    """Sinusoids of the timestep, cosines first, as Stable Diffusion's weights expect [ddpm sec. 3.3].
+
+    timestep: (b,) float, 0..T.   Returns (b, width) float32.
+    """
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = timestep.astype(jnp.float32)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, name: str, dtype=None) -> nn.Conv:
+    """A square convolution with the padding that halves or keeps an even side."""
+    start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    pad = (size - 1) // 2
+    return nn.Conv(
+        features, (size, size), (stride, stride), ((pad, pad), (pad, pad)), kernel_init=start, dtype=dtype, name=name
+    )
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """Fold each block x block square of pixels into channels. (b, h, w, c) -> (b, h/block, w/block, block**2 c)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // block, block, w // block, block, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // block, w // block, block * block * c)
+
+
+def depth_to_space(x: Array, block: int) -> Array:
+    """The inverse of ``space_to_depth``."""
+    b, h, w, c = x.shape
+    c //= block * block
+    x = x.reshape(b, h, w, block, block, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, c)

@@ -1,0 +1,62 @@
+"""The pre-norm transformer that CLIP's two towers share [clip sec. 2.4]."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+from jax import Array
+
+from jdiff.models.attention import Attend, Attention, dot_product
+from jdiff.models.layers import ACTIVATIONS
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    causal: bool = False
+    epsilon: float = 1e-5
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        width = x.shape[-1]
+        y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_1")(x)
+        y = Attention(self.heads, causal=self.causal, attend=self.attend, dtype=self.dtype, name="attention")(
+            y, mask=mask
+        )
+        x = x + y
+        y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_2")(x)
+        y = nn.Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_1")(y)
+        return x + nn.Dense(width, dtype=self.dtype, name="mlp_2")(ACTIVATIONS[self.activation](y))
+
+
+class Transformer(nn.Module):
+    """``layers`` blocks in a row. x: (b, n, width), mask: (b, n) bool or None. Returns (b, n, width)."""
+
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    causal: bool = False
+    epsilon: float = 1e-5
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        for i in range(self.layers):
+            x = Block(
+                self.heads,
+                self.mlp_ratio,
+                self.activation,
+                self.causal,
+                self.epsilon,
+                self.attend,
+                self.dtype,
+                name=f"layers_{i}",
+            )(x, mask)
+        return x

@@ -1,0 +1,172 @@
+"""The denoising U-Net: residual blocks told the timestep, spatial transformers that read the caption.
+
+Its parts, their order and their numbers are those of Stable Diffusion 1.x and 2.x [ldm], which are
+configurations of it; ``patch_size`` and ``pooled`` are the two things it can do beyond them. It is
+told a timestep and knows nothing of schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jdiff.models.attention import Attend, Attention, dot_product
+from jdiff.models.layers import GroupNorm, conv, depth_to_space, space_to_depth, timestep_embedding
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, with the time embedding added between them.
+
+    x: (b, h, w, c).   time: (b, d).   Returns (b, h, w, features).
+    """
+
+    features: int
+    groups: int = 32
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array) -> Array:
+        y = nn.silu(GroupNorm(self.groups, name="norm1")(x))
+        y = conv(self.features, name="conv1", dtype=self.dtype)(y)
+        shift = nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
+        y = nn.silu(GroupNorm(self.groups, name="norm2")(y + shift[:, None, None]))
+        y = conv(self.features, zero=True, name="conv2", dtype=self.dtype)(y)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, name="shortcut", dtype=self.dtype)(x)
+        return x + y
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the caption, gated feed-forward; each on a norm, each added.
+
+    x: (b, n, width).   context: (b, m, d).   mask: (b, m) bool or None.   Returns (b, n, width).
+    """
+
+    heads: int
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, mask: Array | None) -> Array:
+        width = x.shape[-1]
+
+        def attention(name: str) -> Attention:
+            return Attention(self.heads, qkv_bias=False, attend=self.attend, dtype=self.dtype, name=name)
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(1e-5, dtype=self.dtype, name=name)
+
+        x = x + attention("attn1")(norm("norm1")(x))
+        x = x + attention("attn2")(norm("norm2")(x), context, mask)
+        value, gate = jnp.split(nn.Dense(8 * width, dtype=self.dtype, name="ff1")(norm("norm3")(x)), 2, axis=-1)
+        return x + nn.Dense(width, dtype=self.dtype, name="ff2")(value * nn.gelu(gate, approximate=False))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, between two projections, added to it.
+
+    x: (b, h, w, c).   context: (b, m, d).   mask: (b, m) bool or None.   Returns (b, h, w, c).
+    """
+
+    heads: int
+    depth: int = 1
+    groups: int = 32
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, mask: Array | None) -> Array:
+        b, h, w, c = x.shape
+
+        def project(y: Array, name: str, start) -> Array:
+            # A 1x1 convolution and a linear layer are the same map; weights files differ only in layout.
+            return nn.Dense(c, dtype=self.dtype, kernel_init=start, name=name)(y)
+
+        y = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
+        y = project(y, "proj_in", nn.initializers.lecun_normal())
+        for i in range(self.depth):
+            y = TransformerBlock(self.heads, self.attend, self.dtype, name=f"blocks_{i}")(y, context, mask)
+        return x + project(y, "proj_out", nn.initializers.zeros).reshape(b, h, w, c)
+
+
+class UNet(nn.Module):
+    """Predicts what the loss asks for (eps, x0, v) from a noised image, its timestep and a caption.
+
+    xt: (b, h, w, c) noised image.   timestep: (b,) float.
+    context: (b, m, d) caption states.   mask: (b, m) bool, true on real tokens; None shows all.
+    pooled: (b, e) caption embedding, added to the time embedding where ``pooled`` is set.
+    Returns (b, h, w, out_channels) float32.
+
+    channels: width of each level; each level halves the side.
+    attention: which levels have transformers; the middle always has one.
+    heads: attention heads of each level.
+    patch_size: pixels of a square folded into channels before the first convolution.
+    """
+
+    channels: Sequence[int] = (320, 640, 1280, 1280)
+    attention: Sequence[bool] = (True, True, True, False)
+    heads: Sequence[int] = (8, 8, 8, 8)
+    blocks: int = 2
+    depth: int = 1
+    groups: int = 32
+    out_channels: int = 4
+    patch_size: int = 1
+    pooled: bool = False
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, xt: Array, timestep: Array, context: Array, mask: Array | None = None, pooled: Array | None = None
+    ) -> Array:
+        top, last = self.channels[0], len(self.channels) - 1
+
+        def residual(x: Array, features: int, name: str) -> Array:
+            return ResidualBlock(features, self.groups, self.dtype, name=name)(x, time)
+
+        def transformer(x: Array, level: int, name: str) -> Array:
+            return SpatialTransformer(
+                self.heads[level], self.depth, self.groups, attend=self.attend, dtype=self.dtype, name=name
+            )(x, context, mask)
+
+        time = timestep_embedding(timestep, top).astype(xt.dtype)
+        time = nn.Dense(4 * top, dtype=self.dtype, name="time1")(time)
+        time = nn.Dense(4 * top, dtype=self.dtype, name="time2")(nn.silu(time))
+        if self.pooled:
+            # Unit vectors of many dimensions are small in each; bring them to unit variance first.
+            spread = pooled * pooled.shape[-1] ** 0.5
+            time = time + nn.Dense(4 * top, dtype=self.dtype, name="pooled")(spread.astype(time.dtype))
+
+        x = conv(top, name="conv_in", dtype=self.dtype)(space_to_depth(xt, self.patch_size))
+        skips = [x]
+        for level, features in enumerate(self.channels):
+            for i in range(self.blocks):
+                x = residual(x, features, f"down_{level}_residual_{i}")
+                if self.attention[level]:
+                    x = transformer(x, level, f"down_{level}_transformer_{i}")
+                skips.append(x)
+            if level < last:
+                x = conv(features, stride=2, name=f"down_{level}_sample", dtype=self.dtype)(x)
+                skips.append(x)
+
+        x = residual(x, self.channels[-1], "middle_residual_0")
+        x = transformer(x, last, "middle_transformer")
+        x = residual(x, self.channels[-1], "middle_residual_1")
+
+        for level in reversed(range(len(self.channels))):
+            for i in range(self.blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = residual(x, self.channels[level], f"up_{level}_residual_{i}")
+                if self.attention[level]:
+                    x = transformer(x, level, f"up_{level}_transformer_{i}")
+            if level > 0:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(x)
+
+        x = nn.silu(GroupNorm(self.groups, name="norm_out")(x))
+        x = conv(self.out_channels * self.patch_size**2, zero=True, name="conv_out", dtype=self.dtype)(x)
+        return depth_to_space(x, self.patch_size).astype(jnp.float32)

@@ -1,0 +1,85 @@
+"""Training state on disk, through Orbax: each part an item of its own, so sampling reads only what it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Sharding
+
+from jdiff.training.state import TrainState
+
+PARTS = ("step", "params", "opt_state", "ema", "frozen")
+
+
+class NoCheckpoint(FileNotFoundError):
+    """A run has no checkpoint to go on from or to sample with."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``directory``; the newest ``keep`` stay."""
+
+    def __init__(self, directory: epath.PathLike, *, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        handlers = {part: ocp.StandardCheckpointHandler() for part in PARTS}
+        self._manager = ocp.CheckpointManager(
+            epath.Path(directory).absolute(), options=options, item_names=PARTS, item_handlers=handlers
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write ``state``; training may go on meanwhile."""
+        step = int(state.step)
+        if step == self.latest:
+            return
+        parts = {part: ocp.args.StandardSave(_tree(state, part)) for part in PARTS if _tree(state, part)}
+        self._manager.save(step, args=ocp.args.Composite(**parts))
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, as arrays placed like ``like``'s (which may be shapes with shardings)."""
+        found = self._restore({part: _tree(like, part) for part in PARTS if _tree(like, part)})
+        return like.replace(**{part: tree["tree"] for part, tree in found.items()})
+
+    def restore_parts(self, sharding: Sharding, *parts: str) -> dict[str, Any]:
+        """Some parts of the newest checkpoint, each array placed by ``sharding``; a part not saved is None."""
+        shapes = self._manager.item_metadata(self._newest())
+        trees = {
+            part: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes[part].tree
+            )
+            for part in parts
+            if part in shapes and shapes[part] is not None
+        }
+        found = self._restore(trees)
+        return {part: found[part]["tree"] if part in found else None for part in parts}
+
+    def _newest(self) -> int:
+        if self.latest is None:
+            raise NoCheckpoint(f"there is no checkpoint in {self._manager.directory}; train the run first")
+        return self.latest
+
+    def _restore(self, trees: dict[str, Any]) -> dict[str, Any]:
+        args = {part: ocp.args.StandardRestore(tree) for part, tree in trees.items()}
+        return dict(self._manager.restore(self._newest(), args=ocp.args.Composite(**args)))
+
+    def wait(self) -> None:
+        """Until what was begun is on disk."""
+        self._manager.wait_until_finished()
+
+
+def _tree(state: TrainState, part: str) -> dict[str, Any] | None:
+    """One part, in a dict so that a lone array is a tree too."""
+    value = getattr(state, part)
+    return {"tree": value} if jax.tree.leaves(value) else None

@@ -1,0 +1,130 @@
+"""The training loop of every model, read top to bottom."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jdiff.training import metrics
+from jdiff.training.checkpoint import Checkpoints
+from jdiff.training.state import TrainState
+from jdiff.training.steps import Step
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved. signal: the number of the signal."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
+        self.signal = signal_number
+
+
+class Diverged(ArithmeticError):
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """After how many steps the loop reports, saves and draws samples."""
+
+    log: int = 50
+    save: int = 500
+    sample: int = 500
+
+
+def train(
+    state: TrainState,
+    step: Step,
+    batches: Iterator[dict],
+    *,
+    steps: int,
+    every: Every,
+    checkpoints: Checkpoints,
+    writer: metrics.Writer,
+    show_samples: Callable[[TrainState], None],
+) -> TrainState:
+    """Train until ``steps``, saving as it goes. Raises ``Interrupted`` after a saved stop, ``Diverged`` before a bad save.
+
+    step: compiled, (state, batch) -> (state, averages); the state passed in is given up.
+    batches: placed batches, from the state's step on.
+    show_samples: writes what the model can do so far.
+    """
+    done = first = int(state.step)
+    merged, last_report, last_time, loss = None, done, time.monotonic(), float("nan")
+    asked_to_stop: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: asked_to_stop.append(number)) for number in _SIGNALS}
+    try:
+        with _Progress(first, steps) as progress:
+            while done < steps and not asked_to_stop:
+                state, averages = step(state, next(batches))
+                merged = averages if merged is None else metrics.merge(merged, averages)
+                done += 1
+                if done % every.log == 0 or done == steps:
+                    values = metrics.values(merged)
+                    loss = values["loss"]
+                    if not loss == loss:
+                        raise Diverged(
+                            f"the loss was not a number between steps {last_report} and {done}; nothing of it was saved; "
+                            "lower config.optimizer.learning_rate or config.optimizer.clip_norm and start again"
+                        )
+                    rate = (done - last_report) / (time.monotonic() - last_time)
+                    writer.write(done, values, rates={"steps_per_second": rate})
+                    merged, last_report, last_time = None, done, time.monotonic()
+                progress.show(done, loss)
+                if done % every.save == 0 and done < steps:
+                    checkpoints.save(state)
+                if done % every.sample == 0 or done == steps:
+                    show_samples(state)
+            jax.block_until_ready(state)
+            checkpoints.save(state)
+            checkpoints.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if done < steps:
+        raise Interrupted(asked_to_stop[0], done)
+    return state
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    LINE_SECONDS = 15.0
+
+    def __init__(self, start: int, total: int):
+        self._start, self._total, self._began = start, total, time.monotonic()
+        self._last_line = self._began
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(file=sys.stderr))
+        self._task = self._bar.add_task("", total=total, completed=start, note="")
+        self._live = self._bar.console.is_terminal
+
+    def __enter__(self) -> _Progress:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def show(self, done: int, loss: float) -> None:
+        now = time.monotonic()
+        rate = (done - self._start) / max(now - self._began, 1e-9)
+        note = f"{rate:.2f} steps/s  loss {loss:.4f}"
+        if self._live:
+            self._bar.update(self._task, completed=done, note=note)
+        elif now - self._last_line > self.LINE_SECONDS or done == self._total:
+            self._last_line = now
+            left = (self._total - done) / max(rate, 1e-9)
+            print(f"step {done}/{self._total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bar.stop()

@@ -1,0 +1,34 @@
+"""AdamW with warm-up, cosine decay and clipping."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+
+def learning_rate_schedule(*, learning_rate: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    """From 0 up to ``learning_rate`` in ``warmup_steps``, then along a cosine to 0 at ``steps``."""
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1))
+
+
+def adamw(
+    *,
+    steps: int,
+    learning_rate: float = 1e-3,
+    warmup_steps: int = 100,
+    weight_decay: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """The optimizer of both models.
+
+    steps: length of the run, where the cosine ends.
+    weight_decay: of matrices and kernels only; biases, norms and scales are left alone.
+    clip_norm: the gradient's norm is brought down to this.
+    """
+    rate = learning_rate_schedule(learning_rate=learning_rate, warmup_steps=warmup_steps, steps=steps)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+    )

@@ -1,0 +1,102 @@
+"""One training step of each model: the only gradients in the project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jdiff import rng
+from jdiff.contrastive.loss import softmax_loss
+from jdiff.diffusion import loss as diffusion
+from jdiff.diffusion.schedules import Schedule
+from jdiff.models.clip import DualEncoder, TextTower
+from jdiff.models.unet import UNet
+from jdiff.training import ema
+from jdiff.training.state import TrainState
+
+Step = Callable[[TrainState, dict], tuple[TrainState, dict]]
+
+
+def images_of(batch: dict) -> Array:
+    """The batch's images as the networks take them. u8 (b,h,w,3) -> float32 in [-1, 1]."""
+    return batch["image"].astype(jnp.float32) / 127.5 - 1
+
+
+def _apply(state: TrainState, loss_fn: Callable, optimizer: optax.GradientTransformation, decay: float | None):
+    """Differentiate, update, average. loss_fn: params -> (scalar, report)."""
+    (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = None if decay is None else ema.update(state.ema, params, step=state.step, decay=decay)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
+    return state, report | {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+
+
+def contrastive_step(encoder: DualEncoder, optimizer: optax.GradientTransformation, *, ema_decay: float | None) -> Step:
+    """The dual encoder's step: bring each caption and its image together, all others apart."""
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        def loss_fn(params):
+            text, image, scale = encoder.apply({"params": params}, batch["tokens"], batch["mask"], images_of(batch))
+            loss, report = softmax_loss(text, image, scale)
+            return loss, report | {"logit_scale": scale}
+
+        return _apply(state, loss_fn, optimizer, ema_decay)
+
+    return step
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """How often, and by what, a caption is replaced in training.
+
+    tokens, mask: (n,) the empty caption, the very one that sampling guides away from.
+    dropout: share of examples whose caption is replaced by it.
+    """
+
+    tokens: Array
+    mask: Array
+    dropout: float
+
+
+def diffusion_step(
+    unet: UNet,
+    text: TextTower,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: Schedule,
+    prediction_type: str,
+    empty: Captioning,
+    ema_decay: float | None,
+    seed: int,
+) -> Step:
+    """The U-Net's step: noise each image, and find the noise with the help of its caption.
+
+    The text tower's parameters are ``state.frozen``. Timesteps, noise and caption dropout are
+    drawn per example from (seed, step, place in the global batch).
+    """
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        noise_keys = rng.example_keys(rng.stream(seed, "noise"), state.step, batch["index"])
+        drop_keys = rng.example_keys(rng.stream(seed, "caption_dropout"), state.step, batch["index"])
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, empty.dropout))(drop_keys)[:, None]
+        tokens = jnp.where(dropped, empty.tokens[None], batch["tokens"])
+        mask = jnp.where(dropped, empty.mask[None], batch["mask"])
+        hidden, pooled = text.apply({"params": state.frozen}, tokens, mask)
+
+        def loss_fn(params):
+            def predict(xt: Array, timestep: Array) -> Array:
+                return unet.apply({"params": params}, xt, timestep, hidden, mask, pooled)
+
+            return diffusion.loss(
+                predict, images_of(batch), keys=noise_keys, schedule=schedule, prediction_type=prediction_type
+            )
+
+        return _apply(state, loss_fn, optimizer, ema_decay)
+
+    return step

@@ -1,0 +1,120 @@
+"""jdiff evaluate: what a run has learnt, in numbers and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from jdiff import build, grids
+from jdiff.build import Encoder, Experiment
+from jdiff.contrastive import analogies
+from jdiff.data import records
+from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
+from jdiff.sample import Sampler
+
+COMPARED = 128  # captions and images that recall is measured among
+SHOWN = 64
+
+
+def evaluate(
+    workdir: str, *, split: str = "test", num: int = 256, guidance_scales: Sequence[float] | None = None
+) -> dict:
+    """Measure a run on a split of the data it was trained for; print, write and return what was found."""
+    setup, step = build.saved_experiment(workdir), build.latest_step(workdir)
+    held = records.records(setup.dataset(), split)
+    loaded = build.load(workdir)
+    print(f"measuring {workdir} at step {step} on the split '{split}'")
+    directory = epath.Path(workdir) / "evaluation" / split
+    if isinstance(loaded, Encoder):
+        found = _encoder(setup, loaded, held, directory)
+    else:
+        scales = guidance_scales or [loaded.settings.guidance_scale]
+        found = _sampler(setup, loaded, held, num, scales, directory)
+    found = {"workdir": str(workdir), "step": step, "split": split, **found}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(f"wrote {directory / 'results.json'} and the pictures beside it")
+    return found
+
+
+def _encoder(setup: Experiment, encoder: Encoder, held, directory: epath.Path) -> dict:
+    """Recall both ways, the similarity of captions and images as a picture, and the arithmetic of meanings."""
+    if setup.source == "shapes":
+        chosen = shapes.distinct(held, COMPARED)
+        captions = [shapes.full_caption(held[i]) for i in chosen]
+        cases, answers = shapes.analogies(), shapes.candidates()
+    else:
+        chosen = list(range(min(COMPARED, len(held))))
+        captions = [held[i]["captions"][0].decode() for i in chosen]
+        cases, answers = [], []
+    if setup.source == "emoji":
+        everything = [*_all(setup, "train"), *_all(setup, "test")]
+        answers = [record["captions"][0].decode() for record in everything]
+        cases = emoji.analogies(answers)
+    text = np.asarray(encoder.embed_texts(captions))
+    image = np.asarray(encoder.embed_images(np.stack([held[i]["image"] for i in chosen])))
+    found = {"compared": len(chosen), **retrieval.recall(text, image)}
+    if cases:
+        found |= {
+            "analogies": len(cases),
+            "analogies_right": analogies.accuracy(encoder.embed_texts, cases, answers),
+            "analogies_chance": 1 / len(answers),
+        }
+    grids.write(directory / "similarity.png", grids.heat(text @ image.T, cell=6), {"captions": captions})
+    table = Table("measure", "value")
+    for name, value in found.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    return found
+
+
+def _sampler(
+    setup: Experiment, sampler: Sampler, held, num: int, scales: Sequence[float], directory: epath.Path
+) -> dict:
+    """Draw a split's captions at every guidance scale and judge the pictures, where something can judge them."""
+    if setup.source == "shapes":
+        chosen = shapes.distinct(held, num)
+        captions = [shapes.full_caption(held[i]) for i in chosen]
+    else:
+        chosen = list(range(min(num, len(held))))
+        captions = [held[i]["captions"][0].decode() for i in chosen]
+    found: dict = {"prompts": len(chosen), "scales": {}}
+    for scale in scales:
+        settings = dataclasses.replace(sampler.settings, guidance_scale=scale)
+        images = sampler.sample(captions, settings=settings, seed=0)
+        picture = grids.grid(images[:SHOWN], columns=8, scale=grids.scale_for(setup.image_size, 64))
+        about = {"captions": captions[:SHOWN], "seed": 0, **dataclasses.asdict(settings)}
+        grids.write(directory / f"guidance_{scale:g}.png", picture, about)
+        found["scales"][f"{scale:g}"] = _judged(setup, images, [held[i] for i in chosen])
+    if setup.source == "shapes":
+        scenes = shapes.scenes(held)
+        trained = shapes.scenes(records.records(setup.dataset(), "train"))
+        found["overlap"] = prompt_accuracy.overlap([scenes[i] for i in chosen], trained)
+        print(f"{found['overlap']} of {len(chosen)} prompts ask for a scene that training showed")
+    table = Table("measure", *(f"guidance {scale:g}" for scale in scales))
+    for name in next(iter(found["scales"].values()), {}):
+        cells = [found["scales"][f"{scale:g}"][name] for scale in scales]
+        table.add_row(name, *(f"{c['share']:.1%} ({c['low']:.1%} to {c['high']:.1%})" for c in cells))
+    Console().print(table)
+    return found
+
+
+def _judged(setup: Experiment, images: np.ndarray, asked: list[dict]) -> dict:
+    if setup.source == "shapes":
+        return prompt_accuracy.summary(prompt_accuracy.verdicts(shapes.scenes(asked), images))
+    if setup.source == "emoji":
+        everything = [*_all(setup, "train"), *_all(setup, "test")]
+        right = emoji.nearest_is_right(images, asked, everything)
+        return prompt_accuracy.summary([{"nearest_glyph": value} for value in right])
+    return {}
+
+
+def _all(setup: Experiment, split: str) -> list[dict]:
+    rows = records.records(setup.dataset(), split)
+    return [rows[i] for i in range(len(rows))]

@@ -1,0 +1,95 @@
+"""jdiff sample: what sentences say, drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+from rich.progress import track
+
+from jdiff import build, grids
+from jdiff.build import ConfigError
+from jdiff.sample import Sampler
+
+
+def _sampler(workdir: str) -> Sampler:
+    loaded = build.load(workdir)
+    if not isinstance(loaded, Sampler):
+        raise ConfigError(f"{workdir} is a dual encoder, which cannot draw; name a text-to-image run with --workdir")
+    return loaded
+
+
+def sample(
+    workdir: str,
+    *,
+    prompts: Sequence[str],
+    prompts_file: str | None,
+    negative: str,
+    num: int | None,
+    seed: int,
+    guidance_scale: float | None,
+    changes: dict,
+    batch_size: int,
+    trajectory: bool,
+    out: str | None,
+) -> None:
+    """Draw images and write each with the JSON that reproduces it; those already there are not drawn again."""
+    prompts = list(prompts)
+    if prompts_file:
+        lines = epath.Path(prompts_file).read_text().splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError("there is no prompt; write one in quotes after the flags, or name a --prompts_file")
+    sampler = _sampler(workdir)
+    settings = dataclasses.replace(sampler.settings, **changes)
+    if guidance_scale is not None:
+        settings = dataclasses.replace(settings, guidance_scale=guidance_scale)
+    for prompt in {*prompts, negative}:
+        if not sampler.tokenizer.fits(prompt):
+            print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")
+    directory = epath.Path(out or f"{workdir}/images")
+    step = build.latest_step(workdir)
+    common = {"workdir": str(workdir), "step": step, "negative": negative, **dataclasses.asdict(settings)}
+    total = num or len(prompts)
+    wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
+    todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about)]
+    print(
+        f"drawing {len(todo)} of {total} images in {settings.steps} steps of {settings.solver}, guidance {settings.guidance_scale:g}"
+    )
+    for first in track(range(0, len(todo), batch_size), description="sampling", console=Console(stderr=True)):
+        chosen = todo[first : first + batch_size]
+        drawn = sampler.sample(
+            [wanted[i]["prompt"] for i in chosen],
+            negative=negative,
+            seed=[wanted[i]["seed"] for i in chosen],
+            settings=settings,
+            batch_size=batch_size,
+            trajectory=trajectory,
+        )
+        images, paths = drawn if trajectory else (drawn, None)
+        for place, i in enumerate(chosen):
+            if paths is not None:
+                _write_trajectory(directory / f"{i:06d}", paths[:, place])
+            grids.write(directory / f"{i:06d}.png", images[place], wanted[i])
+    print(f"wrote {directory}/000000.png to {total - 1:06d}.png, each with its .json")
+
+
+def _there(path: epath.Path, about: dict) -> bool:
+    """Whether an image was already drawn from exactly this."""
+    beside = path.with_suffix(".json")
+    return path.exists() and beside.exists() and json.loads(beside.read_text()) == about
+
+
+def _write_trajectory(stem: epath.Path, frames: np.ndarray) -> None:
+    """The denoiser's view of one image at every step, (steps, h, w, 3), as a strip of ten and as an animation."""
+    scale = grids.scale_for(frames.shape[1])
+    shown = frames[np.linspace(0, len(frames) - 1, min(10, len(frames))).round().astype(int)]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    grids.write(
+        stem.parent / f"{stem.name}_strip.png", grids.grid(shown, columns=len(shown), scale=scale), {"of": stem.name}
+    )
+    grids.write_animation(stem.parent / f"{stem.name}.gif", frames.repeat(scale, 1).repeat(scale, 2))

@@ -1,0 +1,383 @@
+"""Every kind of image file that people bring, against colours that are known without decoding it."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from jdiff.data.decoding import CROPS, Undecodable, decode, fit
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def file(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG file from the specification's own words, for modes that Pillow does not write."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + data + png_chunk(b"IEND", b"")
+
+
+def quarters(size: int = 32) -> Image.Image:
+    """No two of its corners are alike: red, green / blue, white."""
+    image = Image.new("RGB", (size, size), WHITE)
+    half = size // 2
+    for place, colour in (((0, 0), RED), ((half, 0), GREEN), ((0, half), BLUE)):
+        image.paste(colour, (*place, place[0] + half, place[1] + half))
+    return image
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+def test_rgb_png_comes_back_to_the_bit():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    decoded = decode(file(Image.fromarray(pixels)))
+    assert decoded.dtype == np.uint8 and decoded.flags.writeable
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "PPM"])
+@pytest.mark.parametrize("colour", [RED, GREEN, BLUE, WHITE])
+def test_lossless_kinds_keep_a_colour(kind, colour):
+    assert set(map(tuple, decode(file(Image.new("RGB", (3, 2), colour), kind)).reshape(-1, 3))) == {colour}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
+def test_lossy_kinds_nearly_keep_a_colour(kind):
+    decoded = decode(file(quarters(64), kind, quality=95) if kind != "JPEG2000" else file(quarters(64), kind))
+    for (row, column), colour in {(8, 8): RED, (8, 56): GREEN, (56, 8): BLUE, (56, 56): WHITE}.items():
+        assert np.abs(decoded[row, column].astype(int) - colour).max() <= 6
+
+
+def test_bilevel():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 255)
+    assert decode(file(image)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def test_grey():
+    assert decode(file(Image.new("L", (1, 1), 77))).tolist() == [[[77, 77, 77]]]
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(255, 100), (0, 255), (51, 224)])  # 0.2 * 100 + 0.8 * 255 = 224
+def test_grey_with_alpha_lies_on_white(alpha, expected):
+    assert decode(file(Image.new("LA", (1, 1), (100, alpha)))).tolist() == [[[expected] * 3]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_is_straight_and_lies_on_white(kind):
+    image = Image.new("RGBA", (3, 1), (200, 0, 0, 0))  # red that no one sees
+    image.putpixel((1, 0), (200, 0, 0, 51))
+    image.putpixel((2, 0), (200, 0, 0, 255))
+    decoded = decode(file(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert decoded.tolist() == [[[255, 255, 255], [244, 204, 204], [200, 0, 0]]]  # 0.2 * 200 + 0.8 * 255 = 244
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_with_a_transparent_entry(kind):
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putdata([0, 1, 2])
+    assert decode(file(image, kind, transparency=1)).tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+
+
+def test_palette_with_half_transparent_entries():
+    image = Image.new("P", (2, 1))
+    image.putpalette([*BLACK, *RED])
+    image.putdata([0, 1])
+    assert decode(file(image, transparency=bytes([51, 255]))).tolist() == [[[204, 204, 204], [255, 0, 0]]]
+
+
+def test_colour_key_transparency():
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), GREEN)
+    assert decode(file(image, transparency=GREEN)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    values = np.array([[0, 128, 200, 257, 25700, 32768, 65535]], np.uint16)  # 257 steps of 16 bits are one of 8
+    decoded = decode(file(Image.fromarray(values)))
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 100, 128, 255]
+    assert decode(file(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 1, 1, 100, 128, 255]
+
+
+def test_sixteen_bit_pgm():
+    data = b"P5 3 1 65535\n" + struct.pack(">3H", 0, 25700, 65535)
+    assert decode(data)[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_sixteen_bit_grey_with_alpha_and_colour():
+    grey_alpha = png(1, 1, 16, 4, b"\0" + struct.pack(">2H", 100 * 257, 51 * 257))
+    assert decode(grey_alpha).tolist() == [[[224, 224, 224]]]
+    colour = png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 200 * 257, 100 * 257, 0))
+    assert decode(colour).tolist() == [[[200, 100, 0]]]
+
+
+def test_sixteen_bit_grey_with_a_transparent_value():
+    key = png_chunk(b"tRNS", struct.pack(">H", 300))
+    data = png(2, 1, 16, 0, b"\0" + struct.pack(">2H", 300, 25700), extra=key)
+    assert decode(data)[0, :, 0].tolist() == [255, 100]
+
+
+def test_float_tiff():
+    assert decode(file(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+    with pytest.raises(Undecodable, match="outside 0 to 1"):
+        decode(file(Image.fromarray(np.array([[0, 7]], np.float32)), "TIFF"))
+    with pytest.raises(Undecodable, match="outside 0 to 1"):
+        decode(file(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF"))
+
+
+def test_integers_beyond_sixteen_bits_are_refused():
+    with pytest.raises(Undecodable, match="beyond 16 bits"):
+        decode(file(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize(("inks", "seen"), [((0, 0, 0, 0), WHITE), ((0, 255, 255, 0), RED), ((0, 0, 0, 255), BLACK)])
+def test_cmyk_jpeg_inverted_by_adobe_shows_its_colours(inks, seen):
+    data = file(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100)
+    assert b"Adobe" in data  # the marker by which decoders know that the inks are stored inverted
+    assert np.abs(decode(data).astype(int) - seen).max() <= 3
+
+
+def test_cmyk_tiff():
+    assert decode(file(Image.new("CMYK", (1, 1), (255, 0, 0, 0)), "TIFF")).tolist() == [[[0, 255, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_shows_its_first_frame(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode(file(frames[0], kind, save_all=True, append_images=frames[1:], **lossless))
+    assert np.abs(decoded.astype(int) - RED).max() <= 3
+
+
+# --- orientation -----------------------------------------------------------------------------------------------------
+
+# EXIF 2.3, tag Orientation: where the stored picture's row 0 and column 0 lie in the one that is seen.
+# Each entry: the corner of the stored picture that is seen at top left, top right, bottom left, bottom right.
+SEEN_CORNERS = {
+    1: ("tl", "tr", "bl", "br"),  # row 0 top, column 0 left
+    2: ("tr", "tl", "br", "bl"),  # row 0 top, column 0 right
+    3: ("br", "bl", "tr", "tl"),  # row 0 bottom, column 0 right
+    4: ("bl", "br", "tl", "tr"),  # row 0 bottom, column 0 left
+    5: ("tl", "bl", "tr", "br"),  # row 0 left, column 0 top
+    6: ("bl", "tl", "br", "tr"),  # row 0 right, column 0 top
+    7: ("br", "tr", "bl", "tl"),  # row 0 right, column 0 bottom
+    8: ("tr", "br", "tl", "bl"),  # row 0 left, column 0 bottom
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", SEEN_CORNERS)
+def test_exif_orientation_turns_the_picture_upright(orientation, kind):
+    stored = quarters(64).resize((96, 64), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(file(stored, kind, exif=exif))
+    assert decoded.shape == ((64, 96, 3) if orientation <= 4 else (96, 64, 3))
+    colours = {"tl": RED, "tr": GREEN, "bl": BLUE, "br": WHITE}
+    for (row, column), corner in zip([(8, 8), (8, -8), (-8, 8), (-8, -8)], SEEN_CORNERS[orientation], strict=True):
+        assert np.abs(decoded[row, column].astype(int) - colours[corner]).max() <= 12
+
+
+def test_an_unknown_orientation_turns_nothing():
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    np.testing.assert_array_equal(decode(file(quarters(), exif=exif)), np.asarray(quarters()))
+
+
+def test_broken_exif_data_is_ignored():
+    decoded = decode(file(quarters(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"))
+    np.testing.assert_array_equal(decoded, np.asarray(quarters()))
+
+
+# --- colour profiles -------------------------------------------------------------------------------------------------
+
+
+def swapped_profile() -> bytes:
+    """sRGB with the red and blue primaries exchanged: a picture in it is seen with its channels reversed."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {
+        bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * struct.unpack(">I", profile[128:132])[0], 12)
+    }
+    red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+    profile[red + 4 : red + 12], profile[blue + 4 : blue + 12] = (
+        profile[blue + 4 : blue + 12],
+        profile[red + 4 : red + 12],
+    )
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_profile_is_converted_to_srgb(kind):
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 98} if kind == "JPEG" else {}
+    decoded = decode(file(image, kind, icc_profile=swapped_profile(), **options))
+    assert np.abs(decoded.astype(int) - (50, 100, 200)).max() <= 3
+
+
+def linear_profile() -> bytes:
+    """sRGB's primaries with values proportional to light: its parametric curve replaced by y = x."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    curve = profile.index(b"para\0\0\0\0\0\3")  # [icc.1:2022, 10.18] type 3: (a x + b)^g from d on, c x below
+    profile[curve + 12 : curve + 32] = struct.pack(">5i", *(round(value * 65536) for value in (1, 1, 0, 1, 0)))
+    return bytes(profile)
+
+
+def test_colours_become_srgb_before_they_are_laid_on_white():
+    image = Image.new("RGBA", (1, 1), (55, 55, 55, 51))
+    seen = 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)  # [iec 61966-2-1]
+    decoded = decode(file(image, icc_profile=linear_profile()))
+    assert np.abs(decoded - (0.2 * seen + 0.8 * 255)).max() <= 1
+    assert abs(0.2 * seen - 0.2 * 55) > 10  # else the order would not show
+
+
+def test_an_srgb_profile_changes_next_to_nothing():
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    decoded = decode(file(Image.fromarray(pixels), icc_profile=profile))
+    assert np.abs(decoded.astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1"])
+def test_a_profile_of_another_kind_of_colour_is_ignored(mode):
+    image = Image.new("RGB", (2, 2), (120, 120, 120)).convert("L" if mode == "L" else mode)
+    plain = decode(file(image))
+    decoded = decode(file(image, icc_profile=swapped_profile()))
+    assert np.abs(decoded.astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize("profile", [b"not a profile", swapped_profile()[:200], b"\0" * 500])
+def test_a_broken_profile_is_ignored(profile):
+    np.testing.assert_array_equal(decode(file(quarters(), icc_profile=profile)), np.asarray(quarters()))
+
+
+# --- what is no image ------------------------------------------------------------------------------------------------
+
+
+def refusal(data: bytes, **options) -> str:
+    with pytest.raises(Undecodable) as caught:
+        decode(data, **options)
+    reason = str(caught.value)
+    assert reason.endswith(".") and "\n" not in reason and "Traceback" not in reason
+    return reason
+
+
+def test_empty():
+    assert refusal(b"") == "The file is empty."
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello, world", b"\0" * 1000, b"<html><body>404</body></html>", b"%!PS-Adobe-3.0 EPSF\n"]
+)
+def test_not_an_image(data):
+    assert "not an image" in refusal(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM"])
+def test_truncated_anywhere(kind):
+    noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    whole = file(noise, kind)
+    for length in [1, 2, 10, *range(20, len(whole) - 60, max(1, len(whole) // 40))]:
+        refusal(whole[:length])
+
+
+def test_noise_after_a_true_beginning():
+    generator = np.random.default_rng(3)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        whole = bytearray(file(quarters(), kind))
+        for _ in range(40):
+            broken = bytearray(whole)
+            for place in generator.integers(8, len(whole), 6):
+                broken[place] = generator.integers(256)
+            try:
+                assert decode(bytes(broken)).shape[2] == 3
+            except Undecodable as error:
+                assert str(error)
+
+
+def test_a_bomb_is_refused_by_its_header():
+    assert "100 x 50 pixels" in refusal(file(Image.new("RGB", (100, 50))), max_pixels=4999)
+    assert decode(file(Image.new("RGB", (100, 50))), max_pixels=5000).shape == (50, 100, 3)
+    claim = png(100_000, 100_000, 8, 2, b"")
+    assert len(claim) < 100
+    assert "too many pixels" in refusal(claim)
+
+
+def test_a_claim_between_our_limit_and_pillows_is_refused_too():
+    assert "10000 x 8000" in refusal(png(10_000, 8_000, 8, 2, b""))
+    assert "pixels" in refusal(png(10_000, 10_000, 8, 2, b""))  # Pillow warns here; a warning is an error in tests
+
+
+def test_no_size():
+    assert refusal(png(0, 5, 8, 2, b""))
+
+
+# --- fit -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (64, 200), (200, 64), (1, 500), (33, 33)])
+def test_fit_makes_any_shape_square(crop, shape):
+    pixels = np.full((*shape, 3), 255, np.uint8)
+    fitted = fit(pixels, 32, crop=crop)
+    assert fitted.shape == (32, 32, 3) and fitted.dtype == np.uint8
+    assert (fitted == 255).all()  # white stays white, to the border
+
+
+def test_center_keeps_the_middle():
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :20], pixels[:, 20:40], pixels[:, 40:] = RED, GREEN, BLUE
+    assert (fit(pixels, 20) == GREEN).all()
+    assert (fit(pixels.swapaxes(0, 1), 10)[2:-2] == GREEN).all()  # the filter reaches two pixels into the neighbours
+
+
+def test_squash_keeps_all_of_it():
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :20], pixels[:, 20:40], pixels[:, 40:] = RED, GREEN, BLUE
+    fitted = fit(pixels, 30, crop="squash")
+    assert [tuple(fitted[15, column]) for column in (3, 15, 26)] == [RED, GREEN, BLUE]
+
+
+def test_pad_keeps_the_shape_on_white():
+    fitted = fit(np.zeros((20, 40, 3), np.uint8), 32, crop="pad")
+    assert (fitted[:8] == 255).all() and (fitted[8:24] == 0).all() and (fitted[24:] == 255).all()
+
+
+def test_fit_is_antialiased():
+    """Lines one pixel wide, made eight times smaller, are their mean grey, not black or white by chance."""
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    pixels[:, ::2] = 255
+    assert np.abs(fit(pixels, 32).astype(int) - 127.5).max() <= 2
+
+
+def test_fit_is_symmetric():
+    pixels = np.random.default_rng(4).integers(0, 256, (50, 71, 3), dtype=np.uint8)
+    mirrored = fit(pixels[:, ::-1], 24)[:, ::-1].astype(int)
+    assert np.abs(mirrored - fit(pixels, 24)).max() <= 1  # rounding of the filter's integer weights
+
+
+def test_fit_leaves_the_right_size_alone():
+    pixels = np.random.default_rng(5).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for crop in CROPS:
+        np.testing.assert_array_equal(fit(pixels, 16, crop=crop), pixels)
+
+
+def test_fit_refuses_in_sentences():
+    with pytest.raises(ValueError, match="expected one of center, squash, pad"):
+        fit(np.zeros((2, 2, 3), np.uint8), 2, crop="centre")
+    with pytest.raises(ValueError, match=r"found \(2, 2\) float32"):
+        fit(np.zeros((2, 2), np.float32), 2)

@@ -1,0 +1,500 @@
+"""Folders and TFDS sets as people really have them: made here as files, with their dirt."""
+
+import io
+import json
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jdiff.data.records import Example, Rejected
+from jdiff.data.sources import MAX_BYTES, SPLIT_FOLDERS, Folder, TfdsSet
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def picture(colour=RED, kind: str = "PNG", size=(8, 6)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(root, files: dict) -> str:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(root)
+
+
+def lines(*rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read(source) -> tuple[dict[str, Example], dict[str, str]]:
+    """All of a source's items by key, whatever the split; each key is met once."""
+    items = [item for split in source.splits() for item in source.examples(split)]
+    assert len({item.key for item in items}) == len(items)
+    rejected = {item.key: item.reason for item in items if isinstance(item, Rejected)}
+    for reason in rejected.values():
+        assert reason.strip() and "\n" not in reason
+    return {item.key: item for item in items if isinstance(item, Example)}, rejected
+
+
+# --- folders: captions -----------------------------------------------------------------------------------------------
+
+
+def test_metadata_jsonl_with_one_or_many_captions(tmp_path):
+    rows = [
+        {"file_name": "a.png", "text": "a red field"},
+        {"file_name": "sub/b.png", "text": ["green", "a green field"]},
+    ]
+    root = write(tmp_path, {"a.png": picture(), "sub/b.png": picture(GREEN), "metadata.jsonl": lines(*rows)})
+    examples, rejected = read(Folder(root, image_size=4))
+    assert not rejected
+    assert examples["a.png"].captions == ("a red field",)
+    assert examples["sub/b.png"].captions == ("green", "a green field")
+    assert examples["a.png"].image.shape == (4, 4, 3)
+    assert (examples["a.png"].image == RED).all() and (examples["sub/b.png"].image == GREEN).all()
+    assert examples["a.png"].metadata == {"file_name": "a.png"}
+
+
+def test_metadata_csv_with_quotes_commas_and_line_breaks(tmp_path):
+    table = 'file_name,artist,text\r\na.png,x,"a ""red"", plain field"\r\nb.png,y,"two\nlines"\r\n'
+    root = write(tmp_path, {"a.png": picture(), "b.png": picture(), "metadata.csv": "\ufeff" + table})
+    examples, rejected = read(Folder(root))
+    assert not rejected
+    assert examples["a.png"].captions == ('a "red", plain field',)
+    assert examples["b.png"].captions == ("two lines",)
+
+
+def test_sidecars_have_a_caption_per_line(tmp_path):
+    root = write(
+        tmp_path, {"a.JPG": picture(kind="JPEG"), "a.txt": "one\r\n\r\n  two  words \r\none\r\n", "notes.txt": "x"}
+    )
+    examples, rejected = read(Folder(root))
+    assert not rejected
+    assert examples["a.JPG"].captions == ("one", "two words")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_sidecars_in_any_usual_encoding(tmp_path, encoding):
+    root = write(tmp_path, {"a.png": picture(), "a.txt": "café crème – ü".encode(encoding)})
+    assert read(Folder(root))[0]["a.png"].captions == ("café crème – ü",)
+
+
+@pytest.mark.parametrize(("on_disk", "in_metadata"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_unicode_names_match_however_they_are_composed(tmp_path, on_disk, in_metadata):
+    name = "Bär 日本 😀.png"
+    row = {"file_name": unicodedata.normalize(in_metadata, name), "text": "a bear"}
+    root = write(tmp_path, {unicodedata.normalize(on_disk, name): picture(), "metadata.jsonl": lines(row)})
+    examples, rejected = read(Folder(root))
+    assert not rejected and list(examples) == [unicodedata.normalize("NFC", name)]
+
+
+def test_hidden_and_foreign_files_are_passed_over(tmp_path):
+    files = {
+        "a.png": picture(),
+        "a.txt": "x",
+        ".DS_Store": b"\0",
+        "._a.png": b"\0",
+        "README.md": "hi",
+        ".cache/b.png": b"x",
+    }
+    examples, rejected = read(Folder(write(tmp_path, files)))
+    assert list(examples) == ["a.png"] and not rejected
+
+
+def test_a_listed_image_needs_no_usual_ending(tmp_path):
+    root = write(tmp_path, {"0001": picture(), "metadata.jsonl": lines({"file_name": "0001", "text": "x"})})
+    assert list(read(Folder(root))[0]) == ["0001"]
+
+
+# --- folders: dirt ---------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_dirt_is_rejected_with_its_reason_and_the_rest_goes_on(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    noise.save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    metadata = [
+        json.dumps({"file_name": "good.png", "text": "good"}),
+        json.dumps({"file_name": "missing.png", "text": "x"}),
+        json.dumps({"file_name": "noise.png", "text": "x"}),
+        json.dumps({"file_name": "cut.jpg", "text": "x"}),
+        json.dumps({"file_name": "zero.png", "text": "x"}),
+        json.dumps({"file_name": "large.png", "text": "x"}),
+        json.dumps({"file_name": "blank.png", "text": " \t"}),
+        json.dumps({"file_name": "none.png"}),
+        json.dumps({"file_name": "number.png", "text": 7}),
+        json.dumps({"file_name": "../secret.png", "text": "x"}),
+        json.dumps({"file_name": "/etc/hostname", "text": "x"}),
+        json.dumps({"file_name": "sub/../../secret.png", "text": "x"}),
+        '{"file_name": "good.png", "text": ',
+        "[1, 2]",
+        json.dumps({"text": "whose?"}),
+        json.dumps({"file_name": "good.png", "text": "again"}),
+        "",
+    ]
+    root = tmp_path / "set"
+    files = {
+        "good.png": picture(),
+        "noise.png": b"not an image at all",
+        "cut.jpg": whole[: len(whole) // 2],
+        "zero.png": b"",
+        "large.png": picture(size=(50, 50)),
+        "blank.png": picture(),
+        "none.png": picture(),
+        "number.png": picture(),
+        "alone.png": picture(),
+        "silent.png": picture(),
+        "silent.txt": "\n \n",
+        "binary.png": picture(),
+        "binary.txt": b"a\0b",
+        "../secret.png": picture(),
+        "metadata.jsonl": "\n".join(metadata),
+    }
+    root.mkdir()
+    examples, rejected = read(Folder(write(root, files), max_pixels=2000))
+    assert list(examples) == ["good.png"] and examples["good.png"].captions == ("good",)
+    expected = {
+        "missing.png": "no such file",
+        "noise.png": "not an image",
+        "cut.jpg": "truncated",
+        "zero.png": "file is empty",
+        "large.png": "50 x 50 pixels",
+        "blank.png": "caption is empty",
+        "none.png": "no caption",
+        "number.png": "text is 7",
+        "alone.png": "no caption",
+        "silent.png": "caption is empty",
+        "binary.png": "binary data",
+        "metadata.jsonl:10": "leads out",
+        "metadata.jsonl:11": "leads out",
+        "metadata.jsonl:12": "leads out",
+        "metadata.jsonl:13": "not JSON",
+        "metadata.jsonl:14": "expected a JSON object",
+        "metadata.jsonl:15": "names no image",
+        "metadata.jsonl:16": "duplicate: metadata.jsonl:1",
+    }
+    assert set(rejected) == set(expected)
+    for key, words in expected.items():
+        assert words in rejected[key], (key, rejected[key])
+
+
+def test_a_truncated_image_is_rejected_among_sidecars_too(tmp_path):
+    files = {"a.jpg": picture(kind="JPEG", size=(64, 64))[:-200], "a.txt": "x", "b.png": picture(), "b.txt": "y"}
+    examples, rejected = read(Folder(write(tmp_path, files)))
+    assert list(examples) == ["b.png"] and "truncated" in rejected["a.jpg"]
+
+
+def test_malformed_csv_lines(tmp_path):
+    table = "file_name,text\na.png,one\nb.png,two,three\nc.png\n"
+    root = write(tmp_path, {"a.png": picture(), "b.png": picture(), "c.png": picture(), "metadata.csv": table})
+    examples, rejected = read(Folder(root))
+    assert list(examples) == ["a.png"]
+    assert "more cells" in rejected["metadata.csv:3"] and "no caption" in rejected["c.png"] + rejected["b.png"]
+
+
+def test_a_metadata_file_of_noise_does_not_stop_the_sidecars(tmp_path):
+    root = write(tmp_path, {"a.png": picture(), "a.txt": "x", "metadata.jsonl": b"\xff\xfe\0\1\0\0\0"})
+    examples, rejected = read(Folder(root))
+    assert list(examples) == ["a.png"] and len(rejected) >= 1
+
+
+def test_a_link_to_nowhere_is_a_missing_file(tmp_path):
+    os.symlink(tmp_path / "nowhere.png", tmp_path / "b.png")
+    rows = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png")]
+    root = write(tmp_path, {"a.png": picture(), "metadata.jsonl": lines(*rows)})
+    examples, rejected = read(Folder(root))
+    assert list(examples) == ["a.png"] and "no such file" in rejected["b.png"]
+
+
+def test_a_file_too_large_for_memory_is_not_read(tmp_path):
+    root = write(tmp_path, {"a.png": picture(), "a.txt": "x", "b.png": b"", "b.txt": "x"})
+    os.truncate(tmp_path / "b.png", MAX_BYTES + 1)  # a hole in the disk
+    examples, rejected = read(Folder(root))
+    assert list(examples) == ["a.png"] and f"more than the {MAX_BYTES}" in rejected["b.png"]
+
+
+def test_halves_of_characters_reach_neither_captions_nor_reports(tmp_path):
+    """Captions cut in the middle of an emoji, and names from before Unicode, are common in scraped collections."""
+    rows = '{"file_name": "a.png", "text": "a dog \\ud83d"}\n{"file_name": "\\ud83d.png", "text": "x"}\n'
+    root = write(tmp_path, {"a.png": picture(), "metadata.jsonl": rows})
+    with open(os.fsencode(root) + b"/\xff.png", "wb") as file:
+        file.write(picture())
+    examples, rejected = read(Folder(root))
+    assert examples["a.png"].captions == ("a dog",)
+    assert len(rejected) == 2 and any("not Unicode" in reason for reason in rejected.values())
+    assert json.dumps(rejected, ensure_ascii=False).encode()
+
+
+# --- folders: splits -------------------------------------------------------------------------------------------------
+
+
+def test_split_folders_with_metadata_in_each(tmp_path):
+    files = {}
+    for number, folder in enumerate(("train", "test", "val")):
+        files[f"{folder}/0.png"] = picture()
+        files[f"{folder}/metadata.jsonl"] = lines({"file_name": "0.png", "text": f"caption {number}"})
+    files["stray.png"] = picture()
+    source = Folder(write(tmp_path, files))
+    assert source.splits() == ("train", "test", "validation")
+    captions = {s: [i.captions for i in source.examples(s) if isinstance(i, Example)] for s in source.splits()}
+    assert captions == {"train": [("caption 0",)], "test": [("caption 1",)], "validation": [("caption 2",)]}
+    assert "outside" in read(source)[1]["stray.png"]
+    assert set(SPLIT_FOLDERS.values()) == {"train", "test", "validation"}
+
+
+def test_split_folders_with_metadata_at_the_root(tmp_path):
+    rows = [{"file_name": "train/a.png", "text": "a"}, {"file_name": "test/a.png", "text": "b"}]
+    files = {"train/a.png": picture(), "test/a.png": picture(), "metadata.jsonl": lines(*rows)}
+    source = Folder(write(tmp_path, files))
+    assert {s: [e.key for e in source.examples(s)] for s in source.splits()} == {
+        "train": ["train/a.png"],
+        "test": ["test/a.png"],
+    }
+
+
+def test_metadata_of_a_split_may_not_reach_into_another(tmp_path):
+    files = {"train/a.png": picture(), "test/a.png": picture(), "train/a.txt": "a", "test/a.txt": "b"}
+    files["train/metadata.jsonl"] = lines({"file_name": "../test/a.png", "text": "stolen"})
+    examples, rejected = read(Folder(write(tmp_path, files)))
+    assert examples["test/a.png"].captions == ("b",) and "leads out" in rejected["train/metadata.jsonl:1"]
+
+
+def test_the_hash_splits_by_name_alone(tmp_path):
+    names = [f"{number:03d}.png" for number in range(300)]
+    root = write(tmp_path, {name: picture() for name in names} | {name[:-4] + ".txt": "x" for name in names})
+    source = Folder(root, image_size=2, test_fraction=0.2)
+    tested = {item.key for item in source.examples("test")}
+    assert 35 <= len(tested) <= 85  # 60 of 300, within 3.6 standard deviations
+    assert tested | {item.key for item in source.examples("train")} == set(names)
+    for name in names[::2]:
+        os.remove(f"{root}/{name}")
+    fewer = {item.key for item in Folder(root, image_size=2, test_fraction=0.2).examples("test")}
+    assert fewer == tested & set(names[1::2])
+
+
+def test_no_test_fraction_no_test(tmp_path):
+    root = write(tmp_path, {"a.png": picture(), "a.txt": "x"})
+    assert Folder(root, test_fraction=0).splits() == ("train",)
+
+
+def test_order_is_the_order_of_names(tmp_path):
+    root = write(tmp_path, {f"{name}.png": picture() for name in "cab"} | {f"{name}.txt": "x" for name in "cab"})
+    assert [item.key for item in Folder(root, test_fraction=0).examples("train")] == ["a.png", "b.png", "c.png"]
+
+
+# --- folders: identity and errors ------------------------------------------------------------------------------------
+
+
+def test_identity_changes_with_content_and_options_but_not_with_place(tmp_path):
+    files = {
+        "a.png": picture(),
+        "b.png": picture(),
+        "b.txt": "x",
+        "metadata.jsonl": lines({"file_name": "a.png", "text": "x"}),
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root in (one, two):
+        write(root, files)
+        for name in files:
+            os.utime(root / name, (1_000_000, 1_000_000))
+    identity = Folder(str(one)).identity()
+    assert json.loads(json.dumps(identity)) == identity == Folder(str(two)).identity()
+    assert Folder(str(one), crop="pad").identity() != identity
+    assert Folder(str(one), image_size=32).identity() != identity
+
+    (one / "metadata.jsonl").write_text(lines({"file_name": "a.png", "text": "y"}))  # same length
+    os.utime(one / "metadata.jsonl", (1_000_000, 1_000_000))  # and same second
+    assert Folder(str(one)).identity() != identity
+    os.utime(two / "b.txt", (2_000_000, 2_000_000))
+    assert Folder(str(two)).identity() != identity
+
+
+def test_errors_are_sentences(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder .*config.data.source"):
+        Folder(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="There are no images in"):
+        Folder(write(tmp_path / "empty", {"a.txt": "x"}))
+    with pytest.raises(ValueError, match="There are no captions in .*metadata.jsonl"):
+        Folder(write(tmp_path / "silent", {"a.png": picture()}))
+    table = "image,caption\na.png,x\n"
+    with pytest.raises(ValueError, match="expected file_name, found image, caption"):
+        Folder(write(tmp_path / "columns", {"a.png": picture(), "metadata.csv": table}))
+    root = write(tmp_path / "good", {"a.png": picture(), "a.txt": "x"})
+    with pytest.raises(ValueError, match="expected one of center, squash, pad"):
+        Folder(root, crop="middle")
+    with pytest.raises(ValueError, match="test_fraction is 5"):
+        Folder(root, test_fraction=5)
+    with pytest.raises(ValueError, match="image_size is 0"):
+        Folder(root, image_size=0)
+    with pytest.raises(ValueError, match="expected one of train"):
+        next(Folder(root, test_fraction=0).examples("dev"))
+
+
+# --- TFDS ------------------------------------------------------------------------------------------------------------
+
+
+class TinyPictures(tfds.core.GeneratorBasedBuilder):
+    """A set whose features are given to it; the third of its training records is no image."""
+
+    VERSION = tfds.core.Version("1.2.3")
+    PARTS = {
+        "image": lambda: tfds.features.Image(shape=(None, None, 3)),
+        "thumbnail": lambda: tfds.features.Image(shape=(None, None, 3)),
+        "text": tfds.features.Text,
+        "texts": lambda: tfds.features.Sequence(tfds.features.Text()),
+        "label": lambda: tfds.features.ClassLabel(names=["polar_bear", "fire_engine"]),
+        "captions": lambda: tfds.features.Sequence({"text": tfds.features.Scalar(np.object_), "id": np.int64}),
+        "inner": lambda: {"text": tfds.features.Text()},
+        "photo": lambda: {"view": tfds.features.Image(shape=(None, None, 3)), "text": tfds.features.Text()},
+    }
+
+    def __init__(self, *, parts: tuple[str, ...], **options):
+        self._parts = parts
+        super().__init__(**options)
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({part: self.PARTS[part]() for part in self._parts})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(4), "test": self._generate_examples(1)}
+
+    def _generate_examples(self, count: int):
+        for number in range(count):
+            image = picture((60 * number, 0, 0)) if number != 2 else b"no image"
+            whole = {
+                "image": io.BytesIO(image),
+                "thumbnail": io.BytesIO(image),
+                "text": f"picture {number} café",
+                "texts": [f"picture {number}", "a picture", "a picture"] if number != 3 else [],
+                "label": number % 2 if number != 3 else -1,
+                "captions": [{"text": f"nested {number}", "id": 1}, {"text": "nested", "id": 2}],
+                "inner": {"text": "inner"},
+                "photo": {"view": io.BytesIO(image), "text": f"view {number}"},
+            }
+            yield number, {part: whole[part] for part in self._parts}
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    def prepare(*parts: str, file_format: str = "array_record") -> str:
+        tfds.disable_progress_bar()
+        TinyPictures(parts=parts, data_dir=tmp_path).download_and_prepare(file_format=file_format)
+        return str(tmp_path)
+
+    return prepare
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+def test_tfds_texts(prepared, file_format):
+    source = TfdsSet("tiny_pictures", prepared("image", "text", file_format=file_format), image_size=4)
+    assert source.name == "tfds_tiny_pictures" and set(source.splits()) == {"train", "test"}
+    examples, rejected = read(source)
+    assert len(examples) == 4 and len(rejected) == 1
+    assert "not an image" in next(iter(rejected.values()))
+    train = [example for key, example in examples.items() if key.startswith("train/")]
+    assert {example.captions for example in train} == {(f"picture {number} café",) for number in (0, 1, 3)}
+    for example in train:
+        number = int(example.captions[0].split()[1])
+        assert (example.image == (60 * number, 0, 0)).all() and example.image.shape == (4, 4, 3)
+        assert example.metadata["dataset"] == "tiny_pictures/1.2.3"
+
+
+def test_tfds_labels_become_sentences(prepared):
+    source = TfdsSet("tiny_pictures", prepared("image", "label"), caption_template="a photo of one {label}")
+    examples, rejected = read(source)
+    assert {e.captions[0] for e in examples.values()} == {"a photo of one polar bear", "a photo of one fire engine"}
+    assert sorted(rejected.values())[-1] == "The caption is empty."  # label -1, which is TFDS's "unknown"
+
+
+def test_tfds_several_texts_each_once(prepared):
+    examples, rejected = read(TfdsSet("tiny_pictures", prepared("image", "texts")))
+    assert {e.captions for e in examples.values()} == {("picture 0", "a picture"), ("picture 1", "a picture")}
+    assert sorted(reason[:9] for reason in rejected.values()) == ["The 8 byt", "The capti"]
+
+
+def test_tfds_texts_in_a_sequence_of_records_as_cocos(prepared):
+    source = TfdsSet("tiny_pictures", prepared("image", "captions"))
+    assert source.identity()["text_key"] == "captions/text"
+    assert ("nested 1", "nested") in {example.captions for example in read(source)[0].values()}
+
+
+def test_tfds_nested_features(prepared):
+    source = TfdsSet("tiny_pictures", prepared("photo"))
+    assert (source.identity()["image_key"], source.identity()["text_key"]) == ("photo/view", "photo/text")
+    examples, rejected = read(source)
+    assert len(examples) == 4 and len(rejected) == 1
+    assert {e.captions[0]: int(e.image[0, 0, 0]) for e in examples.values()} == {f"view {n}": 60 * n for n in (0, 1, 3)}
+
+
+def test_tfds_ambiguous_features_are_named(prepared):
+    data_dir = prepared("image", "thumbnail", "text", "label", "inner")
+    with pytest.raises(ValueError, match="set config.data.image_key to one of image, thumbnail"):
+        TfdsSet("tiny_pictures", data_dir)
+    with pytest.raises(ValueError, match="set config.data.text_key to one of") as caught:
+        TfdsSet("tiny_pictures", data_dir, image_key="thumbnail")
+    assert all(key in str(caught.value) for key in ("text", "label", "inner/text"))
+    source = TfdsSet("tiny_pictures", data_dir, image_key="thumbnail", text_key="inner/text")
+    assert {e.captions for e in read(source)[0].values()} == {("inner",)}
+    with pytest.raises(ValueError, match="text_key is 'nope'"):
+        TfdsSet("tiny_pictures", data_dir, image_key="image", text_key="nope")
+
+
+def test_tfds_sets_without_image_or_words(prepared, tmp_path):
+    with pytest.raises(ValueError, match="has no text or label feature"):
+        TfdsSet("tiny_pictures", prepared("image"))
+    with pytest.raises(ValueError, match="has no image feature"):
+        TinyPictures(parts=("text",), data_dir=tmp_path / "other").download_and_prepare(file_format="array_record")
+        TfdsSet("tiny_pictures", str(tmp_path / "other"))
+
+
+def test_tfds_prepares_what_is_not_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyPictures.__init__, "__kwdefaults__", {"parts": ("image", "text")})
+    source = TfdsSet("tiny_pictures", str(tmp_path))
+    assert not list(tmp_path.iterdir())  # looking at a set does not download it
+    assert len(read(source)[0]) == 4
+    assert any(path.name.endswith(".array_record") or "array_record" in path.name for path in tmp_path.rglob("*"))
+
+
+def test_tfds_version_in_the_name(prepared):
+    data_dir = prepared("image", "text")
+    assert TfdsSet("tiny_pictures:1.2.3", data_dir).identity() == TfdsSet("tiny_pictures", data_dir).identity()
+    with pytest.raises(ValueError, match="TFDS cannot open 'tiny_pictures:9.9.9'"):
+        TfdsSet("tiny_pictures:9.9.9", data_dir)
+
+
+def test_tfds_files_that_need_tensorflow(prepared, tmp_path):
+    data_dir = prepared("image", "text")
+    info = tmp_path / "tiny_pictures" / "1.2.3" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"as tfrecord in .*needs TensorFlow: set config\.data\.data_dir"):
+        next(TfdsSet("tiny_pictures", data_dir).examples("train"))
+
+
+def test_tfds_code_that_needs_tensorflow(tmp_path):
+    with pytest.raises(ValueError, match="needs TensorFlow, which jdiff does without; prepare it elsewhere"):
+        TfdsSet("coco_captions", str(tmp_path))
+
+
+def test_tfds_unknown_names(tmp_path):
+    with pytest.raises(ValueError, match="TFDS has no set 'mnit'.*near it: .*mnist"):
+        TfdsSet("mnit", str(tmp_path))
+    with pytest.raises(ValueError, match="TFDS cannot open 'not a name!!'"):
+        TfdsSet("not a name!!", str(tmp_path))
+    with pytest.raises(ValueError, match=r"sets of others \(somebody:\)"):
+        TfdsSet("somebody:pictures", str(tmp_path))
+
+
+def test_tfds_options_are_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"expected to find \{label\}"):
+        TfdsSet("mnist", str(tmp_path), caption_template="a picture")
+    with pytest.raises(ValueError, match="expected one of train, test|expected one of test, train"):
+        TinyPictures(parts=("image", "text"), data_dir=tmp_path).download_and_prepare(file_format="array_record")
+        next(TfdsSet("tiny_pictures", str(tmp_path)).examples("dev"))
