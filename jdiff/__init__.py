@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def load(workdir):
-    """A trained run, ready to use: a ``sample.Sampler`` of a text-to-image run, a ``build.Encoder`` of a contrastive one."""
+    """A trained run, ready to use: a ``Sampler`` of a text-to-image run, an ``Encoder`` of a contrastive one."""
     from jdiff import build
 
     return build.load(workdir)

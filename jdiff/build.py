@@ -22,11 +22,9 @@ from ml_collections import ConfigDict
 from jdiff import rng
 from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
-from jdiff.data.emoji import Emoji
-from jdiff.data.shapes.source import Shapes
-from jdiff.data.sources import Folder, TfdsSet
+from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion.prediction import PREDICTION_TYPES
+from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.models.clip import DualEncoder, TextTower, VisionTower
@@ -39,7 +37,6 @@ from jdiff.training.loop import Every
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
-SOURCES = {"shapes": Shapes, "emoji": Emoji, "folder": Folder, "tfds": TfdsSet}
 SECTIONS = ("data", "tokenizer", "text", "vision", "unet", "diffusion", "optimizer", "mesh", "train", "sample")
 OBJECTIVES = ("contrastive", "diffusion")
 
@@ -69,10 +66,11 @@ def construct(section: str, constructor: Callable, keys: Mapping[str, Any], **mo
     for name, value in keys.items():
         if name not in accepted:
             raise ConfigError(f"config.{section}.{name} is not a setting; {nearest(name, accepted)}")
-        wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(str(accepted[name].annotation))
+        wanted_name = str(accepted[name].annotation)
+        wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(wanted_name)
         if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
             raise ConfigError(
-                f"config.{section}.{name} is {value!r}, a {type(value).__name__}; it must be {accepted[name].annotation}"
+                f"config.{section}.{name} is {value!r}, a {type(value).__name__}; it must be {wanted_name}"
             )
     missing = [n for n, p in accepted.items() if p.default is inspect.Parameter.empty and n not in keys and n != "name"]
     if missing:
@@ -107,6 +105,7 @@ class DiffusionSettings:
     schedule: str = "cosine"
     timesteps: int = 1000
     prediction_type: str = "v"
+    weighting: str = "simple"
     caption_dropout: float = 0.1
 
 
@@ -137,6 +136,7 @@ class Experiment:
             self.unet()
             self.schedule()
             choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
+            choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
             if not 0 <= self.diffusion.caption_dropout <= 1:
                 raise ConfigError(
                     f"config.diffusion.caption_dropout is {self.diffusion.caption_dropout}; it must be from 0 to 1"
@@ -254,6 +254,7 @@ class Experiment:
                 optimizer,
                 schedule=self.schedule(),
                 prediction_type=self.diffusion.prediction_type,
+                weighting=self.diffusion.weighting,
                 empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
                 ema_decay=decay,
                 seed=train.seed,
@@ -336,7 +337,7 @@ def checkpoints(workdir: epath.PathLike, *, keep: int = 2) -> checkpoint.Checkpo
 
 
 def restore_weights(workdir: epath.PathLike, sharding: jax.sharding.Sharding) -> tuple[Any, Any]:
-    """What a run learnt, averaged where it keeps an average, and what it read frozen, or None. Raises ``NoCheckpoint``."""
+    """What a run learnt, averaged where it keeps an average, and what it read frozen. Raises ``NoCheckpoint``."""
     saved_experiment(workdir)
     with checkpoints(workdir) as store:
         found = store.restore_parts(sharding, "ema", "frozen")

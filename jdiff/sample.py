@@ -103,9 +103,8 @@ class Sampler:
         for first in range(0, n, batch_size):
             # The last batch is filled up with rows from the beginning, so that one program serves all.
             rows = np.arange(first, first + batch_size) % n
-            image, path = _draw(
-                program, self.text_params, self.unet_params, tableau, *(column[rows] for column in columns)
-            )
+            weights = self.text_params, self.unet_params
+            image, path = _draw(program, weights, tableau, [column[rows] for column in columns])
             images.append(np.asarray(image))
             paths.append(path if path is None else np.asarray(path))
         drawn = np.concatenate(images)[:n]
@@ -126,19 +125,15 @@ class _Program:
 
 
 @partial(jax.jit, static_argnums=0)
-def _draw(
-    program: _Program,
-    text_params,
-    unet_params,
-    tableau: Tableau,
-    tokens,
-    mask,
-    negative_tokens,
-    negative_mask,
-    scales,
-    seeds,
-) -> tuple[Array, Array | None]:
-    """Tokens in, images out. tokens, masks: (b, n); scales, seeds: (b,). Returns u8 (b,h,w,3), u8 (steps,b,h,w,3) or None."""
+def _draw(program: _Program, weights, tableau: Tableau, columns) -> tuple[Array, Array | None]:
+    """Tokens in, images out.
+
+    weights: of the text tower and of the U-Net.
+    columns: tokens and mask, negative tokens and mask, (b, n) each; scales and seeds, (b,) each.
+    Returns images (b, h, w, 3) uint8 and the trajectory (steps, b, h, w, 3) uint8 or None.
+    """
+    text_params, unet_params = weights
+    tokens, mask, negative_tokens, negative_mask, scales, seeds = columns
 
     def encode(tokens: Array, mask: Array):
         hidden, pooled = program.text.apply({"params": text_params}, tokens, mask)

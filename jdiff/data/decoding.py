@@ -150,13 +150,20 @@ def fit(image: np.ndarray, size: int, crop: str = "center") -> np.ndarray:
         edges, each by its own factor; "pad" scales the longest edge and fills up with white.
     Returns (size, size, 3) uint8.
     """
-    if crop not in CROPS:
-        raise ValueError(f"config.data.crop is {crop!r}, expected one of {', '.join(CROPS)}.")
+    check_fit(size, crop)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"Expected an image of shape (h, w, 3) and type uint8, found {image.shape} {image.dtype}.")
     if image.shape[:2] == (size, size):
         return image
     return np.array(CROPS[crop](Image.fromarray(image), size))
+
+
+def check_fit(size: int, crop: str) -> None:
+    """See that ``fit`` can do what it will be asked, before there is an image to fit. Raises ValueError."""
+    if size < 1:
+        raise ValueError(f"config.data.image_size is {size}, expected at least 1.")
+    if crop not in CROPS:
+        raise ValueError(f"config.data.crop is {crop!r}, expected one of {', '.join(CROPS)}.")
 
 
 def _center(image: Image.Image, size: int) -> Image.Image:

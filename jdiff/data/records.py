@@ -47,6 +47,16 @@ class Rejected:
     reason: str
 
 
+def reject(key: str, error: Exception) -> Rejected:
+    """The item that an error met, with the error's message on one line as the reason."""
+    return Rejected(printable(key), " ".join(printable(str(error)).split()) or f"{type(error).__name__}.")
+
+
+def printable(text: str) -> str:
+    """The text itself, unless it holds pieces of characters, which no file can keep."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Source(Protocol):
     """Where captioned images come from."""
 
@@ -57,6 +67,12 @@ class Source(Protocol):
     def splits(self) -> tuple[str, ...]: ...
 
     def examples(self, split: str) -> Iterator[Example | Rejected]: ...
+
+
+def check_split(split: str, splits: tuple[str, ...]) -> None:
+    """See that a source has the split it is asked for. Raises ValueError."""
+    if split not in splits:
+        raise ValueError(f"The split is {split!r}, expected one of {', '.join(splits)}.")
 
 
 @dataclass(frozen=True)

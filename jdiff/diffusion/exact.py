@@ -1,6 +1,7 @@
 """Denoisers known exactly, for data whose density is known: what a perfect network would answer.
 
-For data x0 ~ sum_k w_k N(m_k, s_k^2), the noised density is again a mixture, of N(alpha m_k, alpha^2 s_k^2 + sigma^2), and
+For data x0 ~ sum_k w_k N(m_k, s_k^2) the noised density is again a mixture, of
+N(alpha m_k, alpha^2 s_k^2 + sigma^2), and
 
     E[x0 | xt] = sum_k p(k | xt) (m_k + alpha s_k^2 / (alpha^2 s_k^2 + sigma^2) (xt - alpha m_k)).   (12)
 

@@ -9,7 +9,11 @@ and x_t = alpha x0 + sigma eps is a second equation; two unknowns, so
     det = alpha ce - sigma cx,   x0 = (ce xt - sigma p) / det,   eps = (alpha p - cx xt) / det.  (6)
 
 eps is DDPM's [ddpm eq. 14], v is [distillation app. D]. A squared error in one type is a
-weighted squared error in x0: |p - target|^2 = (det / sigma)^2 |x0_hat - x0|^2.                   (7)
+weighted squared error in x0:
+
+    |p - target|^2 = (det / sigma)^2 |x0_hat - x0|^2,                                            (7)
+
+so a loss weight that is meant for x0, as min-SNR is [minsnr eq. 5], is a different one in every type.
 """
 
 from __future__ import annotations
@@ -26,6 +30,22 @@ PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
     "x0": lambda level: (1.0, 0.0),
     "v": lambda level: (-level.sigma, level.alpha),
 }
+
+
+def simple(prediction_type: str, level: Level) -> Array:
+    """Every answer counts the same, as the network gives it [ddpm eq. 14]. level: rates (b,). Returns (b,)."""
+    return jnp.ones_like(level.alpha)
+
+
+def min_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
+    """min(SNR, cap) in x0: nearly clean images do not drown the rest [minsnr eq. 5]. As ``simple``."""
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
+    det = level.alpha * of_eps - level.sigma * of_x0
+    # min(SNR, cap) (sigma / det)^2, with sigma^2 multiplied in so that a clean image does not divide by zero.
+    return jnp.minimum(level.alpha**2, cap * level.sigma**2) / det**2
+
+
+WEIGHTINGS = {"simple": simple, "min_snr": min_snr}
 
 
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:

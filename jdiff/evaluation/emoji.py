@@ -17,9 +17,9 @@ def analogies(names: Sequence[str]) -> list[Analogy]:
 
 
 def nearest_is_right(drawn: np.ndarray, asked: Sequence[dict], glyphs: Sequence[dict]) -> list[bool]:
-    """Whether each drawing is nearer, in squared difference of pixels, to the glyph it was asked for than to any other.
+    """Whether each drawing is nearer to the glyph it was asked for, in squared difference, than to any other.
 
-    drawn: (n, h, w, 3) uint8.   asked: the n records asked for.   glyphs: records of all glyphs, those asked for included.
+    drawn: (n, h, w, 3) uint8.   asked: the n records asked for.   glyphs: all records, those asked for included.
     Glyphs with the same pixels count as one.
     """
     pixels = np.stack([glyph["image"] for glyph in glyphs]).reshape(len(glyphs), -1).astype(np.float32)

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 from jax import Array
 
+from jdiff.models.layers import Dense
+
 Attend = Callable[..., Array]
 
 
@@ -43,9 +45,9 @@ class Attention(nn.Module):
         width = x.shape[-1]
 
         def heads_of(source: Array, name: str) -> Array:
-            projected = nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(source)
+            projected = Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(source)
             return projected.reshape(*source.shape[:2], self.heads, width // self.heads)
 
         query, key, value = heads_of(x, "q"), heads_of(context, "k"), heads_of(context, "v")
         seen = self.attend(query, key, value, mask=mask, causal=self.causal)
-        return nn.Dense(width, dtype=self.dtype, name="out")(seen.reshape(x.shape))
+        return Dense(width, dtype=self.dtype, name="out")(seen.reshape(x.shape))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, dot_product
+from jdiff.models.layers import Dense
 from jdiff.models.transformer import Transformer
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
@@ -63,7 +64,7 @@ class TextTower(nn.Module):
         hidden = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
         last = jnp.sum(mask, axis=-1) - 1
         pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        projected = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
+        projected = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
         return hidden, unit(projected.astype(jnp.float32))
 
 
@@ -106,7 +107,7 @@ class VisionTower(nn.Module):
             name="transformer",
         )(x)
         pooled = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_out")(hidden[:, 0])
-        projected = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
+        projected = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
         return hidden, unit(projected.astype(jnp.float32))
 
 

@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import ACTIVATIONS
+from jdiff.models.layers import ACTIVATIONS, Dense
 
 
 class Block(nn.Module):
@@ -30,8 +30,8 @@ class Block(nn.Module):
         )
         x = x + y
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_2")(x)
-        y = nn.Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_1")(y)
-        return x + nn.Dense(width, dtype=self.dtype, name="mlp_2")(ACTIVATIONS[self.activation](y))
+        y = Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_1")(y)
+        return x + Dense(width, dtype=self.dtype, name="mlp_2")(ACTIVATIONS[self.activation](y))
 
 
 class Transformer(nn.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import GroupNorm, conv, depth_to_space, space_to_depth, timestep_embedding
+from jdiff.models.layers import Dense, GroupNorm, conv, depth_to_space, space_to_depth, timestep_embedding
 
 
 class ResidualBlock(nn.Module):
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, time: Array) -> Array:
         y = nn.silu(GroupNorm(self.groups, name="norm1")(x))
         y = conv(self.features, name="conv1", dtype=self.dtype)(y)
-        shift = nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
+        shift = Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
         y = nn.silu(GroupNorm(self.groups, name="norm2")(y + shift[:, None, None]))
         y = conv(self.features, zero=True, name="conv2", dtype=self.dtype)(y)
         if x.shape[-1] != self.features:
@@ -62,8 +62,8 @@ class TransformerBlock(nn.Module):
 
         x = x + attention("attn1")(norm("norm1")(x))
         x = x + attention("attn2")(norm("norm2")(x), context, mask)
-        value, gate = jnp.split(nn.Dense(8 * width, dtype=self.dtype, name="ff1")(norm("norm3")(x)), 2, axis=-1)
-        return x + nn.Dense(width, dtype=self.dtype, name="ff2")(value * nn.gelu(gate, approximate=False))
+        value, gate = jnp.split(Dense(8 * width, dtype=self.dtype, name="ff1")(norm("norm3")(x)), 2, axis=-1)
+        return x + Dense(width, dtype=self.dtype, name="ff2")(value * nn.gelu(gate, approximate=False))
 
 
 class SpatialTransformer(nn.Module):
@@ -84,7 +84,7 @@ class SpatialTransformer(nn.Module):
 
         def project(y: Array, name: str, start) -> Array:
             # A 1x1 convolution and a linear layer are the same map; weights files differ only in layout.
-            return nn.Dense(c, dtype=self.dtype, kernel_init=start, name=name)(y)
+            return Dense(c, dtype=self.dtype, kernel_init=start, name=name)(y)
 
         y = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
         y = project(y, "proj_in", nn.initializers.lecun_normal())
@@ -134,12 +134,12 @@ class UNet(nn.Module):
             )(x, context, mask)
 
         time = timestep_embedding(timestep, top).astype(xt.dtype)
-        time = nn.Dense(4 * top, dtype=self.dtype, name="time1")(time)
-        time = nn.Dense(4 * top, dtype=self.dtype, name="time2")(nn.silu(time))
+        time = Dense(4 * top, dtype=self.dtype, name="time1")(time)
+        time = Dense(4 * top, dtype=self.dtype, name="time2")(nn.silu(time))
         if self.pooled:
             # Unit vectors of many dimensions are small in each; bring them to unit variance first.
             spread = pooled * pooled.shape[-1] ** 0.5
-            time = time + nn.Dense(4 * top, dtype=self.dtype, name="pooled")(spread.astype(time.dtype))
+            time = time + Dense(4 * top, dtype=self.dtype, name="pooled")(spread.astype(time.dtype))
 
         x = conv(top, name="conv_in", dtype=self.dtype)(space_to_depth(xt, self.patch_size))
         skips = [x]

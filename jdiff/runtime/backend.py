@@ -14,7 +14,7 @@ CPU_FLAG_RELEASES = ("0.10.", "0.12.")
 
 
 def configure() -> None:
-    """Set XLA's flags and the compilation cache, unless the environment already says otherwise. Call before JAX starts."""
+    """Set XLA's flags and the compilation cache where the environment does not. Call before JAX starts."""
     flags = os.environ.get("XLA_FLAGS", "")
     known = metadata.version("jaxlib").startswith(CPU_FLAG_RELEASES)
     if known and "xla_cpu_experimental_ynn_fusion_type" not in flags:

@@ -50,11 +50,12 @@ def train(
     writer: metrics.Writer,
     show_samples: Callable[[TrainState], None],
 ) -> TrainState:
-    """Train until ``steps``, saving as it goes. Raises ``Interrupted`` after a saved stop, ``Diverged`` before a bad save.
+    """Train until ``steps``, saving as it goes.
 
     step: compiled, (state, batch) -> (state, averages); the state passed in is given up.
     batches: placed batches, from the state's step on.
     show_samples: writes what the model can do so far.
+    Raises ``Interrupted`` after a stop that was saved, ``Diverged`` before a save that would be worthless.
     """
     done = first = int(state.step)
     merged, last_report, last_time, loss = None, done, time.monotonic(), float("nan")
@@ -71,8 +72,8 @@ def train(
                     loss = values["loss"]
                     if not loss == loss:
                         raise Diverged(
-                            f"the loss was not a number between steps {last_report} and {done}; nothing of it was saved; "
-                            "lower config.optimizer.learning_rate or config.optimizer.clip_norm and start again"
+                            f"the loss stopped being a number between steps {last_report} and {done}; "
+                            "lower config.optimizer.learning_rate and go on from the last checkpoint, or start again"
                         )
                     rate = (done - last_report) / (time.monotonic() - last_time)
                     writer.write(done, values, rates={"steps_per_second": rate})

@@ -71,6 +71,7 @@ def diffusion_step(
     *,
     schedule: Schedule,
     prediction_type: str,
+    weighting: str,
     empty: Captioning,
     ema_decay: float | None,
     seed: int,
@@ -94,7 +95,12 @@ def diffusion_step(
                 return unet.apply({"params": params}, xt, timestep, hidden, mask, pooled)
 
             return diffusion.loss(
-                predict, images_of(batch), keys=noise_keys, schedule=schedule, prediction_type=prediction_type
+                predict,
+                images_of(batch),
+                keys=noise_keys,
+                schedule=schedule,
+                prediction_type=prediction_type,
+                weighting=weighting,
             )
 
         return _apply(state, loss_fn, optimizer, ema_decay)

@@ -28,19 +28,41 @@ def evaluate(
     """Measure a run on a split of the data it was trained for; print, write and return what was found."""
     setup, step = build.saved_experiment(workdir), build.latest_step(workdir)
     held = records.records(setup.dataset(), split)
-    loaded = build.load(workdir)
-    print(f"measuring {workdir} at step {step} on the split '{split}'")
-    directory = epath.Path(workdir) / "evaluation" / split
-    if isinstance(loaded, Encoder):
-        found = _encoder(setup, loaded, held, directory)
+    path = epath.Path(workdir) / "evaluation" / split / "results.json"
+    scales = list(guidance_scales or [setup.sample.guidance_scale])
+    asked = {"workdir": str(workdir), "step": step, "split": split, "num": num, "guidance_scales": scales}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if all(found.get(key) == value for key, value in asked.items()):
+        print(f"{workdir} was measured already at step {step} on '{split}'")
     else:
-        scales = guidance_scales or [loaded.settings.guidance_scale]
-        found = _sampler(setup, loaded, held, num, scales, directory)
-    found = {"workdir": str(workdir), "step": step, "split": split, **found}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(f"wrote {directory / 'results.json'} and the pictures beside it")
+        print(f"measuring {workdir} at step {step} on '{split}'")
+        loaded = build.load(workdir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(loaded, Encoder):
+            found = asked | _encoder(setup, loaded, held, path.parent)
+        else:
+            found = asked | _sampler(setup, loaded, held, num, scales, path.parent)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    _show(found)
+    print(f"see {path} and the pictures beside it")
     return found
+
+
+def _show(found: dict) -> None:
+    """What was found, as a table."""
+    if "scales" in found:
+        table = Table("measure", *(f"guidance {scale}" for scale in found["scales"]))
+        for name in next(iter(found["scales"].values())):
+            cells = [row[name] for row in found["scales"].values()]
+            table.add_row(name, *(f"{c['share']:.1%} ({c['low']:.1%} to {c['high']:.1%})" for c in cells))
+    else:
+        table = Table("measure", "value")
+        for name, value in found.items():
+            if isinstance(value, int | float):
+                table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    if "overlap" in found:
+        print(f"{found['overlap']} of {found['prompts']} prompts ask for a scene that training showed")
 
 
 def _encoder(setup: Experiment, encoder: Encoder, held, directory: epath.Path) -> dict:
@@ -67,10 +89,6 @@ def _encoder(setup: Experiment, encoder: Encoder, held, directory: epath.Path) -
             "analogies_chance": 1 / len(answers),
         }
     grids.write(directory / "similarity.png", grids.heat(text @ image.T, cell=6), {"captions": captions})
-    table = Table("measure", "value")
-    for name, value in found.items():
-        table.add_row(name, f"{value:.4g}")
-    Console().print(table)
     return found
 
 
@@ -96,12 +114,6 @@ def _sampler(
         scenes = shapes.scenes(held)
         trained = shapes.scenes(records.records(setup.dataset(), "train"))
         found["overlap"] = prompt_accuracy.overlap([scenes[i] for i in chosen], trained)
-        print(f"{found['overlap']} of {len(chosen)} prompts ask for a scene that training showed")
-    table = Table("measure", *(f"guidance {scale:g}" for scale in scales))
-    for name in next(iter(found["scales"].values()), {}):
-        cells = [found["scales"][f"{scale:g}"][name] for scale in scales]
-        table.add_row(name, *(f"{c['share']:.1%} ({c['low']:.1%} to {c['high']:.1%})" for c in cells))
-    Console().print(table)
     return found
 
 

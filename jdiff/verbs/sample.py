@@ -58,7 +58,8 @@ def sample(
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
     todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about)]
     print(
-        f"drawing {len(todo)} of {total} images in {settings.steps} steps of {settings.solver}, guidance {settings.guidance_scale:g}"
+        f"drawing {len(todo)} of {total} images: {settings.steps} steps of {settings.solver}, "
+        f"guidance {settings.guidance_scale:g}"
     )
     for first in track(range(0, len(todo), batch_size), description="sampling", console=Console(stderr=True)):
         chosen = todo[first : first + batch_size]

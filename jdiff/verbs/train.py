@@ -43,7 +43,15 @@ def train(setup: Experiment, workdir: str) -> None:
         device = mesh.devices.flat[0].device_kind
         print(f"{train.objective} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
         print(f"steps {start} to {train.steps} of {train.batch_size} out of {len(dataset)} images; saving to {path}")
-        batches = Batches(dataset, tokenizer, batch_size=train.batch_size, seed=train.seed, start_step=start)
+        batches = Batches(
+            dataset,
+            tokenizer,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            start_step=start,
+            shard=jax.process_index(),
+            shards=jax.process_count(),
+        )
         writer = Writer(path, start_step=start)
         with closing(batches), closing(writer):
             loop.train(

@@ -79,13 +79,15 @@ SHOWN = {"clean": clean, "imperfect": imperfect}
 REFUSED = {"uniform noise": uniform_noise, "flat grey": flat_grey, "half drawn": half_drawn, "blend": blend}
 
 
-def measure_reader(count: int, seed: int, *, size: int = 32) -> dict[str, tuple[int, int]]:
+def measure_reader(
+    count: int, seed: int, *, size: int = 32, kinds: tuple[str, ...] = (*SHOWN, *REFUSED)
+) -> dict[str, tuple[int, int]]:
     """How often the reader is right, per kind of picture.
 
-    count: pictures of each kind.
+    count: pictures of each kind.   kinds: names in SHOWN and REFUSED.
     Returns name -> (read exactly right, or rightly refused; total).
     """
-    return {name: (_right(name, count, seed, size), count) for name in (*SHOWN, *REFUSED)}
+    return {name: (_right(name, count, seed, size), count) for name in kinds}
 
 
 def _right(name: str, count: int, seed: int, size: int) -> int:

@@ -76,9 +76,9 @@ def read(image: np.ndarray) -> Scene | None:
         return None
     darkness = paper - picture
     patches = _patches(darkness.max(-1) / _FULL_INK)
-    if not 1 <= len(patches) <= max(COUNTS):
+    empty = darkness[~np.any(patches, axis=0)] if patches else ()
+    if len(empty) == 0:
         return None
-    empty = darkness[~np.any(patches, axis=0)]
     found = [_identify(darkness, near, empty) for near in patches]
     if None in found:
         return None
@@ -135,9 +135,7 @@ def _identify(darkness: np.ndarray, near: np.ndarray, empty: np.ndarray) -> Foun
     error = np.where(lawful, error, np.inf)
     best = int(np.argmin(error))
     rival = np.delete(error, best).min()
-    noise = (
-        NOISE_GAIN * near.sum() * np.mean((empty @ _DARKNESS[colour] / (_DARKNESS[colour] @ _DARKNESS[colour])) ** 2)
-    )
+    noise = NOISE_GAIN * near.sum() * np.mean((empty @ projection) ** 2)
     measured = np.tensordot(maps[best] * near, seen) / power[best]
     if (
         error[best] > MISFIT * power[best]

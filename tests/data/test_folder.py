@@ -1,25 +1,16 @@
-"""Folders and TFDS sets as people really have them: made here as files, with their dirt."""
+"""Folders as people really have them: made here as files, with their dirt."""
 
-import io
 import json
 import os
 import unicodedata
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from jdiff.data.records import Example, Rejected
-from jdiff.data.sources import MAX_BYTES, SPLIT_FOLDERS, Folder, TfdsSet
-
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-def picture(colour=RED, kind: str = "PNG", size=(8, 6)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, kind)
-    return buffer.getvalue()
+from jdiff.data.folder import MAX_BYTES, SPLIT_FOLDERS, Folder
+from jdiff.data.records import Example
+from tests.data.pictures import GREEN, RED, picture, read
 
 
 def write(root, files: dict) -> str:
@@ -34,17 +25,7 @@ def lines(*rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def read(source) -> tuple[dict[str, Example], dict[str, str]]:
-    """All of a source's items by key, whatever the split; each key is met once."""
-    items = [item for split in source.splits() for item in source.examples(split)]
-    assert len({item.key for item in items}) == len(items)
-    rejected = {item.key: item.reason for item in items if isinstance(item, Rejected)}
-    for reason in rejected.values():
-        assert reason.strip() and "\n" not in reason
-    return {item.key: item for item in items if isinstance(item, Example)}, rejected
-
-
-# --- folders: captions -----------------------------------------------------------------------------------------------
+# --- captions --------------------------------------------------------------------------------------------------------
 
 
 def test_metadata_jsonl_with_one_or_many_captions(tmp_path):
@@ -113,7 +94,7 @@ def test_a_listed_image_needs_no_usual_ending(tmp_path):
     assert list(read(Folder(root))[0]) == ["0001"]
 
 
-# --- folders: dirt ---------------------------------------------------------------------------------------------------
+# --- dirt ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_dirt_is_rejected_with_its_reason_and_the_rest_goes_on(tmp_path):
@@ -232,7 +213,7 @@ def test_halves_of_characters_reach_neither_captions_nor_reports(tmp_path):
     assert json.dumps(rejected, ensure_ascii=False).encode()
 
 
-# --- folders: splits -------------------------------------------------------------------------------------------------
+# --- splits ----------------------------------------------------------------------------------------------------------
 
 
 def test_split_folders_with_metadata_in_each(tmp_path):
@@ -289,7 +270,7 @@ def test_order_is_the_order_of_names(tmp_path):
     assert [item.key for item in Folder(root, test_fraction=0).examples("train")] == ["a.png", "b.png", "c.png"]
 
 
-# --- folders: identity and errors ------------------------------------------------------------------------------------
+# --- identity and errors ---------------------------------------------------------------------------------------------
 
 
 def test_identity_changes_with_content_and_options_but_not_with_place(tmp_path):
@@ -317,7 +298,7 @@ def test_identity_changes_with_content_and_options_but_not_with_place(tmp_path):
 
 
 def test_errors_are_sentences(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no folder .*config.data.source"):
+    with pytest.raises(FileNotFoundError, match="There is no folder .*config.data.path"):
         Folder(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="There are no images in"):
         Folder(write(tmp_path / "empty", {"a.txt": "x"}))
@@ -335,166 +316,3 @@ def test_errors_are_sentences(tmp_path):
         Folder(root, image_size=0)
     with pytest.raises(ValueError, match="expected one of train"):
         next(Folder(root, test_fraction=0).examples("dev"))
-
-
-# --- TFDS ------------------------------------------------------------------------------------------------------------
-
-
-class TinyPictures(tfds.core.GeneratorBasedBuilder):
-    """A set whose features are given to it; the third of its training records is no image."""
-
-    VERSION = tfds.core.Version("1.2.3")
-    PARTS = {
-        "image": lambda: tfds.features.Image(shape=(None, None, 3)),
-        "thumbnail": lambda: tfds.features.Image(shape=(None, None, 3)),
-        "text": tfds.features.Text,
-        "texts": lambda: tfds.features.Sequence(tfds.features.Text()),
-        "label": lambda: tfds.features.ClassLabel(names=["polar_bear", "fire_engine"]),
-        "captions": lambda: tfds.features.Sequence({"text": tfds.features.Scalar(np.object_), "id": np.int64}),
-        "inner": lambda: {"text": tfds.features.Text()},
-        "photo": lambda: {"view": tfds.features.Image(shape=(None, None, 3)), "text": tfds.features.Text()},
-    }
-
-    def __init__(self, *, parts: tuple[str, ...], **options):
-        self._parts = parts
-        super().__init__(**options)
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({part: self.PARTS[part]() for part in self._parts})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(4), "test": self._generate_examples(1)}
-
-    def _generate_examples(self, count: int):
-        for number in range(count):
-            image = picture((60 * number, 0, 0)) if number != 2 else b"no image"
-            whole = {
-                "image": io.BytesIO(image),
-                "thumbnail": io.BytesIO(image),
-                "text": f"picture {number} café",
-                "texts": [f"picture {number}", "a picture", "a picture"] if number != 3 else [],
-                "label": number % 2 if number != 3 else -1,
-                "captions": [{"text": f"nested {number}", "id": 1}, {"text": "nested", "id": 2}],
-                "inner": {"text": "inner"},
-                "photo": {"view": io.BytesIO(image), "text": f"view {number}"},
-            }
-            yield number, {part: whole[part] for part in self._parts}
-
-
-@pytest.fixture
-def prepared(tmp_path):
-    def prepare(*parts: str, file_format: str = "array_record") -> str:
-        tfds.disable_progress_bar()
-        TinyPictures(parts=parts, data_dir=tmp_path).download_and_prepare(file_format=file_format)
-        return str(tmp_path)
-
-    return prepare
-
-
-@pytest.mark.parametrize("file_format", ["array_record", "parquet"])
-def test_tfds_texts(prepared, file_format):
-    source = TfdsSet("tiny_pictures", prepared("image", "text", file_format=file_format), image_size=4)
-    assert source.name == "tfds_tiny_pictures" and set(source.splits()) == {"train", "test"}
-    examples, rejected = read(source)
-    assert len(examples) == 4 and len(rejected) == 1
-    assert "not an image" in next(iter(rejected.values()))
-    train = [example for key, example in examples.items() if key.startswith("train/")]
-    assert {example.captions for example in train} == {(f"picture {number} café",) for number in (0, 1, 3)}
-    for example in train:
-        number = int(example.captions[0].split()[1])
-        assert (example.image == (60 * number, 0, 0)).all() and example.image.shape == (4, 4, 3)
-        assert example.metadata["dataset"] == "tiny_pictures/1.2.3"
-
-
-def test_tfds_labels_become_sentences(prepared):
-    source = TfdsSet("tiny_pictures", prepared("image", "label"), caption_template="a photo of one {label}")
-    examples, rejected = read(source)
-    assert {e.captions[0] for e in examples.values()} == {"a photo of one polar bear", "a photo of one fire engine"}
-    assert sorted(rejected.values())[-1] == "The caption is empty."  # label -1, which is TFDS's "unknown"
-
-
-def test_tfds_several_texts_each_once(prepared):
-    examples, rejected = read(TfdsSet("tiny_pictures", prepared("image", "texts")))
-    assert {e.captions for e in examples.values()} == {("picture 0", "a picture"), ("picture 1", "a picture")}
-    assert sorted(reason[:9] for reason in rejected.values()) == ["The 8 byt", "The capti"]
-
-
-def test_tfds_texts_in_a_sequence_of_records_as_cocos(prepared):
-    source = TfdsSet("tiny_pictures", prepared("image", "captions"))
-    assert source.identity()["text_key"] == "captions/text"
-    assert ("nested 1", "nested") in {example.captions for example in read(source)[0].values()}
-
-
-def test_tfds_nested_features(prepared):
-    source = TfdsSet("tiny_pictures", prepared("photo"))
-    assert (source.identity()["image_key"], source.identity()["text_key"]) == ("photo/view", "photo/text")
-    examples, rejected = read(source)
-    assert len(examples) == 4 and len(rejected) == 1
-    assert {e.captions[0]: int(e.image[0, 0, 0]) for e in examples.values()} == {f"view {n}": 60 * n for n in (0, 1, 3)}
-
-
-def test_tfds_ambiguous_features_are_named(prepared):
-    data_dir = prepared("image", "thumbnail", "text", "label", "inner")
-    with pytest.raises(ValueError, match="set config.data.image_key to one of image, thumbnail"):
-        TfdsSet("tiny_pictures", data_dir)
-    with pytest.raises(ValueError, match="set config.data.text_key to one of") as caught:
-        TfdsSet("tiny_pictures", data_dir, image_key="thumbnail")
-    assert all(key in str(caught.value) for key in ("text", "label", "inner/text"))
-    source = TfdsSet("tiny_pictures", data_dir, image_key="thumbnail", text_key="inner/text")
-    assert {e.captions for e in read(source)[0].values()} == {("inner",)}
-    with pytest.raises(ValueError, match="text_key is 'nope'"):
-        TfdsSet("tiny_pictures", data_dir, image_key="image", text_key="nope")
-
-
-def test_tfds_sets_without_image_or_words(prepared, tmp_path):
-    with pytest.raises(ValueError, match="has no text or label feature"):
-        TfdsSet("tiny_pictures", prepared("image"))
-    with pytest.raises(ValueError, match="has no image feature"):
-        TinyPictures(parts=("text",), data_dir=tmp_path / "other").download_and_prepare(file_format="array_record")
-        TfdsSet("tiny_pictures", str(tmp_path / "other"))
-
-
-def test_tfds_prepares_what_is_not_prepared(tmp_path, monkeypatch):
-    monkeypatch.setattr(TinyPictures.__init__, "__kwdefaults__", {"parts": ("image", "text")})
-    source = TfdsSet("tiny_pictures", str(tmp_path))
-    assert not list(tmp_path.iterdir())  # looking at a set does not download it
-    assert len(read(source)[0]) == 4
-    assert any(path.name.endswith(".array_record") or "array_record" in path.name for path in tmp_path.rglob("*"))
-
-
-def test_tfds_version_in_the_name(prepared):
-    data_dir = prepared("image", "text")
-    assert TfdsSet("tiny_pictures:1.2.3", data_dir).identity() == TfdsSet("tiny_pictures", data_dir).identity()
-    with pytest.raises(ValueError, match="TFDS cannot open 'tiny_pictures:9.9.9'"):
-        TfdsSet("tiny_pictures:9.9.9", data_dir)
-
-
-def test_tfds_files_that_need_tensorflow(prepared, tmp_path):
-    data_dir = prepared("image", "text")
-    info = tmp_path / "tiny_pictures" / "1.2.3" / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(ValueError, match=r"as tfrecord in .*needs TensorFlow: set config\.data\.data_dir"):
-        next(TfdsSet("tiny_pictures", data_dir).examples("train"))
-
-
-def test_tfds_code_that_needs_tensorflow(tmp_path):
-    with pytest.raises(ValueError, match="needs TensorFlow, which jdiff does without; prepare it elsewhere"):
-        TfdsSet("coco_captions", str(tmp_path))
-
-
-def test_tfds_unknown_names(tmp_path):
-    with pytest.raises(ValueError, match="TFDS has no set 'mnit'.*near it: .*mnist"):
-        TfdsSet("mnit", str(tmp_path))
-    with pytest.raises(ValueError, match="TFDS cannot open 'not a name!!'"):
-        TfdsSet("not a name!!", str(tmp_path))
-    with pytest.raises(ValueError, match=r"sets of others \(somebody:\)"):
-        TfdsSet("somebody:pictures", str(tmp_path))
-
-
-def test_tfds_options_are_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"expected to find \{label\}"):
-        TfdsSet("mnist", str(tmp_path), caption_template="a picture")
-    with pytest.raises(ValueError, match="expected one of train, test|expected one of test, train"):
-        TinyPictures(parts=("image", "text"), data_dir=tmp_path).download_and_prepare(file_format="array_record")
-        next(TfdsSet("tiny_pictures", str(tmp_path)).examples("dev"))

@@ -1,0 +1,38 @@
+# make demo   sets up and runs the main job: prepare, train both models, sample, evaluate
+# make test   sets up and passes the tests; PYTHON=python3.12 uses another Python, in an environment of its own
+
+PYTHON ?= python3
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+JDIFF := $(VENV)/bin/jdiff
+EXTRAS ?= test
+
+.PHONY: demo test parity gpu-check setup
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo: setup
+	$(JDIFF) prepare --config=demo_clip
+	$(JDIFF) train --config=demo_clip --workdir=runs/shapes_clip
+	$(JDIFF) evaluate --workdir=runs/shapes_clip
+	$(JDIFF) train --config=demo_t2i --workdir=runs/shapes
+	$(JDIFF) sample --workdir=runs/shapes --trajectory "a small red circle at the top left" \
+		"a large blue star at the bottom right" "a large green ring in the centre" "a small black cross at the top"
+	$(JDIFF) evaluate --workdir=runs/shapes --num=64
+
+test: setup
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff format --quiet --check .
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --ignore=tests/parity
+
+parity: setup
+	$(VENV)/bin/python -m pip install --quiet --editable ".[test,parity]"
+	$(VENV)/bin/python -m pytest --quiet tests/parity
+
+gpu-check: setup
+	$(VENV)/bin/python -m benchmarks gpu_check

@@ -1,0 +1,25 @@
+"""``python -m benchmarks NAME [--quick]``: measure again what the README and the docs claim."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from jdiff.runtime import backend
+
+NAMES = {"path": "the demo and the shapes runs", "gpu_check": "a short training and sampling run on whatever JAX finds"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=NAMES, help="; ".join(f"{name}: {what}" for name, what in NAMES.items()))
+    parser.add_argument("--quick", action="store_true", help="fewer samples, under a minute")
+    parser.add_argument("--runs", default="runs", help="where the runs lie")
+    arguments = parser.parse_args()
+    backend.configure()
+    return importlib.import_module(f"benchmarks.{arguments.name}").measure(quick=arguments.quick, runs=arguments.runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""A claim is a number that the README states, the bound it must keep, and what was measured now."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """measured: None where what it is measured on does not exist yet.   bound: the least that holds (or the most)."""
+
+    text: str
+    measured: float | None
+    bound: float | None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """None where there is nothing to hold: no measurement, or a figure that is only stated."""
+        if self.measured is None or self.bound is None:
+            return None
+        return self.measured <= self.bound if self.at_most else self.measured >= self.bound
+
+
+def surroundings() -> dict[str, str]:
+    """The device and the versions a figure was measured with."""
+    names = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
+    device = jax.devices()[0]
+    return {
+        "device": f"{len(jax.devices())} x {device.device_kind}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def settle(name: str, claims: list[Claim]) -> int:
+    """Print the table, write results/NAME.json, and return the exit status: 1 where a claim does not hold."""
+    where = surroundings()
+    table = Table("claim", "measured", "bound", "holds", title=", ".join(f"{k} {v}" for k, v in where.items()))
+    for claim in claims:
+        measured = "not run" if claim.measured is None else f"{claim.measured:.4g} {claim.note}".strip()
+        bound = "" if claim.bound is None else f"{'<=' if claim.at_most else '>='} {claim.bound:.4g}"
+        table.add_row(claim.text, measured, bound, {True: "yes", False: "NO", None: ""}[claim.holds])
+    Console(width=140).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    rows = [asdict(claim) | {"holds": claim.holds} for claim in claims]
+    (RESULTS / f"{name}.json").write_text(json.dumps({"surroundings": where, "claims": rows}, indent=2) + "\n")
+    return int(any(claim.holds is False for claim in claims))

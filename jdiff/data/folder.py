@@ -1,0 +1,254 @@
+"""Somebody's folder of captioned images, as a source of examples."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import json
+import posixpath
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from etils import epath
+
+from jdiff.data.captions import decode_text, sentences
+from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
+from jdiff.data.records import Example, Rejected, check_split, printable, reject
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+SPLIT_FOLDERS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+MAX_BYTES = 2**28  # of one image file; more is not read into memory
+
+
+class _File(NamedTuple):
+    path: epath.Path
+    size: int
+    seconds: int  # of its last change
+
+
+class _Row(NamedTuple):
+    """What a metadata file says of an image: its captions, or why it has none."""
+
+    where: str
+    captions: tuple[str, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of images and their captions, in the convention of Hugging Face's ImageFolder.
+
+    Captions are the ``text`` (a sentence, or in JSON a list of them) that a ``metadata.jsonl`` or ``metadata.csv``
+    gives a ``file_name`` relative to itself, or else each line of a ``.txt`` file of the image's stem beside it.
+    Folders train, test and validation at the top are the splits; without them a hash of each file's
+    name sends ``test_fraction`` of the images to "test", whatever else is in the folder. Names that begin with
+    a dot are passed over, and links to other folders are not followed.
+
+    image_size: edge of the examples' images in pixels.   crop: how ``decoding.fit`` makes them square.
+    max_pixels: a larger image is rejected undecoded.
+    """
+
+    path: epath.PathLike
+    image_size: int = 64
+    crop: str = "center"
+    test_fraction: float = 0.05
+    max_pixels: int = MAX_PIXELS
+    name: ClassVar[str] = "folder"
+
+    def __post_init__(self):
+        check_fit(self.image_size, self.crop)
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"config.data.test_fraction is {self.test_fraction}, expected 0 or more, and less than 1.")
+        if not epath.Path(self.path).is_dir():
+            raise FileNotFoundError(f"There is no folder {self.path}, which config.data.path names.")
+        if not self._images:
+            raise ValueError(
+                f"There are no images in {self.path}: of its {len(self._files)} files "
+                f"none ends in {', '.join(IMAGE_SUFFIXES)}."
+            )
+        if not any(row.captions for row in self._rows.values()) and not any(map(self._sidecar, self._images)):
+            first = next((f" First of {len(self._problems)} problems: {p.key}: {p.reason}" for p in self._problems), "")
+            raise ValueError(
+                f"There are no captions in {self.path}: expected metadata.jsonl or metadata.csv with file_name and "
+                f"text, or a .txt file beside each image.{first}"
+            )
+
+    def identity(self) -> dict:
+        listing = "\n".join(f"{key}\t{file.size}\t{file.seconds}" for key, file in sorted(self._files.items()))
+        contents = b"".join(self._files[key].path.read_bytes() for key in self._metadata_keys)
+        return {
+            "source": self.name,
+            "listing_sha256": hashlib.sha256(printable(listing).encode() + contents).hexdigest(),
+            "image_size": self.image_size,
+            "crop": self.crop,
+            "test_fraction": self.test_fraction,
+            "max_pixels": self.max_pixels,
+        }
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images; a small folder may have no "test"."""
+        found = {self._wanted_split(key) for key in self._images}
+        return tuple(split for split in ("train", "test", "validation") if split in found)
+
+    def examples(self, split: str) -> Iterator[Example | Rejected]:
+        splits = self.splits()
+        check_split(split, splits)
+        if split == splits[0]:
+            yield from self._problems
+        for key in sorted({*self._images, *self._rows}):
+            wanted = self._wanted_split(key)
+            if split == (wanted if wanted in splits else splits[0]):
+                yield self._example(key)
+
+    def _example(self, key: str) -> Example | Rejected:
+        row, file = self._rows.get(key), self._files.get(key)
+        try:
+            if file is None:
+                raise ValueError(f"There is no such file, but {row.where} lists it.")
+            if key != printable(key):
+                raise ValueError("The file's name is not Unicode (UTF-8); rename it.")
+            if self._split_folders and key.split("/")[0] not in self._split_folders:
+                raise ValueError(f"The image lies outside the folders of splits: {', '.join(self._split_folders)}.")
+            if row and row.reason:
+                raise ValueError(row.reason)
+            if file.size > MAX_BYTES:
+                raise ValueError(f"The file has {file.size} bytes, more than the {MAX_BYTES} that are read.")
+            captions = row.captions if row else self._sidecar_captions(key)
+            if not captions:
+                raise ValueError("The caption is empty.")
+            image = decode(file.path.read_bytes(), max_pixels=self.max_pixels)
+            return Example(key, fit(image, self.image_size, crop=self.crop), captions, {"file_name": key})
+        except (OSError, ValueError) as error:
+            return reject(key, error)
+
+    def _sidecar_captions(self, key: str) -> tuple[str, ...]:
+        sidecar = self._sidecar(key)
+        if sidecar is None:
+            raise ValueError("The image has no caption: no metadata file lists it, and no .txt file is beside it.")
+        return sentences(decode_text(sidecar.path.read_bytes()).splitlines())
+
+    def _sidecar(self, key: str) -> _File | None:
+        stem = posixpath.splitext(key)[0]
+        return self._files.get(stem + ".txt") or self._files.get(stem + ".TXT")
+
+    def _wanted_split(self, key: str) -> str:
+        if self._split_folders:
+            return self._split_folders.get(key.split("/")[0], "train")
+        share = int.from_bytes(hashlib.sha256(printable(key).encode()).digest()[:8], "big") / 2**64
+        return "test" if share < self.test_fraction else "train"
+
+    @functools.cached_property
+    def _files(self) -> dict[str, _File]:
+        """Every file by its name relative to the folder; composed Unicode, as some disks keep it in pieces."""
+        root, files = epath.Path(self.path), {}
+        for folder, folders, names in root.walk():
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = folder.relative_to(root)
+            if not any(part.startswith(".") for part in inside.parts):
+                for path in (folder / name for name in names if not name.startswith(".")):
+                    if path.is_file():
+                        stat = path.stat()
+                        key = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+                        files[key] = _File(path, stat.length, stat.mtime)
+        return files
+
+    @functools.cached_property
+    def _images(self) -> tuple[str, ...]:
+        return tuple(key for key in self._files if key.lower().endswith(IMAGE_SUFFIXES) or key in self._rows)
+
+    @functools.cached_property
+    def _split_folders(self) -> dict[str, str]:
+        tops = {key.split("/")[0] for key in self._images if "/" in key}
+        return {folder: split for folder, split in SPLIT_FOLDERS.items() if folder in tops}
+
+    @functools.cached_property
+    def _metadata_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(key for key in self._files if posixpath.basename(key) in METADATA_NAMES))
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, _Row]:
+        return self._metadata[0]
+
+    @functools.cached_property
+    def _problems(self) -> list[Rejected]:
+        return self._metadata[1]
+
+    @functools.cached_property
+    def _metadata(self) -> tuple[dict[str, _Row], list[Rejected]]:
+        """What all metadata files say of images, and the lines that say nothing usable."""
+        rows, problems = {}, []
+        for metadata in self._metadata_keys:
+            folder = posixpath.dirname(metadata)
+            try:
+                text = decode_text(self._files[metadata].path.read_bytes())
+            except (OSError, ValueError) as error:
+                problems.append(reject(metadata, error))
+                continue
+            for line, row in _csv_rows(text) if metadata.endswith(".csv") else _json_rows(text):
+                where = f"{metadata}:{line}"
+                try:
+                    key = _image_key(row, folder)
+                    if key in rows:
+                        raise ValueError(f"{key} is a duplicate: {rows[key].where} lists it, and is used.")
+                except ValueError as error:
+                    problems.append(reject(where, error))
+                    continue
+                try:
+                    rows[key] = _Row(where, _row_captions(row))
+                except ValueError as error:
+                    rows[key] = _Row(where, (), f"{where}: {error}")
+        return rows, problems
+
+
+def _image_key(row: dict | str, folder: str) -> str:
+    """Where a metadata row's image is, relative to the source's folder.   Raises ValueError."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"The line names no image: expected file_name, found {', '.join(map(str, row)) or 'nothing'}.")
+    name = posixpath.normpath(unicodedata.normalize("NFC", name.strip()))
+    if name.startswith(("/", "../")) or name in (".", ".."):
+        raise ValueError(f"The file_name {name!r} leads out of the folder of its metadata file.")
+    return posixpath.join(folder, name)
+
+
+def _row_captions(row: dict) -> tuple[str, ...]:
+    text = row.get("text")
+    texts = [text] if isinstance(text, str) else text
+    if texts is None:
+        raise ValueError(f"There is no caption: expected text, found {', '.join(map(str, row))}.")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"The text is {text!r:.60}, expected a sentence or a list of sentences.")
+    return sentences(texts)
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
+    """Line numbers and rows; a row that is a string says what is wrong with the line."""
+    for line, content in enumerate(text.split("\n"), start=1):
+        if content.strip():
+            try:
+                row = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                row = f"The line is not JSON: {error}."
+            yield line, row if isinstance(row, dict | str) else f"The line is {content!r:.40}, expected a JSON object."
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            yield reader.line_num, "The line has more cells than the header." if None in row else row
+    except csv.Error as error:
+        yield reader.line_num, f"The file cannot be read as CSV from here on: {error}."

@@ -1,0 +1,66 @@
+"""Captions to tokens: any Unicode comes back, words are the same wherever they stand, lengths are kept."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jdiff.data import tokenizer
+
+CAPTIONS = ["a small red circle at the top left", "a large blue star", "three green triangles"] * 20
+EXACT = tokenizer.train(CAPTIONS, vocab_size=400, context_length=64, lowercase=False)
+LOWER = tokenizer.train(CAPTIONS, vocab_size=400, context_length=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=15))
+def test_any_unicode_round_trips(text):
+    tokens, mask = EXACT.encode([text])
+    assert EXACT.decode(tokens[0]) == text
+    assert mask[0].sum() == 2 + len(EXACT.ids(text))
+
+
+@pytest.mark.parametrize("text", ["a cat", " two  spaces ", "日本語 🐱👩‍🚀", "naïve\n\ttabs", "<|end|>", ""])
+def test_chosen_texts_round_trip(text):
+    if text == "<|end|>":
+        assert EXACT.decode(EXACT.encode([text])[0][0]) == ""  # a caption cannot smuggle marks in as words
+    else:
+        assert EXACT.decode(EXACT.encode([text])[0][0]) == text
+
+
+def test_layout():
+    tokens, mask = LOWER.encode(["red circle", ""])
+    assert tokens.shape == mask.shape == (2, 12)
+    assert tokens.dtype == np.int32
+    assert tokens[0].tolist()[: mask[0].sum()] == [1, *LOWER.ids("red circle"), 2]
+    assert tokens[1].tolist() == [1, 2] + [0] * 10
+    assert mask[1].tolist() == [True, True] + [False] * 10
+
+
+def test_a_word_is_the_same_at_the_beginning_and_within():
+    assert LOWER.ids("red") == LOWER.ids("a red")[-len(LOWER.ids("red")) :]
+
+
+def test_long_captions_are_cut_before_their_end():
+    tokens, mask = LOWER.encode(["red " * 40])
+    assert mask.all()
+    assert tokens[0, -1] == 2
+    assert not LOWER.fits("red " * 40)
+    assert LOWER.fits("red circle")
+
+
+def test_capitals_are_read_as_small_letters():
+    assert LOWER.ids("Red CIRCLE") == LOWER.ids("red circle")
+    assert EXACT.ids("Red") != EXACT.ids("red")
+
+
+def test_a_saved_tokenizer_is_the_same(tmp_path):
+    LOWER.save(tmp_path / "tokenizer.json")
+    again = tokenizer.load(tmp_path / "tokenizer.json", context_length=12)
+    np.testing.assert_array_equal(again.encode(CAPTIONS)[0], LOWER.encode(CAPTIONS)[0])
+    assert again.vocab_size == LOWER.vocab_size
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused():
+    with pytest.raises(ValueError, match="must be 259"):
+        tokenizer.train(CAPTIONS, vocab_size=100, context_length=8)

@@ -1,0 +1,54 @@
+"""Recall, intervals and prompt accuracy on cases counted by hand."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from jdiff.data.shapes.render import render
+from jdiff.data.shapes.world import Scene, Thing
+from jdiff.evaluation.prompt_accuracy import interval, overlap, summary, verdicts
+from jdiff.evaluation.retrieval import recall
+
+
+def test_recall_counts_ranks_and_ties_against():
+    text = np.eye(3)
+    image = np.array([[1, 0, 0], [0, 0, 1.0], [0, 1.0, 0]])
+    found = recall(text, image, at=(1, 2))
+    assert found["text_to_image@1"] == pytest.approx(1 / 3)
+    assert recall(np.ones((4, 1)), np.ones((4, 1)), at=(1, 3, 4))["text_to_image@3"] == 0
+    assert recall(np.ones((4, 1)), np.ones((4, 1)), at=(4,))["image_to_text@4"] == 1
+
+
+def test_recall_has_two_directions():
+    """A caption that every image is nearest to: found by all images of it, finds only its own."""
+    text = np.array([[1.0, 0], [0.6, 0.8]])
+    image = np.array([[1.0, 0], [0.96, 0.28]])
+    found = recall(text, image, at=(1,))
+    assert (found["text_to_image@1"], found["image_to_text@1"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 10), (10, 10), (3, 10), (250, 256)])
+def test_interval_is_wilsons(right, total):
+    truth = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(interval(right, total), (truth.low, truth.high), atol=1e-6)
+
+
+def test_prompt_accuracy_of_pictures_drawn_right_and_wrong():
+    asked = [
+        Scene((Thing("circle", "red", "large"),), place="top left"),
+        Scene((Thing("star", "blue", "small"),), place="right"),
+    ]
+    drawn = [asked[0], Scene((Thing("star", "green", "small"),), place="right")]
+    images = np.stack([render(scene, np.random.default_rng(i)) for i, scene in enumerate(drawn)])
+    table = summary(verdicts(asked, images))
+    shares = {name: row["share"] for name, row in table.items()}
+    assert shares["whole"] == shares["colour"] == 0.5
+    assert shares["shape"] == shares["place"] == 1
+    assert table["whole"]["count"] == 2
+
+
+def test_overlap_ignores_blur():
+    scene = Scene((Thing("circle", "red", "large"),), place="top left")
+    blurred = Scene(scene.things, place="top left", blurry=True)
+    other = Scene(scene.things, place="top")
+    assert overlap([scene, other], [blurred]) == 1

@@ -1,0 +1,81 @@
+"""The networks' parts against float64 derivations."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdiff.models import layers
+from jdiff.models.attention import Attention, dot_product
+from tests import truths
+
+GENERATOR = np.random.default_rng(0)
+
+
+def random(*shape, scale=1.0):
+    return jnp.asarray(scale * GENERATOR.standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_group_norm_in_one_pass_equals_two(offset):
+    """One pass loses digits where the mean is large beside the spread: at 10 to 1 two of seven, no more."""
+    x = random(2, 4, 6, 8) + offset
+    scale, bias = random(8), random(8)
+    y = layers.GroupNorm(4, 1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+    truth = truths.group_norm(*(np.float64(a) for a in (x,)), 4, np.float64(scale), np.float64(bias), 1e-5)
+    np.testing.assert_allclose(y, truth, atol=2e-5 if offset == 0 else 5e-4)
+
+
+def test_timestep_embedding_is_cosines_first():
+    """cos then sin of t 10000^(-i/half), i from 0: Stable Diffusion's flip_sin_to_cos and freq_shift 0."""
+    t, width = 37.5, 8
+    angles = [t * 10000 ** (-i / 4) for i in range(4)]
+    expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+    np.testing.assert_allclose(layers.timestep_embedding(jnp.array([t]), width)[0], expected, atol=2e-5)
+
+
+def test_activations_at_known_points():
+    """Phi(1) = 0.8413447; sigmoid(1.702) = 0.8457958; tanh GELU of 1 = 0.8411920."""
+    one = jnp.float32(1)
+    values = {name: float(layers.ACTIVATIONS[name](one)) for name in layers.ACTIVATIONS}
+    assert values == pytest.approx({"gelu": 0.8413447, "quick_gelu": 0.8457958, "gelu_tanh": 0.8411920}, abs=1e-6)
+
+
+def test_space_to_depth_moves_and_loses_nothing():
+    x = random(2, 4, 6, 3)
+    folded = layers.space_to_depth(x, 2)
+    assert folded.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(folded[0, 1, 2].reshape(2, 2, 3), x[0, 2:4, 4:6])
+    np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_against_rows_written_out(causal, masked):
+    query, key, value = (random(2, 5, 3, 4) for _ in range(3))
+    mask = jnp.array([[True] * 5, [True, True, False, False, False]]) if masked else None
+    seen = dot_product(query, key, value, mask=mask, causal=causal)
+    for b in range(2):
+        for h in range(3):
+            rows = (np.float64(a[b, :, h]) for a in (query, key, value))
+            truth = truths.attention(*rows, None if mask is None else np.asarray(mask[b]), causal)
+            np.testing.assert_allclose(seen[b, :, h], truth, atol=1e-5)
+
+
+def test_hidden_context_changes_nothing():
+    """What the mask hides may be anything."""
+    module = Attention(heads=2)
+    x, context = random(1, 3, 8), random(1, 4, 6)
+    mask = jnp.array([[True, True, False, False]])
+    params = module.init(jax.random.key(0), x, context, mask)
+    other = context.at[:, 2:].set(99.0)
+    np.testing.assert_array_equal(module.apply(params, x, context, mask), module.apply(params, x, other, mask))
+
+
+def test_dense_equals_a_plain_product():
+    x, module = random(2, 3, 4), layers.Dense(5)
+    params = module.init(jax.random.key(0), x)["params"]
+    truth = np.float64(x) @ np.float64(params["kernel"]) + np.float64(params["bias"])
+    np.testing.assert_allclose(module.apply({"params": params}, x), truth, atol=1e-6)

@@ -1,0 +1,97 @@
+"""Laws of the towers and of the U-Net, on small ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower, VisionTower
+from jdiff.models.unet import UNet
+
+GENERATOR = np.random.default_rng(0)
+TOKENS = jnp.array([[1, 5, 6, 2, 0, 0], [1, 7, 2, 0, 0, 0]])
+MASK = TOKENS != 0
+TEXT = {
+    "bidirectional": TextTower(10, 6, 32, 2, 2, 16, "gelu", causal=False),
+    "causal": TextTower(10, 6, 32, 2, 2, 16, "quick_gelu"),
+}
+UNETS = {
+    "pixels": UNet((8, 16), (False, True), (1, 2), blocks=1, groups=4, out_channels=3, pooled=True),
+    "patches": UNet((8, 16), (True, True), (1, 2), blocks=2, groups=4, out_channels=3, patch_size=2),
+    "one level": UNet((8,), (True,), (2,), blocks=1, groups=4, out_channels=3),
+}
+
+
+def shaken(params):
+    """Parameters with none at zero, so that zero-initialised layers hide nothing."""
+    keys = iter(jax.random.split(jax.random.key(7), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_padding_does_not_change_a_caption(name):
+    tower = TEXT[name]
+    params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
+    hidden, embedding = tower.apply(params, TOKENS, MASK)
+    np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=-1), 1, rtol=1e-5)
+    other_hidden, other = tower.apply(params, jnp.where(MASK, TOKENS, 9), MASK)
+    np.testing.assert_allclose(embedding, other, atol=1e-6)
+    np.testing.assert_allclose(hidden[MASK], other_hidden[MASK], atol=1e-6)
+    short_hidden, short = tower.apply(params, TOKENS[1:, :3], MASK[1:, :3])
+    np.testing.assert_allclose(embedding[1:], short, atol=1e-6)
+    np.testing.assert_allclose(hidden[1:, :3], short_hidden, atol=1e-5)
+
+
+def test_a_causal_tower_cannot_look_ahead():
+    for name, looks_ahead in (("causal", False), ("bidirectional", True)):
+        tower = TEXT[name]
+        params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
+        changed = TOKENS.at[0, 2].set(8)
+        a, b = (tower.apply(params, tokens, MASK)[0] for tokens in (TOKENS, changed))
+        assert (jnp.abs(a[0, 1] - b[0, 1]).max() > 1e-3) == looks_ahead
+
+
+def test_logit_scale_starts_at_one_over_point_07_and_is_capped():
+    encoder = DualEncoder(TEXT["causal"], VisionTower(16, 8, 32, 1, 2, 16))
+    inputs = TOKENS, MASK, jnp.zeros((2, 16, 16, 3))
+    params = encoder.init(jax.random.key(0), *inputs)["params"]
+    np.testing.assert_allclose(encoder.apply({"params": params}, *inputs)[2], 1 / 0.07, rtol=1e-5)
+    hot = params | {"logit_scale": jnp.array(9.0)}
+    np.testing.assert_allclose(encoder.apply({"params": hot}, *inputs)[2], 100, rtol=1e-5)
+    assert np.isclose(LOGIT_SCALE_CAP, np.log(100))
+
+
+def unet_inputs(n=2):
+    xt = jnp.asarray(GENERATOR.standard_normal((n, 8, 8, 3)), jnp.float32)
+    context = jnp.asarray(GENERATOR.standard_normal((n, 6, 12)), jnp.float32)
+    pooled = jnp.asarray(GENERATOR.standard_normal((n, 16)), jnp.float32)
+    mask = jnp.arange(6)[None] < jnp.array([4, 2])[:, None]
+    return xt, jnp.linspace(0.0, 999.0, n), context, mask, pooled
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_the_unet_hears_everything_it_is_told(name):
+    """The answer is an image, starts at zero, and depends on image, timestep, caption and pooled caption."""
+    unet, inputs = UNETS[name], unet_inputs()
+    params = unet.init(jax.random.key(0), *inputs)
+    np.testing.assert_array_equal(unet.apply(params, *inputs), 0)
+    params = shaken(params)
+    answer = unet.apply(params, *inputs)
+    assert answer.shape == (2, 8, 8, 3)
+    assert answer.dtype == jnp.float32
+    for place in (0, 1, 2, 4):
+        changed = [*inputs]
+        changed[place] = changed[place] + 1.0
+        moved = jnp.abs(unet.apply(params, *changed) - answer).max() > 1e-4
+        assert moved == (place != 4 or unet.pooled), place
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_padding_and_neighbours_do_not_change_an_image(name):
+    unet, (xt, timestep, context, mask, pooled) = UNETS[name], unet_inputs()
+    params = shaken(unet.init(jax.random.key(0), xt, timestep, context, mask, pooled))
+    answer = unet.apply(params, xt, timestep, context, mask, pooled)
+    padded = jnp.where(mask[..., None], context, 50.0)
+    np.testing.assert_array_equal(answer, unet.apply(params, xt, timestep, padded, mask, pooled))
+    alone = unet.apply(params, xt[1:], timestep[1:], context[1:, :2], mask[1:, :2], pooled[1:])
+    np.testing.assert_allclose(answer[1:], alone, atol=2e-5)

@@ -1,0 +1,176 @@
+"""Optimizer, average, steps and loop: closed forms, and the laws of noise that belongs to an example."""
+
+import itertools
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from jdiff import build, rng
+from jdiff.sharding import mesh as meshes
+from jdiff.training import ema, loop, metrics
+from jdiff.training.optimizer import adamw, learning_rate_schedule
+
+CONFIG = {
+    "data": {"image_size": 8},
+    "tokenizer": {"context_length": 8},
+    "text": {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16, "activation": "gelu", "causal": False},
+    "vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16},
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
+    "mesh": {"data": 1},
+    "train": {"objective": "contrastive", "batch_size": 8, "steps": 6, "ema_decay": 0.9},
+}
+
+
+class Words:
+    """A tokenizer's interface over random tokens."""
+
+    vocab_size = 20
+
+
+def batch(step):
+    generator = np.random.default_rng(step)
+    tokens = generator.integers(1, 20, (8, 8)).astype(np.int32)
+    images = generator.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    return {"image": images, "tokens": tokens, "mask": tokens > 3, "index": np.arange(8, dtype=np.int32)}
+
+
+def run(workdir, *, stop_at=None):
+    """Train CONFIG in ``workdir``, going on if there is a checkpoint; a SIGINT arrives at step ``stop_at``."""
+    setup = build.experiment(CONFIG)
+    mesh = setup.mesh()
+    with build.checkpoints(workdir) as store:
+        state = setup.initial_state(Words(), mesh)
+        if store.latest is not None:
+            state = store.restore(state)
+
+        def batches(start):
+            for step in itertools.count(start):
+                if step == stop_at:
+                    signal.raise_signal(signal.SIGINT)
+                yield meshes.place(mesh, batch(step))
+
+        start = int(state.step)
+        writer = metrics.Writer(epath.Path(workdir), start_step=start)
+        try:
+            return loop.train(
+                state,
+                setup.step(Words()),
+                batches(start),
+                steps=setup.train.steps,
+                every=loop.Every(log=1, save=2, sample=100),
+                checkpoints=store,
+                writer=writer,
+                show_samples=lambda state: None,
+            )
+        finally:
+            writer.close()
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = run(tmp_path / "whole")
+    with pytest.raises(loop.Interrupted, match="stopped at step 4, saved") as stopped:
+        run(tmp_path / "parts", stop_at=3)
+    assert stopped.value.signal == signal.SIGINT
+    resumed = run(tmp_path / "parts")
+    assert int(whole.step) == int(resumed.step) == 6
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    lines = [(tmp_path / part / "metrics.jsonl").read_text() for part in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_after_the_checkpoint_are_cut(tmp_path):
+    path = epath.Path(tmp_path)
+    (path / "metrics.jsonl").write_text("".join(f'{{"step": {s}}}\n' for s in (1, 2, 3)))
+    metrics.Writer(path, start_step=2).close()
+    assert (path / "metrics.jsonl").read_text().splitlines() == ['{"step": 1}', '{"step": 2}']
+
+
+def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
+    setup = build.experiment(CONFIG)
+    with build.checkpoints(tmp_path) as store:
+        writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
+        state = setup.initial_state(Words(), setup.mesh())
+        with jax.debug_nans(False), pytest.raises(loop.Diverged, match=r"config\.optimizer\.learning_rate"):
+            loop.train(
+                state,
+                lambda state, batch: (state, metrics.averages({"loss": jnp.float32(jnp.nan)})),
+                itertools.repeat({}),
+                steps=4,
+                every=loop.Every(log=2, save=1, sample=9),
+                checkpoints=store,
+                writer=writer,
+                show_samples=lambda state: None,
+            )
+        writer.close()
+        assert store.latest is None
+
+
+def test_devices_do_not_change_the_run():
+    """One device and eight see the same batch, and end within rounding of each other."""
+    ends = []
+    for devices in (1, 8):
+        setup = build.experiment(CONFIG | {"mesh": {"data": devices}})
+        mesh, step = setup.mesh(), setup.step(Words())
+        state = setup.initial_state(Words(), mesh)
+        for i in range(3):
+            state, _ = step(state, meshes.place(mesh, batch(i)))
+        ends.append(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.device_get(state.params))]))
+    assert jnp.linalg.norm(ends[0] - ends[1]) / jnp.linalg.norm(ends[0]) < 1e-5
+
+
+def test_noise_belongs_to_the_example():
+    """Keys follow seed, stream, step and place, and no two of them meet."""
+    place = jnp.arange(4)
+
+    def bits(seed, name, step):
+        return np.asarray(rng.normal(rng.example_keys(rng.stream(seed, name), step, place), (2,)))
+
+    base = bits(0, "noise", 5)
+    np.testing.assert_array_equal(base, bits(0, "noise", 5))
+    for other in (bits(1, "noise", 5), bits(0, "caption_dropout", 5), bits(0, "noise", 6), base[::-1]):
+        assert not np.any(base == other)
+    again = rng.normal(rng.example_keys(rng.stream(0, "noise"), 5, place[2:3]), (2,))
+    np.testing.assert_array_equal(base[2:3], again)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    rate = learning_rate_schedule(learning_rate=2.0, warmup_steps=10, steps=110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
+
+
+def test_first_step_of_adamw_in_closed_form():
+    """After one step Adam moves every weight by the rate; decay touches matrices only; the norm was clipped before."""
+    params = {"matrix": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+    gradients = {"matrix": jnp.full((2, 2), 50.0), "bias": jnp.full(2, -50.0)}
+    optimizer = adamw(steps=100, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(new["bias"], 3.1, rtol=1e-5)
+    np.testing.assert_allclose(new["matrix"], 3.0 - 0.1 - 0.1 * 0.5 * 3.0, rtol=1e-5)
+
+
+def test_average_starts_at_the_parameters_and_follows_them():
+    """d = min(decay, (1 + step) / (10 + step)), written out."""
+    average = start = jnp.float32(4.0)
+    expected = 4.0
+    for step in range(5):
+        average = ema.update(average, jnp.float32(0.0), step=jnp.int32(step), decay=0.3)
+        expected *= min(0.3, (1 + step) / (10 + step))
+    np.testing.assert_allclose(average, expected, rtol=1e-5)
+    np.testing.assert_allclose(ema.update(start, start, step=jnp.int32(7), decay=0.99), start)
+
+
+def test_averages_weigh_by_count():
+    a = metrics.averages({"loss": jnp.float32(1), "bin": (jnp.float32(2), 3)})
+    b = metrics.averages({"loss": jnp.float32(3), "bin": (jnp.float32(6), 1)})
+    assert metrics.values(metrics.merge(a, b)) == {"loss": 2.0, "bin": 3.0}
+    assert metrics.values(metrics.averages({"bin": (jnp.float32(0), 0)})) == {}
