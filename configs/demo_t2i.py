@@ -13,15 +13,14 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="shapes", world=("one",), image_size=32, train=20_000, test=1_000, compositions=500)
-    config.tokenizer = dict(vocab_size=512, context_length=16)
-    config.text = dict(
-        run="runs/shapes_clip", width=128, layers=3, heads=2, embed_dim=512, activation="gelu", causal=False
-    )
+    config.text = dict(run="runs/shapes_clip")
     config.unet = dict(
         channels=(64, 128), attention=(False, True), heads=(1, 2), blocks=1, groups=16, patch_size=2, pooled=True
     )
-    config.diffusion = dict(schedule="cosine", timesteps=1000, prediction_type="v", caption_dropout=0.1)
-    config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
+    config.diffusion = dict(
+        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="min_snr", caption_dropout=0.1
+    )
+    config.optimizer = dict(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
@@ -36,7 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample = dict(solver="ddim", steps=30, spacing="trailing", eta=0.0, guidance_scale=3.0)
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
-        config.text.update(width=32, layers=1, embed_dim=32)
         config.unet.update(channels=(16, 32), groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)

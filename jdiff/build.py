@@ -6,8 +6,6 @@ nearest right one in its sentence, and no key can go unread.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jdiff import rng
+from jdiff.construct import ConfigError, choose, construct, nearest
 from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
@@ -27,6 +26,7 @@ from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS
+from jdiff.embed import Encoder
 from jdiff.models.clip import DualEncoder, TextTower, VisionTower
 from jdiff.models.layers import ACTIVATIONS
 from jdiff.models.unet import UNet
@@ -39,48 +39,6 @@ from jdiff.training.state import TrainState
 
 SECTIONS = ("data", "tokenizer", "text", "vision", "unet", "diffusion", "optimizer", "mesh", "train", "sample")
 OBJECTIVES = ("contrastive", "diffusion")
-
-
-class ConfigError(ValueError):
-    """A config asks for something that does not exist; the sentence says which key to change."""
-
-
-def nearest(name: str, known) -> str:
-    """', did you mean ...?' for a misspelt name, or the known names."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(map(str, known))}"
-
-
-def choose(key: str, name: str, table) -> Any:
-    """The entry of a table that a config names."""
-    if name not in table:
-        raise ConfigError(f"config.{key} is '{name}', which does not exist; {nearest(name, table)}")
-    return table[name] if isinstance(table, Mapping) else name
-
-
-def construct(section: str, constructor: Callable, keys: Mapping[str, Any], **more: Any) -> Any:
-    """Call ``constructor`` with a section's keys; keys it does not take, or of a wrong type, are a ``ConfigError``."""
-    accepted = {
-        name: p for name, p in inspect.signature(constructor).parameters.items() if name not in (*more, "parent")
-    }
-    for name, value in keys.items():
-        if name not in accepted:
-            raise ConfigError(f"config.{section}.{name} is not a setting; {nearest(name, accepted)}")
-        wanted_name = str(accepted[name].annotation)
-        wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(wanted_name)
-        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
-            raise ConfigError(
-                f"config.{section}.{name} is {value!r}, a {type(value).__name__}; it must be {wanted_name}"
-            )
-    missing = [n for n, p in accepted.items() if p.default is inspect.Parameter.empty and n not in keys and n != "name"]
-    if missing:
-        raise ConfigError(f"config.{section}.{missing[0]} is missing; it has no default")
-    return constructor(**{name: _frozen(value) for name, value in keys.items()}, **more)
-
-
-def _frozen(value: Any) -> Any:
-    """Lists as tuples, so that a config from JSON builds what its Python file builds."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -219,18 +177,20 @@ class Experiment:
     def every(self) -> Every:
         return Every(self.train.log_every, self.train.save_every, self.train.sample_every)
 
-    def initial_state(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
-        """Where training begins: parameters from the config's seed, placed on the mesh."""
+    def initial_state(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, frozen: Any = None) -> TrainState:
+        """Where training begins: parameters from the config's seed, placed on the mesh.
+
+        frozen: weights of the text tower, for a U-Net.
+        """
         train, n = self.train, self.context_length
         tokens, mask = jnp.zeros((1, n), jnp.int32), jnp.ones((1, n), bool)
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
         text = self.text(tokenizer.vocab_size)
         if train.objective == "contrastive":
-            network, inputs, frozen = self.encoder(tokenizer), (tokens, mask, image), {}
+            network, inputs = self.encoder(tokenizer), (tokens, mask, image)
         else:
             context, pooled = jnp.zeros((1, n, text.width)), jnp.zeros((1, text.embed_dim))
             network, inputs = self.unet(), (image, jnp.zeros((1,)), context, mask, pooled)
-            frozen = restore_weights(self.text_run, meshes.everywhere(mesh))[0]["text"]
         optimizer = self.optimizer()
 
         def begin(frozen) -> TrainState:
@@ -281,33 +241,6 @@ class Experiment:
         )
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A trained dual encoder, ready to compare captions and images."""
-
-    tokenizer: Tokenizer
-    network: DualEncoder
-    params: Any
-
-    def embed_texts(self, captions: list[str]) -> jax.Array:
-        """Captions as unit vectors, (n, embed_dim)."""
-        return _embed_texts(self.network.text, self.params["text"], *self.tokenizer.encode(captions))
-
-    def embed_images(self, images) -> jax.Array:
-        """Images (n, h, w, 3) uint8 as unit vectors, (n, embed_dim)."""
-        return _embed_images(self.network.vision, self.params["vision"], images)
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed_texts(text: TextTower, params, tokens, mask) -> jax.Array:
-    return text.apply({"params": params}, tokens, mask)[1]
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed_images(vision: VisionTower, params, images) -> jax.Array:
-    return vision.apply({"params": params}, steps.images_of({"image": images}))[1]
-
-
 def experiment(config: ConfigDict | Mapping) -> Experiment:
     """A checked experiment from a config file's ``get_config()`` or from a run's config.json."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
@@ -322,6 +255,21 @@ def saved_experiment(workdir: epath.PathLike) -> Experiment:
             f"{workdir} is not a run: it has no config.json; train one, or name another with --workdir"
         )
     return experiment(json.loads(path.read_text()))
+
+
+def with_text_of_run(setup: Experiment, workdir: epath.PathLike) -> Experiment:
+    """A text-to-image experiment whose text tower and tokenizer are those of a trained run, as its config names it.
+
+    A run that was begun holds them itself; a new one takes them from config.text.run.
+    """
+    if setup.train.objective == "contrastive":
+        return setup
+    begun = (epath.Path(workdir) / "config.json").exists()
+    if not begun and setup.text_run is None:
+        raise ConfigError("config.text.run is missing; name the run of the dual encoder whose text tower is to be read")
+    kept = saved_experiment(workdir if begun else setup.text_run).config
+    text = {**kept["text"], **setup.config.get("text", {})}
+    return Experiment({**setup.config, "text": text, "tokenizer": kept["tokenizer"]})
 
 
 def saved_tokenizer(workdir: epath.PathLike) -> Tokenizer:

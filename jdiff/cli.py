@@ -38,7 +38,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def _resolved(config: str) -> str:
     """A config's file, from its path or its name, with the variant kept."""
-    from jdiff.build import nearest
+    from jdiff.construct import nearest
 
     name, colon, variant = config.partition(":")
     if not Path(name).is_file():
@@ -163,7 +163,7 @@ def _experiment():
 
 def _parse(verb: str, arguments: list[str]) -> None:
     """Define the verb's flags and read them."""
-    from jdiff.build import nearest
+    from jdiff.construct import nearest
 
     joined: list[str] = []
     for argument in arguments:
@@ -193,7 +193,7 @@ def main() -> None:
     if verb in ("--help", "-h", "help"):
         print(USAGE.format(configs=", ".join(shipped_configs())))
         return
-    from jdiff.build import ConfigError, nearest
+    from jdiff.construct import ConfigError, nearest
     from jdiff.data.records import NotPrepared, TooManyRejected
     from jdiff.training.checkpoint import NoCheckpoint
     from jdiff.training.loop import Diverged, Interrupted

@@ -11,7 +11,7 @@ LAYERS = (
     ("diffusion", "contrastive", "data"),
     ("models", "sharding", "grids"),
     ("training", "evaluation", "interop", "runtime"),
-    ("sample",),
+    ("sample", "embed", "construct"),
     ("build",),
     ("sweep", "plan"),
     ("verbs",),

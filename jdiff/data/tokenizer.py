@@ -30,7 +30,7 @@ class Tokenizer:
 
     def ids(self, caption: str) -> list[int]:
         """The caption's own tokens, uncut. Words read the same wherever they stand: a space is put before the first."""
-        return self._model.encode(" " + caption).ids
+        return self._model.encode(" " + caption).ids if caption else []
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Captions as the networks take them; a long one is cut before its end token.
@@ -64,7 +64,7 @@ def train(captions: Iterable[str], *, vocab_size: int, context_length: int, lowe
     """
     if vocab_size < 259:
         raise ValueError(
-            f"config.tokenizer.vocab_size is {vocab_size}; it must be at least 259, the bytes and three marks"
+            f"config.tokenizer.vocab_size is {vocab_size}; it must be 259, the bytes and three marks, or more"
         )
     model = tokenizers.Tokenizer(models.BPE())
     if lowercase:

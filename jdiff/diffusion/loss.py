@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff import rng
 from jdiff.diffusion import prediction, process
 from jdiff.diffusion.schedules import Schedule
 
@@ -20,9 +19,12 @@ def draw(keys: Array, x0: Array, timesteps: int) -> tuple[Array, Array]:
 
     keys: (b,).   x0: (b, *dims).   Returns timestep (b,) int in 0..T-1 and eps like x0.
     """
-    level_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    timestep = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps))(level_keys)
-    return timestep, rng.normal(noise_keys, x0.shape[1:])
+
+    def one(key: Array) -> tuple[Array, Array]:
+        level_key, noise_key = jax.random.split(key)
+        return jax.random.randint(level_key, (), 0, timesteps), jax.random.normal(noise_key, x0.shape[1:])
+
+    return jax.vmap(one)(keys)
 
 
 def loss(

@@ -39,13 +39,24 @@ def simple(prediction_type: str, level: Level) -> Array:
 
 def min_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
     """min(SNR, cap) in x0: nearly clean images do not drown the rest [minsnr eq. 5]. As ``simple``."""
+    # sigma^2 is multiplied in first, so that a clean image does not divide by zero.
+    return jnp.minimum(level.alpha**2, cap * level.sigma**2) / _det(prediction_type, level) ** 2
+
+
+def clipped_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
+    """SNR held in [1, cap] in x0: [distillation sec. 4]'s floor, which keeps the noisiest levels, where a scene is
+    laid out, and min-SNR's cap. As ``simple``."""
+    held = jnp.clip(level.alpha**2, level.sigma**2, cap * level.sigma**2)
+    return held / _det(prediction_type, level) ** 2
+
+
+def _det(prediction_type: str, level: Level) -> Array:
+    """det of (6) for rates (b,)."""
     of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
-    det = level.alpha * of_eps - level.sigma * of_x0
-    # min(SNR, cap) (sigma / det)^2, with sigma^2 multiplied in so that a clean image does not divide by zero.
-    return jnp.minimum(level.alpha**2, cap * level.sigma**2) / det**2
+    return level.alpha * of_eps - level.sigma * of_x0
 
 
-WEIGHTINGS = {"simple": simple, "min_snr": min_snr}
+WEIGHTINGS = {"simple": simple, "min_snr": min_snr, "clipped_snr": clipped_snr}
 
 
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:

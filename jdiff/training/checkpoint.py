@@ -11,7 +11,8 @@ from jax.sharding import Sharding
 
 from jdiff.training.state import TrainState
 
-PARTS = ("step", "params", "opt_state", "ema", "frozen")
+STATE = ("step", "params", "opt_state", "ema", "frozen")
+PARTS = (*STATE, "averages")
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -39,17 +40,23 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
-        """Begin to write ``state``; training may go on meanwhile."""
+    def save(self, state: TrainState, averages: Any = None) -> None:
+        """Begin to write; training may go on meanwhile.
+
+        averages: what was measured since the last report, so that a resumed run reports what one left alone does.
+        """
         step = int(state.step)
         if step == self.latest:
             return
-        parts = {part: ocp.args.StandardSave(_tree(state, part)) for part in PARTS if _tree(state, part)}
+        trees = {part: getattr(state, part) for part in STATE} | {"averages": averages}
+        # Each in a dict, so that a lone array is a tree too; what is empty is not written.
+        parts = {part: ocp.args.StandardSave({"tree": tree}) for part, tree in trees.items() if jax.tree.leaves(tree)}
         self._manager.save(step, args=ocp.args.Composite(**parts))
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest checkpoint, as arrays placed like ``like``'s (which may be shapes with shardings)."""
-        found = self._restore({part: _tree(like, part) for part in PARTS if _tree(like, part)})
+        trees = {part: getattr(like, part) for part in STATE}
+        found = self._restore({part: {"tree": tree} for part, tree in trees.items() if jax.tree.leaves(tree)})
         return like.replace(**{part: tree["tree"] for part, tree in found.items()})
 
     def restore_parts(self, sharding: Sharding, *parts: str) -> dict[str, Any]:
@@ -77,9 +84,3 @@ class Checkpoints:
     def wait(self) -> None:
         """Until what was begun is on disk."""
         self._manager.wait_until_finished()
-
-
-def _tree(state: TrainState, part: str) -> dict[str, Any] | None:
-    """One part, in a dict so that a lone array is a tree too."""
-    value = getattr(state, part)
-    return {"tree": value} if jax.tree.leaves(value) else None

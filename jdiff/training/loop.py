@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -49,16 +49,18 @@ def train(
     checkpoints: Checkpoints,
     writer: metrics.Writer,
     show_samples: Callable[[TrainState], None],
+    merged: metrics.Averages | None = None,
 ) -> TrainState:
     """Train until ``steps``, saving as it goes.
 
     step: compiled, (state, batch) -> (state, averages); the state passed in is given up.
     batches: placed batches, from the state's step on.
     show_samples: writes what the model can do so far.
+    merged: what was measured between the last report and the state's step.
     Raises ``Interrupted`` after a stop that was saved, ``Diverged`` before a save that would be worthless.
     """
     done = first = int(state.step)
-    merged, last_report, last_time, loss = None, done, time.monotonic(), float("nan")
+    last_report, last_time, loss = done, time.monotonic(), float("nan")
     asked_to_stop: list[int] = []
     before = {number: signal.signal(number, lambda number, _: asked_to_stop.append(number)) for number in _SIGNALS}
     try:
@@ -69,22 +71,18 @@ def train(
                 done += 1
                 if done % every.log == 0 or done == steps:
                     values = metrics.values(merged)
-                    loss = values["loss"]
-                    if not loss == loss:
-                        raise Diverged(
-                            f"the loss stopped being a number between steps {last_report} and {done}; "
-                            "lower config.optimizer.learning_rate and go on from the last checkpoint, or start again"
-                        )
+                    loss = _finite(values["loss"], done)
                     rate = (done - last_report) / (time.monotonic() - last_time)
                     writer.write(done, values, rates={"steps_per_second": rate})
                     merged, last_report, last_time = None, done, time.monotonic()
                 progress.show(done, loss)
-                if done % every.save == 0 and done < steps:
-                    checkpoints.save(state)
+                if done % every.save == 0:
+                    _finite(float(averages["loss"].total), done)
+                    checkpoints.save(state, merged)
                 if done % every.sample == 0 or done == steps:
                     show_samples(state)
-            jax.block_until_ready(state)
-            checkpoints.save(state)
+            _finite(float(averages["loss"].total), done)
+            checkpoints.save(state, merged)
             checkpoints.wait()
     finally:
         for number, handler in before.items():
@@ -92,6 +90,16 @@ def train(
     if done < steps:
         raise Interrupted(asked_to_stop[0], done)
     return state
+
+
+def _finite(loss: float, step: int) -> float:
+    """The loss, if it is a number; it is asked before every report and every save."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the loss of step {step} is not a number; lower config.optimizer.learning_rate "
+            "and go on from the last checkpoint, or start again"
+        )
+    return loss
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -30,6 +30,11 @@ def merge(a: Averages, b: Averages) -> Averages:
     return {name: a[name].merge(b[name]) for name in b}
 
 
+def from_checkpoint(saved: dict[str, dict[str, Array]] | None) -> Averages | None:
+    """Averages as a checkpoint gives them back."""
+    return saved and {name: metrics.Average(total=a["total"], count=a["count"]) for name, a in saved.items()}
+
+
 def values(merged: Averages) -> dict[str, float]:
     """Averages as plain numbers; one that saw no example is left out."""
     return {name: float(average.compute()) for name, average in merged.items() if float(average.count) > 0}

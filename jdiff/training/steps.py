@@ -34,7 +34,7 @@ def _apply(state: TrainState, loss_fn: Callable, optimizer: optax.GradientTransf
     params = optax.apply_updates(state.params, updates)
     average = None if decay is None else ema.update(state.ema, params, step=state.step, decay=decay)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
-    return state, report | {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    return state, report | {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
 
 def contrastive_step(encoder: DualEncoder, optimizer: optax.GradientTransformation, *, ema_decay: float | None) -> Step:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jdiff import build, grids
-from jdiff.build import Encoder, Experiment
+from jdiff.build import Experiment
 from jdiff.contrastive import analogies
 from jdiff.data import records
+from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
 from jdiff.sample import Sampler
 

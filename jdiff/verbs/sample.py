@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jdiff import build, grids
-from jdiff.build import ConfigError
+from jdiff.construct import ConfigError
 from jdiff.sample import Sampler
 
 

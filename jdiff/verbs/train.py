@@ -10,12 +10,14 @@ import numpy as np
 from etils import epath
 
 from jdiff import build, grids
-from jdiff.build import ConfigError, Encoder, Experiment
+from jdiff.build import Experiment
+from jdiff.construct import ConfigError
 from jdiff.data import records
 from jdiff.data.pipeline import Batches
+from jdiff.embed import Encoder
 from jdiff.sharding import mesh as meshes
 from jdiff.training import loop
-from jdiff.training.metrics import Writer
+from jdiff.training.metrics import Writer, from_checkpoint
 
 SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures drawn during training
 
@@ -23,6 +25,7 @@ SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures dr
 def train(setup: Experiment, workdir: str) -> None:
     """Train to the config's last step, from the newest checkpoint if there is one."""
     path = epath.Path(workdir)
+    setup = build.with_text_of_run(setup, path)
     train = setup.train
     dataset = records.records(setup.dataset(), "train")
     mesh = setup.mesh()
@@ -32,9 +35,17 @@ def train(setup: Experiment, workdir: str) -> None:
         )
     tokenizer = _claim(setup, path, dataset)
     with build.checkpoints(path, keep=train.keep) as store:
-        state = setup.initial_state(tokenizer, mesh)
+        everywhere, merged = meshes.everywhere(mesh), None
+        if train.objective == "contrastive":
+            frozen = {}
+        elif store.latest is None:
+            frozen = build.restore_weights(setup.text_run, everywhere)[0]["text"]
+        else:
+            frozen = store.restore_parts(everywhere, "frozen")["frozen"]
+        state = setup.initial_state(tokenizer, mesh, frozen)
         if store.latest is not None:
             state = store.restore(state)
+            merged = from_checkpoint(store.restore_parts(everywhere, "averages")["averages"])
         start = int(state.step)
         if start >= train.steps:
             print(f"{workdir} has all its {train.steps} steps already")
@@ -63,6 +74,7 @@ def train(setup: Experiment, workdir: str) -> None:
                 checkpoints=store,
                 writer=writer,
                 show_samples=_shower(setup, tokenizer, path, writer),
+                merged=merged,
             )
     print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}", flush=True)
 

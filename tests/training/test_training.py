@@ -45,9 +45,11 @@ def run(workdir, *, stop_at=None):
     setup = build.experiment(CONFIG)
     mesh = setup.mesh()
     with build.checkpoints(workdir) as store:
-        state = setup.initial_state(Words(), mesh)
+        state, merged = setup.initial_state(Words(), mesh), None
         if store.latest is not None:
             state = store.restore(state)
+            found = store.restore_parts(meshes.everywhere(mesh), "averages")["averages"]
+            merged = metrics.from_checkpoint(found)
 
         def batches(start):
             for step in itertools.count(start):
@@ -63,10 +65,11 @@ def run(workdir, *, stop_at=None):
                 setup.step(Words()),
                 batches(start),
                 steps=setup.train.steps,
-                every=loop.Every(log=1, save=2, sample=100),
+                every=loop.Every(log=3, save=2, sample=100),
                 checkpoints=store,
                 writer=writer,
                 show_samples=lambda state: None,
+                merged=merged,
             )
         finally:
             writer.close()
@@ -84,7 +87,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     lines = [(tmp_path / part / "metrics.jsonl").read_text() for part in ("whole", "parts")]
     assert lines[0] == lines[1]
-    assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [3, 6]
 
 
 def test_lines_after_the_checkpoint_are_cut(tmp_path):
@@ -115,16 +118,19 @@ def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
 
 
 def test_devices_do_not_change_the_run():
-    """One device and eight see the same batch, and end within rounding of each other."""
-    ends = []
+    """One device and eight see the same batch, and lose the same within rounding, step by step.
+
+    Losses, not parameters: the gradient of a key's bias is 0 but for rounding, which Adam makes a full step of.
+    """
+    losses = []
     for devices in (1, 8):
         setup = build.experiment(CONFIG | {"mesh": {"data": devices}})
         mesh, step = setup.mesh(), setup.step(Words())
         state = setup.initial_state(Words(), mesh)
-        for i in range(3):
-            state, _ = step(state, meshes.place(mesh, batch(i)))
-        ends.append(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.device_get(state.params))]))
-    assert jnp.linalg.norm(ends[0] - ends[1]) / jnp.linalg.norm(ends[0]) < 1e-5
+        for i in range(4):
+            state, averages = step(state, meshes.place(mesh, batch(i)))
+            losses.append(float(averages["loss"].compute()))
+    np.testing.assert_allclose(losses[:4], losses[4:], rtol=1e-5)
 
 
 def test_noise_belongs_to_the_example():

@@ -1,0 +1,21 @@
+"""The benchmark code itself runs; its figures are nobody's concern here."""
+
+import json
+
+import pytest
+
+from benchmarks import claims, gpu_check
+
+
+def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    gpu_check.measure(quick=True, runs="")
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert found["surroundings"]["device"]
+    assert all(row["measured"] for row in found["claims"] if "a second" in row["text"])
+
+
+@pytest.mark.parametrize(("measured", "at_most", "status"), [(0.9, False, 1), (0.9, True, 0), (None, False, 0)])
+def test_a_claim_that_does_not_hold_fails_the_run(tmp_path, monkeypatch, measured, at_most, status):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    assert claims.settle("some", [claims.Claim("x", measured, 0.95, at_most=at_most)]) == status

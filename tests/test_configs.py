@@ -1,0 +1,89 @@
+"""Every config keeps its promises' form, builds the same from JSON, and takes its two tiny steps."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jdiff import build
+from jdiff.cli import shipped_configs
+from jdiff.data.emoji.glyphs import find_font
+from jdiff.verbs.prepare import prepare
+from jdiff.verbs.train import train
+
+CONFIGS = shipped_configs()
+ENCODERS = [name for name in CONFIGS if name.endswith("_clip")]
+
+
+def get_config(name, variant=""):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant), module.__doc__
+
+
+def has_font():
+    try:
+        return bool(find_font())
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_docstrings_promise(name):
+    _, promise = get_config(name)
+    for word in ("Aim ", "Run ", "Takes ", "Expect ", "Seen"):
+        assert f"\n{word}" in promise
+    assert f"--config={name}" in promise
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_python_and_json_build_the_same(name):
+    config, _ = get_config(name)
+    built = build.experiment(config)
+    again = build.experiment(json.loads(json.dumps(built.config)))
+    assert built == again
+    assert built.text(300) == again.text(300)
+    assert hash(built.text(300)) == hash(again.text(300))
+    if built.train.objective == "diffusion":
+        assert hash(built.unet()) == hash(again.unet())
+        assert built.sample == again.sample
+    else:
+        assert hash(built.vision()) == hash(again.vision())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unknown_variants_are_refused(name):
+    with pytest.raises(ValueError, match="there is only 'tiny'"):
+        get_config(name, "big")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_two_tiny_steps_of_every_config(encoder, tmp_path):
+    if encoder.startswith("emoji") and not has_font():
+        pytest.skip("the Noto Color Emoji font is not installed")
+    for name in (encoder, encoder.replace("_clip", "_t2i")):
+        config, _ = get_config(name, "tiny")
+        config.data.directory = str(tmp_path / "data")
+        if config.data.source == "folder":
+            config.data.path = str(own_images(tmp_path / "images"))
+        if "run" in config.text:
+            config.text.run = str(tmp_path / encoder)
+        setup = build.experiment(config)
+        prepare(setup)
+        train(setup, str(tmp_path / name))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2]
+        build.load(tmp_path / name)
+
+
+def own_images(folder):
+    """Somebody's photographs: noise with sidecar captions."""
+    folder.mkdir(exist_ok=True)
+    for i in range(60):
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+        (folder / f"{i}.txt").write_text(f"noise number {i}\n")
+    return folder
