@@ -2,9 +2,10 @@
 
 Aim     whole prompts of unseen scenes right >= 90 %, shape and colour >= 95 %, by the exact reader.
 Run     jdiff train --config=demo_t2i --workdir=runs/shapes, after demo_clip
-Takes   about 8 minutes on 2 CPU cores.
-Expect  clean shapes after 500 steps, right ones after 1,000.
-Seen
+Takes   about 9 minutes on 2 CPU cores (0.175 s a step).
+Expect  places and colours after 500 steps, large shapes after 1,000, small ones last.
+Seen    the same recipe in a trial outside this config, 128 unseen prompts at guidance 2: whole prompt 69 %, with the
+        reader refusing 24 %, nearly all of them small shapes. The aim is not reached yet.
 """
 
 from ml_collections import ConfigDict
@@ -15,27 +16,33 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = dict(source="shapes", world=("one",), image_size=32, train=20_000, test=1_000, compositions=500)
     config.text = dict(run="runs/shapes_clip")
     config.unet = dict(
-        channels=(64, 128), attention=(False, True), heads=(1, 2), blocks=1, groups=16, patch_size=2, pooled=True
+        channels=(32, 64, 128),
+        attention=(False, False, True),
+        heads=(1, 1, 2),
+        blocks=1,
+        groups=16,
+        patch_size=2,
+        pooled=True,
     )
     config.diffusion = dict(
-        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="min_snr", caption_dropout=0.1
+        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="clipped_snr", caption_dropout=0.1
     )
     config.optimizer = dict(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
         batch_size=32,
-        steps=1500,
+        steps=3000,
         seed=0,
         ema_decay=0.995,
         log_every=50,
-        save_every=500,
-        sample_every=500,
+        save_every=1000,
+        sample_every=1000,
     )
-    config.sample = dict(solver="ddim", steps=30, spacing="trailing", eta=0.0, guidance_scale=3.0)
+    config.sample = dict(solver="ddim", steps=30, spacing="trailing", eta=0.0, guidance_scale=2.0)
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
-        config.unet.update(channels=(16, 32), groups=8)
+        config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 1), groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)
     elif variant:
