@@ -22,7 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
         objective="contrastive", batch_size=256, steps=1000, seed=0, log_every=20, save_every=200, sample_every=400
     )
     if variant == "tiny":
-        config.data.update(sequences=False)
         config.text.update(width=32, layers=1, heads=2, embed_dim=32)
         config.vision.update(width=32, layers=1, heads=2, embed_dim=32)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)

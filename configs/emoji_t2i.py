@@ -40,7 +40,6 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=3.0)
     if variant == "tiny":
-        config.data.update(sequences=False)
         config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)

@@ -1,4 +1,4 @@
-"""Runs the command line as its user does, in a process of its own, with what the core must not need made absent."""
+"""Runs the command line as its user does, in a process of its own, and sees that what the core must not need stays out."""
 
 import os
 import subprocess
@@ -6,9 +6,8 @@ import sys
 
 BLOCKED = ("tensorflow", "torch")
 PROGRAM = f"""
-import sys
-for name in {BLOCKED!r}:
-    sys.modules[name] = None
+import atexit, sys
+atexit.register(lambda: [sys.stderr.write(f"{{name}} was imported") for name in {BLOCKED!r} if name in sys.modules])
 from jdiff import cli
 sys.argv[0] = "jdiff"
 cli.main()
@@ -25,6 +24,7 @@ def jdiff(*arguments, cwd, check=True):
         text=True,
         timeout=600,
     )
+    assert "was imported" not in done.stderr
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
