@@ -1,13 +1,13 @@
-"""Runs the command line as its user does, in a process of its own, and sees that what the core must not need stays out."""
+"""Runs the command line as its user does, and sees that what the core must not need stays out."""
 
 import os
 import subprocess
 import sys
 
-BLOCKED = ("tensorflow", "torch")
-PROGRAM = f"""
+PROGRAM = """
 import atexit, sys
-atexit.register(lambda: [sys.stderr.write(f"{{name}} was imported") for name in {BLOCKED!r} if name in sys.modules])
+sys.modules["torch"] = None
+atexit.register(lambda: sys.modules.get("tensorflow") and sys.stderr.write("tensorflow was imported"))
 from jdiff import cli
 sys.argv[0] = "jdiff"
 cli.main()
