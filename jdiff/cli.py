@@ -182,6 +182,14 @@ def _parse(verb: str, arguments: list[str]) -> None:
     except flags.UnrecognizedFlagError as error:
         own = [name for name in flags.FLAGS if not name.startswith("?")]
         raise UsageError(f"--{error.flagname} is no flag of `jdiff {verb}`; {nearest(error.flagname, own)}") from error
+    except flags.IllegalFlagValueError as error:
+        # ml_collections puts a whole traceback into its message; its last line is what a config's author wrote.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise UsageError(lines[-1].split("Error: ", 1)[-1]) from error
+    except (AttributeError, KeyError) as error:
+        overrides = [a.split("=", 1)[0] for a in arguments if a.startswith("--config.")]
+        why = str(error).replace("\\n", " ").strip("'\" ")
+        raise UsageError(f"one of {', '.join(overrides)} is no key of the config: {why}") from error
 
 
 def main() -> None:

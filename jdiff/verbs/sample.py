@@ -48,6 +48,7 @@ def sample(
     settings = dataclasses.replace(sampler.settings, **changes)
     if guidance_scale is not None:
         settings = dataclasses.replace(settings, guidance_scale=guidance_scale)
+    settings.tableau(sampler.schedule)  # refuse impossible settings before anything is drawn
     for prompt in {*prompts, negative}:
         if not sampler.tokenizer.fits(prompt):
             print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")
