@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="contrastive", batch_size=256, steps=400, seed=0, log_every=20, save_every=200, sample_every=200
+        objective="contrastive", batch_size=128, steps=400, seed=0, log_every=20, save_every=200, sample_every=200
     )
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)

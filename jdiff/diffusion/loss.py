@@ -28,12 +28,18 @@ def draw(keys: Array, x0: Array, timesteps: int) -> tuple[Array, Array]:
 
 
 def loss(
-    predict: Callable, x0: Array, *, keys: Array, schedule: Schedule, prediction_type: str, weighting: str = "simple"
+    predict: Callable,
+    x0: Array,
+    *,
+    keys: Array,
+    schedule: Schedule,
+    prediction_type: str,
+    weight: prediction.Weighting = prediction.simple,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean squared error of the network's answers, weighed by noise level.
 
     predict: (xt, timestep) -> prediction like xt.
-    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: a name in ``prediction.WEIGHTINGS``.
+    x0: (b, *dims) clean data.   keys: (b,) one per example.   weight: one of ``prediction.WEIGHTINGS``.
     Returns the scalar loss and a report: ``loss_bin_i``, the plain loss of each quarter of the timesteps, as a pair of
     its mean and the number of examples that fell there.
     """
@@ -47,5 +53,5 @@ def loss(
     inside = place[None] == jnp.arange(BINS)[:, None]
     count = inside.sum(axis=1)
     binned = jnp.where(inside, each[None], 0).sum(axis=1) / jnp.maximum(count, 1)
-    weight = prediction.WEIGHTINGS[weighting](prediction_type, level)
-    return jnp.mean(weight * each), {f"loss_bin_{i}": (binned[i], count[i]) for i in range(BINS)}
+    weighed = jnp.mean(weight(prediction_type, level) * each)
+    return weighed, {f"loss_bin_{i}": (binned[i], count[i]) for i in range(BINS)}

@@ -13,6 +13,7 @@ from jax import Array
 from jdiff import rng
 from jdiff.contrastive.loss import softmax_loss
 from jdiff.diffusion import loss as diffusion
+from jdiff.diffusion.prediction import Weighting
 from jdiff.diffusion.schedules import Schedule
 from jdiff.models.clip import DualEncoder, TextTower
 from jdiff.models.unet import UNet
@@ -71,7 +72,7 @@ def diffusion_step(
     *,
     schedule: Schedule,
     prediction_type: str,
-    weighting: str,
+    weight: Weighting,
     empty: Captioning,
     ema_decay: float | None,
     seed: int,
@@ -100,7 +101,7 @@ def diffusion_step(
                 keys=noise_keys,
                 schedule=schedule,
                 prediction_type=prediction_type,
-                weighting=weighting,
+                weight=weight,
             )
 
         return _apply(state, loss_fn, optimizer, ema_decay)

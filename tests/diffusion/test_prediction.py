@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.diffusion.prediction import PREDICTION_TYPES, clipped, denoiser, solve, target
+from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS, clipped, denoiser, solve, target
 from jdiff.diffusion.process import diffuse
 from jdiff.diffusion.schedules import cosine
+from jdiff.levels import Level
 
 LEVEL = cosine(1000).level(jnp.array([5, 300, 700, 990]))
 GENERATOR = np.random.default_rng(0)
@@ -41,6 +42,31 @@ def test_equation_7_error_in_x0(name):
     det = alpha * of_eps - sigma * of_x0
     x0, _ = solve(name, target(name, X0, EPS, LEVEL) + 0.1, XT, LEVEL)
     np.testing.assert_allclose(np.abs(x0 - X0).mean((1, 2, 3)), 0.1 * sigma / np.abs(det), rtol=1e-2)
+
+
+# What an error of each type counts by the papers, for s = SNR = alpha^2 / sigma^2 [minsnr eq. 5, distillation sec. 4].
+PAPERS = {
+    "min_snr": {"eps": lambda s: np.minimum(s, 9) / s, "x0": lambda s: np.minimum(s, 9)}
+    | {"v": lambda s: np.minimum(s, 9) / (s + 1)},
+    "clipped_snr": {"eps": lambda s: np.clip(s, 1, 9) / s, "x0": lambda s: np.clip(s, 1, 9)}
+    | {"v": lambda s: np.clip(s, 1, 9) / (s + 1)},
+}
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("name", PAPERS)
+def test_weightings_by_the_papers(name, prediction_type):
+    """Levels on both sides of the cap and of the floor; eps and v divided alike, a known mistake, would fail here."""
+    alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
+    right = PAPERS[name][prediction_type]((alpha / sigma) ** 2)
+    np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL, cap=9.0), right, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weightings_are_finite_at_pure_noise(name):
+    noise = Level(jnp.zeros(1), jnp.ones(1))
+    assert jnp.isfinite(WEIGHTINGS[name]("x0", noise)).all()
+    assert jnp.isfinite(WEIGHTINGS[name]("v", noise)).all()
 
 
 def test_clipping_derives_eps_anew():
