@@ -4,8 +4,8 @@ Aim     whole prompts of unseen scenes right >= 90 %, shape and colour >= 95 %, 
 Run     jdiff train --config=demo_t2i --workdir=runs/shapes, after demo_clip
 Takes   about 9 minutes on 2 CPU cores (0.2 s a step).
 Expect  places and colours after 500 steps, large shapes after 1,000, small ones last.
-Seen    2026-11-24, 64 unseen prompts at guidance 2: whole prompt 45 %, shape and colour 48 %. In a trial with batches of
-        16 and 4,800 steps, 50 of 63 large scenes were right and 6 of 65 small ones. The aim is not reached yet.
+Seen    2026-11-24, 64 unseen prompts at guidance 2: whole prompt 45 %, shape and colour 48 %. In a trial with batches
+        of 16 and 4,800 steps, 50 of 63 large scenes were right and 6 of 65 small ones. The aim is not reached yet.
 """
 
 from ml_collections import ConfigDict
