@@ -23,7 +23,7 @@ from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS, Weighting
+from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.embed import Encoder
@@ -94,7 +94,7 @@ class Experiment:
             self.unet()
             self.schedule()
             choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
-            self.loss_weight()
+            choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
             if not 0 <= self.diffusion.caption_dropout <= 1:
                 raise ConfigError(
                     f"config.diffusion.caption_dropout is {self.diffusion.caption_dropout}; it must be from 0 to 1"
@@ -167,10 +167,6 @@ class Experiment:
     def schedule(self) -> Schedule:
         return choose("diffusion.schedule", self.diffusion.schedule, SCHEDULES)(self.diffusion.timesteps)
 
-    def loss_weight(self) -> Weighting:
-        """How much an error counts at each noise level."""
-        return choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
-
     def optimizer(self):
         return construct("optimizer", adamw, self._section("optimizer"), steps=self.train.steps)
 
@@ -218,7 +214,7 @@ class Experiment:
                 optimizer,
                 schedule=self.schedule(),
                 prediction_type=self.diffusion.prediction_type,
-                weight=self.loss_weight(),
+                weighting=self.diffusion.weighting,
                 empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
                 ema_decay=decay,
                 seed=train.seed,

@@ -28,18 +28,12 @@ def draw(keys: Array, x0: Array, timesteps: int) -> tuple[Array, Array]:
 
 
 def loss(
-    predict: Callable,
-    x0: Array,
-    *,
-    keys: Array,
-    schedule: Schedule,
-    prediction_type: str,
-    weight: prediction.Weighting = prediction.simple,
+    predict: Callable, x0: Array, *, keys: Array, schedule: Schedule, prediction_type: str, weighting: str = "simple"
 ) -> tuple[Array, dict[str, Array]]:
     """Mean squared error of the network's answers, weighed by noise level.
 
     predict: (xt, timestep) -> prediction like xt.
-    x0: (b, *dims) clean data.   keys: (b,) one per example.   weight: one of ``prediction.WEIGHTINGS``.
+    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: a name in ``prediction.WEIGHTINGS``.
     Returns the scalar loss and a report: ``loss_bin_i``, the plain loss of each quarter of the timesteps, as a pair of
     its mean and the number of examples that fell there.
     """
@@ -53,5 +47,5 @@ def loss(
     inside = place[None] == jnp.arange(BINS)[:, None]
     count = inside.sum(axis=1)
     binned = jnp.where(inside, each[None], 0).sum(axis=1) / jnp.maximum(count, 1)
-    weighed = jnp.mean(weight(prediction_type, level) * each)
-    return weighed, {f"loss_bin_{i}": (binned[i], count[i]) for i in range(BINS)}
+    weight = prediction.WEIGHTINGS[weighting](prediction_type, level)
+    return jnp.mean(weight * each), {f"loss_bin_{i}": (binned[i], count[i]) for i in range(BINS)}

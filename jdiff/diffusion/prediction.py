@@ -56,8 +56,7 @@ def _det(prediction_type: str, level: Level) -> Array:
     return level.alpha * of_eps - level.sigma * of_x0
 
 
-Weighting = Callable[[str, Level], Array]
-WEIGHTINGS: dict[str, Weighting] = {"simple": simple, "min_snr": min_snr, "clipped_snr": clipped_snr}
+WEIGHTINGS = {"simple": simple, "min_snr": min_snr, "clipped_snr": clipped_snr}
 
 
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:

@@ -13,7 +13,6 @@ from jax import Array
 from jdiff import rng
 from jdiff.contrastive.loss import softmax_loss
 from jdiff.diffusion import loss as diffusion
-from jdiff.diffusion.prediction import Weighting
 from jdiff.diffusion.schedules import Schedule
 from jdiff.models.clip import DualEncoder, TextTower
 from jdiff.models.unet import UNet
@@ -72,7 +71,7 @@ def diffusion_step(
     *,
     schedule: Schedule,
     prediction_type: str,
-    weight: Weighting,
+    weighting: str,
     empty: Captioning,
     ema_decay: float | None,
     seed: int,
@@ -101,7 +100,7 @@ def diffusion_step(
                 keys=noise_keys,
                 schedule=schedule,
                 prediction_type=prediction_type,
-                weight=weight,
+                weighting=weighting,
             )
 
         return _apply(state, loss_fn, optimizer, ema_decay)

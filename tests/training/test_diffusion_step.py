@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jdiff.diffusion.prediction import WEIGHTINGS
 from jdiff.diffusion.schedules import cosine
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
@@ -36,7 +35,7 @@ def step(dropout, **changes):
     make = {
         "schedule": cosine(1000),
         "prediction_type": "v",
-        "weight": WEIGHTINGS["simple"],
+        "weighting": "simple",
         "empty": steps.Captioning(EMPTY, EMPTY > 0, dropout),
         "ema_decay": 0.9,
         "seed": 0,
@@ -71,9 +70,9 @@ def test_the_text_tower_stays_frozen_and_the_average_moves():
 def test_a_model_learns_one_picture():
     """Two hundred steps on one image bring the loss to a small part of where it began."""
     optimizer = optax.adam(2e-3)
-    make = {"schedule": cosine(1000), "prediction_type": "x0", "weight": WEIGHTINGS["min_snr"]}
+    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "ema_decay": None, "seed": 0}
     empty = steps.Captioning(EMPTY, EMPTY > 0, 0.1)
-    run = jax.jit(steps.diffusion_step(UNET, TEXT, optimizer, empty=empty, ema_decay=None, seed=0, **make))
+    run = jax.jit(steps.diffusion_step(UNET, TEXT, optimizer, empty=empty, **make))
     now = state(optimizer).replace(ema=None)
     data = batch(5)
     data["image"] = np.repeat(data["image"][:1], 8, axis=0)
