@@ -8,17 +8,20 @@ from benchmarks.claims import Claim, settle
 from jdiff.data.shapes.adversary import SHOWN, measure_reader
 from jdiff.verbs.evaluate import evaluate
 
-# The README's word on each run: recall@1 both ways; shape and colour, and the whole prompt, at the config's guidance.
+# The README's word on each run: recall@1 both ways; what of unseen prompts is drawn, at the config's guidance.
 ENCODERS = {"shapes_clip": ("demo", 0.80), "shapes_clip_full": ("shapes_clip", 0.95)}
 SAMPLERS = {
-    "shapes": ("demo", "shape_and_colour", 0.95, 0.90),
-    "shapes_t2i": ("shapes_t2i", "both_objects", 0.90, 0.75),
+    "shapes": ("demo", {"shape_and_colour": 0.95, "whole": 0.90}),
+    "shapes_t2i": ("shapes_t2i", {"both_objects": 0.90, "whole_pair": 0.75}),
 }
+SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance, beside the config's own
 
 
 def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim whose run exists. Returns the exit status."""
-    return settle("path", [*_reader(quick), *_encoders(Path(runs)), *_samplers(Path(runs), 64 if quick else 256)])
+    place, num = Path(runs), 64 if quick else 256
+    claims = [*_reader(quick), *_encoders(place), *_samplers(place, num)]
+    return settle("path", claims if quick else claims + _stated(place, num))
 
 
 def _reader(quick: bool) -> list[Claim]:
@@ -46,12 +49,37 @@ def _encoders(runs: Path) -> list[Claim]:
 
 def _samplers(runs: Path, num: int) -> list[Claim]:
     claims = []
-    for run, (config, things, things_bound, whole_bound) in SAMPLERS.items():
+    for run, (config, bounds) in SAMPLERS.items():
         found = evaluate(str(runs / run), num=num) if (runs / run / "config.json").exists() else {}
         rows = next(iter(found["scales"].values())) if found else {}
-        for name, bound in ((things, things_bound), ("whole", whole_bound)):
-            row = rows.get(name)
-            note = f"({row['low']:.3f} to {row['high']:.3f}, {row['count']} prompts)" if row else ""
-            claims.append(Claim(f"{config}: {name.replace('_', ' ')} right", row and row["share"], bound, note=note))
+        for name, bound in bounds.items():
+            claims.append(_share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound))
         claims.append(Claim(f"{config}: asked scenes that training showed", found.get("overlap"), 0, at_most=True))
     return claims
+
+
+def _stated(runs: Path, num: int) -> list[Claim]:
+    """What shapes_t2i comes out at where nothing is promised: other scales, unseen pairs, negative prompts."""
+    run, config = str(runs / "shapes_t2i"), "shapes_t2i"
+    if not (runs / "shapes_t2i" / "config.json").exists():
+        return []
+    wide = evaluate(run, num=num, guidance_scales=SCALES, negatives=True)
+    claims = [
+        _share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name])
+        for scale, rows in wide["scales"].items()
+        for name in ("both_objects", "whole_pair", "something_left_out")
+    ]
+    for name, (without, against) in wide["negatives"].items():
+        claims.append(_share(f"{config}: {name} shown, no negative prompt", without))
+        claims.append(_share(f"{config}: {name} shown, as the negative prompt", against))
+    unseen = evaluate(run, split="compositions", num=num)
+    rows = next(iter(unseen["scales"].values()))
+    return claims + [
+        _share(f"{config}, compositions: {name.replace('_', ' ')}", rows[name])
+        for name in ("both_objects", "whole_pair")
+    ]
+
+
+def _share(text: str, row: dict | None, bound: float | None = None) -> Claim:
+    note = f"({row['low']:.3f} to {row['high']:.3f}, {row['count']} pictures)" if row else ""
+    return Claim(text, row and row["share"], bound, note=note)

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
-    config.data = dict(source="shapes", world=("one",), image_size=32, train=20_000, test=1_000, compositions=500)
+    config.data = dict(
+        source="shapes", world=("one",), image_size=32, partial=0.25, train=20_000, test=1_000, compositions=500
+    )
     config.tokenizer = dict(vocab_size=512, context_length=16)
     config.text = dict(width=128, layers=3, heads=2, embed_dim=512, activation="gelu", causal=False)
     config.vision = dict(patch_size=8, width=128, layers=4, heads=2, embed_dim=512, activation="gelu")

@@ -13,26 +13,29 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
-    config.data = dict(source="shapes", world=("one",), image_size=32, train=20_000, test=1_000, compositions=500)
+    config.data = dict(
+        source="shapes", world=("one",), image_size=32, partial=0.25, train=20_000, test=1_000, compositions=500
+    )
     config.text = dict(run="runs/shapes_clip")
     config.unet = dict(
-        channels=(32, 48, 64),
+        channels=(48, 48, 64),
         attention=(False, False, False),
         heads=(1, 1, 1),
         blocks=1,
         groups=16,
         patch_size=2,
         pooled=True,
+        modulated=True,
     )
     config.diffusion = dict(
-        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="clipped_snr", caption_dropout=0.1
+        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
     )
-    config.optimizer = dict(learning_rate=3e-3, warmup_steps=200, weight_decay=0.01)
+    config.optimizer = dict(learning_rate=2.5e-3, warmup_steps=200, weight_decay=0.01)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
         batch_size=32,
-        steps=2800,
+        steps=2600,
         seed=0,
         ema_decay=0.998,
         log_every=50,

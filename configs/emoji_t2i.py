@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         pooled=True,
     )
     config.diffusion = dict(
-        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="clipped_snr", caption_dropout=0.1
+        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
     )
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
     config.mesh = dict(data=-1)

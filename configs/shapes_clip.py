@@ -13,15 +13,21 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
-        source="shapes", world=("one", "count", "relation"), image_size=32, train=60_000, test=2_000, compositions=500
+        source="shapes",
+        world=("one", "count", "relation"),
+        image_size=32,
+        partial=0.25,
+        train=60_000,
+        test=2_000,
+        compositions=500,
     )
     config.tokenizer = dict(vocab_size=512, context_length=24)
     config.text = dict(width=192, layers=4, heads=3, embed_dim=512, activation="gelu", causal=False)
-    config.vision = dict(patch_size=4, width=192, layers=5, heads=3, embed_dim=512, activation="gelu")
+    config.vision = dict(patch_size=8, width=192, layers=5, heads=3, embed_dim=512, activation="gelu")
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="contrastive", batch_size=256, steps=2500, seed=0, log_every=20, save_every=200, sample_every=400
+        objective="contrastive", batch_size=256, steps=1400, seed=0, log_every=20, save_every=200, sample_every=400
     )
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)

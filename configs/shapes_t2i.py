@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
-        source="shapes", world=("one", "count", "relation"), image_size=32, train=60_000, test=2_000, compositions=500
+        source="shapes",
+        world=("one", "count", "relation"),
+        image_size=32,
+        partial=0.25,
+        train=60_000,
+        test=2_000,
+        compositions=500,
     )
     config.text = dict(run="runs/shapes_clip_full")
     config.unet = dict(
@@ -26,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
         pooled=True,
     )
     config.diffusion = dict(
-        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="clipped_snr", caption_dropout=0.1
+        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
     )
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
     config.mesh = dict(data=-1)

@@ -106,13 +106,14 @@ def _define_evaluate() -> None:
     flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
     flags.DEFINE_integer("num", 256, "How many examples at most.", 1)
     flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
+    flags.DEFINE_bool("negatives", False, "Measure negative prompts too.")
 
 
 def _evaluate() -> None:
     from jdiff.verbs.evaluate import evaluate
 
     f = flags.FLAGS
-    evaluate(_needed("workdir"), split=f.split, num=f.num, guidance_scales=f.guidance_scale)
+    evaluate(_needed("workdir"), split=f.split, num=f.num, guidance_scales=f.guidance_scale, negatives=f.negatives)
 
 
 def _define_figures() -> None:

@@ -83,6 +83,14 @@ def test_evaluating(folder, run):
     assert "measured already" in jdiff("evaluate", f"--workdir=runs/{run}", "--num=8", cwd=folder).stdout
 
 
+def test_negative_prompts_are_measured_on_request(folder):
+    common = ("evaluate", "--workdir=runs/shapes", "--split=compositions", "--num=4")
+    assert "as the negative prompt" in jdiff(*common, "--negatives", cwd=folder).stdout
+    found = json.loads((folder / "runs" / "shapes" / "evaluation" / "compositions" / "results.json").read_text())
+    for without, against in found["negatives"].values():
+        assert max(without["count"], against["count"]) <= 4
+
+
 def test_load_in_python(folder):
     import jdiff as package
 

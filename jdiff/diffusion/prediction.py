@@ -43,11 +43,11 @@ def min_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
     return jnp.minimum(level.alpha**2, cap * level.sigma**2) / _det(prediction_type, level) ** 2
 
 
-def clipped_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
-    """SNR held in [1, cap] in x0: [distillation sec. 4]'s floor, which keeps the noisiest levels, where a scene is
-    laid out, and min-SNR's cap. As ``simple``."""
-    held = jnp.clip(level.alpha**2, level.sigma**2, cap * level.sigma**2)
-    return held / _det(prediction_type, level) ** 2
+def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: float = 2.0) -> Array:
+    """sqrt(SNR) = alpha / sigma in x0, held in [floor, cap]: half way between counting errors of x0 and of eps alike,
+    since |x0 error| |eps error| = (alpha / sigma) |x0 error|^2. As ``simple``."""
+    held = jnp.clip(level.alpha, floor * level.sigma, cap * level.sigma)
+    return held * level.sigma / _det(prediction_type, level) ** 2
 
 
 def _det(prediction_type: str, level: Level) -> Array:
@@ -56,7 +56,7 @@ def _det(prediction_type: str, level: Level) -> Array:
     return level.alpha * of_eps - level.sigma * of_x0
 
 
-WEIGHTINGS = {"simple": simple, "min_snr": min_snr, "clipped_snr": clipped_snr}
+WEIGHTINGS = {"simple": simple, "min_snr": min_snr, "root_snr": root_snr}
 
 
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:

@@ -27,23 +27,22 @@ def verdicts(asked: Sequence[Scene], images: np.ndarray) -> list[dict]:
     return [agrees(scene, read(image)) for scene, image in zip(asked, images, strict=True)]
 
 
+def rate(found: Sequence[bool]) -> dict[str, float]:
+    """A share with its interval and count: {"share", "low", "high", "count"}; of nothing, 0 (0 to 1)."""
+    right, total = sum(found), len(found)
+    low, high = interval(right, total)
+    return {"share": right / max(total, 1), "low": low, "high": high, "count": total}
+
+
 def summary(judged: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Each attribute's share, with its interval and count: {"whole": {"share", "low", "high", "count"}, ...}.
+    """The rate of each attribute, {"whole": {"share", ...}, ...}, and of pictures with something left out.
 
     An attribute that only some requests have (a place, a relation) is counted over those.
     """
     names = list(dict.fromkeys(name for verdict in judged for name in verdict if name != "left_out"))
-    table = {}
-    for name in names:
-        found = [bool(verdict[name]) for verdict in judged if name in verdict]
-        low, high = interval(sum(found), len(found))
-        table[name] = {"share": sum(found) / len(found), "low": low, "high": high, "count": len(found)}
-    missing = [verdict["left_out"] for verdict in judged if "left_out" in verdict]
-    if missing:
-        low, high = interval(sum(m > 0 for m in missing), len(missing))
-        share = sum(m > 0 for m in missing) / len(missing)
-        table["something_left_out"] = {"share": share, "low": low, "high": high, "count": len(missing)}
-    return table
+    table = {name: rate([bool(verdict[name]) for verdict in judged if name in verdict]) for name in names}
+    missing = [verdict["left_out"] > 0 for verdict in judged if "left_out" in verdict]
+    return table | ({"something_left_out": rate(missing)} if missing else {})
 
 
 def overlap(asked: Iterable[Scene], trained: Iterable[Scene]) -> int:

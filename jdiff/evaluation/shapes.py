@@ -1,9 +1,11 @@
-"""What the shapes world lets one measure exactly: prompts of unseen scenes, and the arithmetic of its words."""
+"""What the shapes world lets one measure exactly: unseen scenes, negative prompts, the arithmetic of meanings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from jdiff.contrastive.analogies import Analogy
 from jdiff.data.shapes.grammar import short_caption
@@ -15,18 +17,47 @@ def scenes(records: Sequence[dict]) -> list[Scene]:
     return [Scene.from_json(json.loads(records[i]["metadata"])["scene"]) for i in range(len(records))]
 
 
-def distinct(records: Sequence[dict], count: int, *, kind: str | None = None) -> list[int]:
-    """Places of the first ``count`` sharp records that differ in meaning, of one kind of scene if it is named."""
-    chosen: dict[Scene, int] = {}
+def sharp(records: Sequence[dict], count: int) -> list[int]:
+    """Places of ``count`` sharp records; a scene comes again, in other words, only after all others."""
+    seen: Counter[Scene] = Counter()
+    visits: list[tuple[int, int]] = []
     for place, scene in enumerate(scenes(records)):
-        if not scene.blurry and kind in (None, scene.kind):
-            chosen.setdefault(scene, place)
-    return list(chosen.values())[:count]
+        if not scene.blurry:
+            visits.append((seen[scene], place))
+            seen[scene] += 1
+    return [place for _, place in sorted(visits)[:count]]
+
+
+def distinct(records: Sequence[dict], count: int) -> list[int]:
+    """Places of up to ``count`` sharp records that differ in meaning."""
+    return sharp(records, min(count, len({scene for scene in scenes(records) if not scene.blurry})))
 
 
 def full_caption(record: dict) -> str:
     """The caption that leaves nothing of the scene unsaid."""
     return json.loads(record["metadata"])["caption"]
+
+
+@dataclass(frozen=True)
+class Avoidance:
+    """A prompt, what its picture is to keep clear of, and whether a scene shows that all the same."""
+
+    prompt: str
+    negative: str
+    shown: Callable[[Scene], bool]
+
+
+def avoidances() -> dict[str, list[Avoidance]]:
+    """Prompts that leave a colour, or blur, open, with the word for it as the negative prompt."""
+
+    def has(colour: str) -> Callable[[Scene], bool]:
+        return lambda scene: any(thing.colour == colour for thing in scene.things)
+
+    pairs = [(colour, shape) for shape in SHAPES for colour in COLOURS]
+    return {
+        "colour": [Avoidance(f"a {shape}", colour, has(colour)) for colour, shape in pairs],
+        "blur": [Avoidance(short_caption(*pair), "blurry", lambda scene: scene.blurry) for pair in pairs],
+    }
 
 
 def candidates() -> list[str]:

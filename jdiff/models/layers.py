@@ -39,14 +39,15 @@ class GroupNorm(nn.Module):
     Sums and sums of squares are taken per channel in float32, folded into one scale and one shift
     per image and channel, so the image is read once for statistics and once for the result.
 
-    x: (b, h, w, c). Returns the same shape and type.
+    x: (b, h, w, c).   modulation: (scale, shift), (b, c) each, of an image of its own: the answer y becomes
+    y (1 + scale) + shift, for the price of none [film].   Returns the shape and type of x.
     """
 
     groups: int = 32
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
         b, h, w, c = x.shape
         groups = self.groups
         scale = self.param("scale", nn.initializers.ones, (c,))
@@ -58,6 +59,9 @@ class GroupNorm(nn.Module):
         mean, inverse = (jnp.repeat(a, c // groups, axis=-1) for a in (mean, inverse))
         gain = inverse * scale[None]
         shift = bias[None] - mean * gain
+        if modulation is not None:
+            more, moved = modulation
+            gain, shift = gain * (1 + more), shift * (1 + more) + moved
         return (wide * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
 

@@ -1,7 +1,7 @@
 """The denoising U-Net: residual blocks told the timestep, spatial transformers that read the caption.
 
 Its parts, their order and their numbers are those of Stable Diffusion 1.x and 2.x [ldm], which are
-configurations of it; ``patch_size`` and ``pooled`` are the two things it can do beyond them. It is
+configurations of it; ``patch_size``, ``pooled`` and ``modulated`` are what it can do beyond them. It is
 told a timestep and knows nothing of schedules.
 """
 
@@ -19,21 +19,24 @@ from jdiff.models.layers import Dense, GroupNorm, conv, depth_to_space, space_to
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, with the time embedding added between them.
+    """Two convolutions, told the time between them: it shifts what the second norm reads, or, where
+    ``modulated``, scales and shifts what that norm gives [film; adm sec. 3.1].
 
     x: (b, h, w, c).   time: (b, d).   Returns (b, h, w, features).
     """
 
     features: int
     groups: int = 32
+    modulated: bool = False
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, time: Array) -> Array:
         y = nn.silu(GroupNorm(self.groups, name="norm1")(x))
         y = conv(self.features, name="conv1", dtype=self.dtype)(y)
-        shift = Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
-        y = nn.silu(GroupNorm(self.groups, name="norm2")(y + shift[:, None, None]))
+        told = Dense(self.features * (2 if self.modulated else 1), dtype=self.dtype, name="time")(nn.silu(time))
+        norm = GroupNorm(self.groups, name="norm2")
+        y = nn.silu(norm(y, jnp.split(told, 2, axis=-1)) if self.modulated else norm(y + told[:, None, None]))
         y = conv(self.features, zero=True, name="conv2", dtype=self.dtype)(y)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, name="shortcut", dtype=self.dtype)(x)
@@ -105,6 +108,7 @@ class UNet(nn.Module):
     attention: which levels have transformers; the middle always has one.
     heads: attention heads of each level.
     patch_size: pixels of a square folded into channels before the first convolution.
+    modulated: whether time and caption scale the residual blocks' channels as well as shift them.
     """
 
     channels: Sequence[int] = (320, 640, 1280, 1280)
@@ -116,6 +120,7 @@ class UNet(nn.Module):
     out_channels: int = 4
     patch_size: int = 1
     pooled: bool = False
+    modulated: bool = False
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
@@ -126,7 +131,7 @@ class UNet(nn.Module):
         top, last = self.channels[0], len(self.channels) - 1
 
         def residual(x: Array, features: int, name: str) -> Array:
-            return ResidualBlock(features, self.groups, self.dtype, name=name)(x, time)
+            return ResidualBlock(features, self.groups, self.modulated, self.dtype, name=name)(x, time)
 
         def transformer(x: Array, level: int, name: str) -> Array:
             return SpatialTransformer(

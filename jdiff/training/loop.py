@@ -126,7 +126,7 @@ class _Progress:
     def show(self, done: int, loss: float) -> None:
         now = time.monotonic()
         rate = (done - self._start) / max(now - self._began, 1e-9)
-        note = f"{rate:.2f} steps/s  loss {loss:.4f}"
+        note = f"{rate:.2f} steps/s" + ("" if math.isnan(loss) else f"  loss {loss:.4f}")
         if self._live:
             self._bar.update(self._task, completed=done, note=note)
         elif now - self._last_line > self.LINE_SECONDS or done == self._total:

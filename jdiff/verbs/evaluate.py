@@ -13,8 +13,10 @@ from rich.table import Table
 
 from jdiff import build, grids
 from jdiff.build import Experiment
+from jdiff.construct import ConfigError
 from jdiff.contrastive import analogies
 from jdiff.data import records
+from jdiff.data.shapes.reader import read
 from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
 from jdiff.sample import Sampler
@@ -24,14 +26,20 @@ SHOWN = 64
 
 
 def evaluate(
-    workdir: str, *, split: str = "test", num: int = 256, guidance_scales: Sequence[float] | None = None
+    workdir: str,
+    *,
+    split: str = "test",
+    num: int = 256,
+    guidance_scales: Sequence[float] | None = None,
+    negatives: bool = False,
 ) -> dict:
     """Measure a run on a split of the data it was trained for; print, write and return what was found."""
     setup, step = build.saved_experiment(workdir), build.latest_step(workdir)
     held = records.records(setup.dataset(), split)
     path = epath.Path(workdir) / "evaluation" / split / "results.json"
     scales = list(guidance_scales or [setup.sample.guidance_scale])
-    asked = {"workdir": str(workdir), "step": step, "split": split, "num": num, "guidance_scales": scales}
+    asked = {"workdir": str(workdir), "step": step, "split": split, "num": num}
+    asked |= {"guidance_scales": scales, "with_negatives": negatives}
     found = json.loads(path.read_text()) if path.exists() else {}
     if all(found.get(key) == value for key, value in asked.items()):
         print(f"{workdir} was measured already at step {step} on '{split}'")
@@ -43,6 +51,8 @@ def evaluate(
             found = asked | _encoder(setup, loaded, held, path.parent)
         else:
             found = asked | _sampler(setup, loaded, held, num, scales, path.parent)
+            if negatives:
+                found["negatives"] = _negatives(setup, loaded, num)
         path.write_text(json.dumps(found, indent=2) + "\n")
     _show(found)
     print(f"see {path} and the pictures beside it")
@@ -54,16 +64,24 @@ def _show(found: dict) -> None:
     if "scales" in found:
         table = Table("measure", *(f"guidance {scale}" for scale in found["scales"]))
         for name in next(iter(found["scales"].values())):
-            cells = [row[name] for row in found["scales"].values()]
-            table.add_row(name, *(f"{c['share']:.1%} ({c['low']:.1%} to {c['high']:.1%})" for c in cells))
+            table.add_row(name, *(_share(row[name]) for row in found["scales"].values()))
     else:
         table = Table("measure", "value")
         for name, value in found.items():
             if isinstance(value, int | float):
                 table.add_row(name, f"{value:.4g}")
     Console().print(table)
+    if "negatives" in found:
+        table = Table("what a picture shows", "no negative prompt", "as the negative prompt")
+        for name, (without, against) in found["negatives"].items():
+            table.add_row(name, _share(without), _share(against))
+        Console().print(table)
     if "overlap" in found:
-        print(f"{found['overlap']} of {found['prompts']} prompts ask for a scene that training showed")
+        print(f"{found['prompts']} prompts, {found['scenes']} scenes, of which training showed {found['overlap']}")
+
+
+def _share(row: dict) -> str:
+    return f"{row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
 
 
 def _encoder(setup: Experiment, encoder: Encoder, held, directory: epath.Path) -> dict:
@@ -98,7 +116,7 @@ def _sampler(
 ) -> dict:
     """Draw a split's captions at every guidance scale and judge the pictures, where something can judge them."""
     if setup.source == "shapes":
-        chosen = shapes.distinct(held, num)
+        chosen = shapes.sharp(held, num)
         captions = [shapes.full_caption(held[i]) for i in chosen]
     else:
         chosen = list(range(min(num, len(held))))
@@ -114,7 +132,25 @@ def _sampler(
     if setup.source == "shapes":
         scenes = shapes.scenes(held)
         trained = shapes.scenes(records.records(setup.dataset(), "train"))
-        found["overlap"] = prompt_accuracy.overlap([scenes[i] for i in chosen], trained)
+        asked = [scenes[i] for i in chosen]
+        found |= {"scenes": len(set(asked)), "overlap": prompt_accuracy.overlap(set(asked), trained)}
+    return found
+
+
+def _negatives(setup: Experiment, sampler: Sampler, num: int) -> dict[str, list[dict]]:
+    """How many of the pictures that can be read show a colour, or blur: without and with it as the negative prompt."""
+    if setup.source != "shapes":
+        raise ConfigError(
+            f"--negatives needs a run on shapes, whose pictures can be read, and this is on {setup.source}"
+        )
+    found = {}
+    for name, cases in shapes.avoidances().items():
+        cases = [cases[i % len(cases)] for i in range(num)]
+        found[name] = []
+        for negative in ([""] * num, [case.negative for case in cases]):
+            images = sampler.sample([case.prompt for case in cases], negative=negative, seed=0)
+            seen = [(case, read(image)) for case, image in zip(cases, images, strict=True)]
+            found[name].append(prompt_accuracy.rate([case.shown(scene) for case, scene in seen if scene is not None]))
     return found
 
 

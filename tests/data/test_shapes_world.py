@@ -215,11 +215,11 @@ def test_partial_captions_are_true_but_leave_something_out(scene):
         assert scene.blurry or "blurry" not in sentence
 
 
-@given(scenes(), st.integers(0, 2**32 - 1))
-def test_a_record_has_about_eight_different_captions_half_of_them_full(scene, seed):
-    drawn = captions(scene, np.random.default_rng(seed))
+@given(scenes(), st.integers(0, 2**32 - 1), st.sampled_from([0.25, 0.5, 0.75]))
+def test_a_record_has_eight_different_captions_of_which_a_stated_share_is_partial(scene, seed, partial):
+    drawn = captions(scene, np.random.default_rng(seed), partial=partial)
     assert len(set(drawn)) == len(drawn) == 8
-    assert sum(sentence in full_captions(scene) for sentence in drawn) == 4
+    assert sum(sentence in partial_captions(scene) for sentence in drawn) == 8 * partial
     assert caption(scene, np.random.default_rng(seed)) in full_captions(scene)
 
 
@@ -322,6 +322,8 @@ def test_kinds_and_blur_come_in_the_stated_shares():
 def test_the_source_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="one, count, relation"):
         Shapes(world=("two",))
+    with pytest.raises(ValueError, match="partial is 1.5"):
+        Shapes(partial=1.5)
     with pytest.raises(ValueError, match="train, test, compositions"):
         list(Shapes().examples("validation"))
     assert Shapes(seed=1).identity() != Shapes().identity()

@@ -44,21 +44,21 @@ def test_equation_7_error_in_x0(name):
     np.testing.assert_allclose(np.abs(x0 - X0).mean((1, 2, 3)), 0.1 * sigma / np.abs(det), rtol=1e-2)
 
 
-# What an error of each type counts by the papers, for s = SNR = alpha^2 / sigma^2 [minsnr eq. 5, distillation sec. 4].
-PAPERS = {
+# What an error of each type counts, for s = SNR = alpha^2 / sigma^2: by [minsnr eq. 5]; by |x0 error| |eps error|.
+COUNTS = {
     "min_snr": {"eps": lambda s: np.minimum(s, 9) / s, "x0": lambda s: np.minimum(s, 9)}
     | {"v": lambda s: np.minimum(s, 9) / (s + 1)},
-    "clipped_snr": {"eps": lambda s: np.clip(s, 1, 9) / s, "x0": lambda s: np.clip(s, 1, 9)}
-    | {"v": lambda s: np.clip(s, 1, 9) / (s + 1)},
+    "root_snr": {"eps": lambda s: np.clip(s**0.5, 0.1, 9) / s, "x0": lambda s: np.clip(s**0.5, 0.1, 9)}
+    | {"v": lambda s: np.clip(s**0.5, 0.1, 9) / (s + 1)},
 }
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("name", PAPERS)
-def test_weightings_by_the_papers(name, prediction_type):
+@pytest.mark.parametrize("name", COUNTS)
+def test_weightings_by_hand(name, prediction_type):
     """Levels on both sides of the cap and of the floor; eps and v divided alike, a known mistake, would fail here."""
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
-    right = PAPERS[name][prediction_type]((alpha / sigma) ** 2)
+    right = COUNTS[name][prediction_type]((alpha / sigma) ** 2)
     np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL, cap=9.0), right, rtol=1e-4)
 
 

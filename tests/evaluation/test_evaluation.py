@@ -1,13 +1,16 @@
 """Recall, intervals and prompt accuracy on cases counted by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import Scene, Thing
-from jdiff.evaluation.prompt_accuracy import interval, overlap, summary, verdicts
+from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, verdicts
 from jdiff.evaluation.retrieval import recall
+from jdiff.evaluation.shapes import avoidances, distinct, sharp
 
 
 def test_recall_counts_ranks_and_ties_against():
@@ -45,6 +48,31 @@ def test_prompt_accuracy_of_pictures_drawn_right_and_wrong():
     assert shares["whole"] == shares["colour"] == 0.5
     assert shares["shape"] == shares["place"] == 1
     assert table["whole"]["count"] == 2
+
+
+def test_a_share_of_nothing_is_known_to_nobody():
+    assert rate([]) == {"share": 0.0, "low": 0.0, "high": 1.0, "count": 0}
+    assert (rate([True, False])["share"], rate([True, False])["count"]) == (0.5, 2)
+
+
+def test_negative_prompts_name_what_the_prompt_leaves_open():
+    red, blurred = (Scene((Thing("star", "red", "small"),), place="top", blurry=blurry) for blurry in (False, True))
+    for name, cases in avoidances().items():
+        assert len({(case.prompt, case.negative) for case in cases}) == 48
+        assert not any(case.negative in case.prompt for case in cases)
+        shown = [(case.negative, case.shown(red), case.shown(blurred)) for case in cases if case.shown(blurred)]
+        expected = {"colour": [("red", True, True)] * 6, "blur": [("blurry", False, True)] * 48}[name]
+        assert shown == expected
+
+
+def test_prompts_go_through_all_sharp_scenes_before_one_comes_again():
+    kinds = [("red", False), ("red", False), ("blue", True), ("green", False), ("red", False), ("green", False)]
+    scenes = [Scene((Thing("star", colour, "small"),), place="top", blurry=blurry) for colour, blurry in kinds]
+    rows = [{"metadata": json.dumps({"scene": scene.to_json()})} for scene in scenes]
+    assert sharp(rows, 10) == [0, 3, 1, 5, 4]
+    assert sharp(rows, 3) == [0, 3, 1]
+    assert distinct(rows, 10) == [0, 3]
+    assert distinct(rows, 1) == [0]
 
 
 def test_overlap_ignores_blur():

@@ -28,6 +28,14 @@ def test_group_norm_in_one_pass_equals_two(offset):
     np.testing.assert_allclose(y, truth, atol=2e-5 if offset == 0 else 5e-4)
 
 
+def test_modulated_group_norm_scales_and_shifts_what_the_norm_gives():
+    x, scale, bias, more, moved = random(2, 4, 6, 8), random(8), random(8), random(2, 8), random(2, 8)
+    y = layers.GroupNorm(4).apply({"params": {"scale": scale, "bias": bias}}, x, (more, moved))
+    plain = truths.group_norm(np.float64(x), 4, np.float64(scale), np.float64(bias), 1e-5)
+    truth = plain * (1 + np.float64(more)[:, None, None]) + np.float64(moved)[:, None, None]
+    np.testing.assert_allclose(y, truth, atol=5e-5)
+
+
 def test_timestep_embedding_is_cosines_first():
     """cos then sin of t 10000^(-i/half), i from 0: Stable Diffusion's flip_sin_to_cos and freq_shift 0."""
     t, width = 37.5, 8

@@ -18,6 +18,7 @@ TEXT = {
 UNETS = {
     "pixels": UNet((8, 16), (False, True), (1, 2), blocks=1, groups=4, out_channels=3, pooled=True),
     "patches": UNet((8, 16), (True, True), (1, 2), blocks=2, groups=4, out_channels=3, patch_size=2),
+    "modulated": UNet((8, 16), (False, False), (1, 1), blocks=1, groups=4, out_channels=3, pooled=True, modulated=True),
     "one level": UNet((8,), (True,), (2,), blocks=1, groups=4, out_channels=3),
 }
 

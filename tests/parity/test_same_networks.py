@@ -90,8 +90,12 @@ def unet_name(levels):
     return rename
 
 
-@pytest.mark.parametrize("linear", [False, True], ids=["stable diffusion 1", "stable diffusion 2"])
-def test_unet(linear):
+@pytest.mark.parametrize(
+    ("linear", "modulated"),
+    [(False, False), (True, False), (True, True)],
+    ids=["stable diffusion 1", "stable diffusion 2", "modulated"],
+)
+def test_unet(linear, modulated):
     channels, heads = (32, 64, 64), (2, 4, 4)
     down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
     theirs = diffusers.UNet2DConditionModel(
@@ -102,9 +106,10 @@ def test_unet(linear):
         cross_attention_dim=24,
         attention_head_dim=heads,
         use_linear_projection=linear,
+        resnet_time_scale_shift="scale_shift" if modulated else "default",
     )
     theirs = randomised(theirs)
-    ours = UNet(channels, (True, True, False), heads)
+    ours = UNet(channels, (True, True, False), heads, modulated=modulated)
     xt, context = GENERATOR.standard_normal((2, 4, 16, 16)), GENERATOR.standard_normal((2, 7, 24))
     timestep = np.array([3.0, 981.0])
     inputs = [jnp.asarray(a, jnp.float32) for a in (xt.transpose(0, 2, 3, 1), timestep, context)]

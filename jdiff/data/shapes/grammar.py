@@ -14,7 +14,7 @@ import numpy as np
 
 from jdiff.data.shapes.world import CONVERSES, COUNTS, Scene, Thing
 
-FULL_PER_RECORD, PARTIAL_PER_RECORD = 4, 4
+PER_RECORD = 8  # captions
 
 WHERE = {
     "top left": ("at the top left", "in the top left", "in the top left corner"),
@@ -42,11 +42,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return sentences[int(rng.integers(len(sentences)))]
 
 
-def captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """The captions of one record: true ones, all different, about half of them full."""
+def captions(scene: Scene, rng: np.random.Generator, *, partial: float = 0.5) -> tuple[str, ...]:
+    """The captions of one record: true ones, all different. partial: the share that leaves something unsaid."""
+    leaving_out = round(PER_RECORD * partial)
     return (
-        *_some(full_captions(scene), FULL_PER_RECORD, rng),
-        *_some(partial_captions(scene), PARTIAL_PER_RECORD, rng),
+        *_some(full_captions(scene), PER_RECORD - leaving_out, rng),
+        *_some(partial_captions(scene), leaving_out, rng),
     )
 
 

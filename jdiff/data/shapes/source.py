@@ -31,6 +31,7 @@ class Shapes:
     image_size: pixels along each side.
     train, test, compositions: how many examples each split has.
     blurry: the share of blurred pictures, the same in every split.
+    partial: the share of captions that leave something of their scene unsaid.
     """
 
     world: tuple[str, ...] = ("one",)
@@ -39,6 +40,7 @@ class Shapes:
     test: int = 2_000
     compositions: int = 1_000
     blurry: float = 0.12
+    partial: float = 0.5
     seed: int = 0
 
     name = "shapes"
@@ -47,6 +49,8 @@ class Shapes:
         unknown = set(self.world) - set(KINDS)
         if unknown or not self.world:
             raise ValueError(f"world is {self.world}, but it must name some of the kinds {', '.join(KINDS)}.")
+        if not 0 <= self.partial <= 1:
+            raise ValueError(f"partial is {self.partial}, but a share of captions lies between 0 and 1.")
         if self.image_size < 16:
             raise ValueError(f"image_size is {self.image_size}; below 16 pixels the shapes cannot be told apart.")
 
@@ -71,7 +75,7 @@ class Shapes:
             yield Example(
                 key=f"{split}-{index:07d}",
                 image=render(scene, rng, self.image_size),
-                captions=captions(scene, rng),
+                captions=captions(scene, rng, partial=self.partial),
                 metadata={"scene": scene.to_json(), "caption": caption(scene, rng)},
             )
 

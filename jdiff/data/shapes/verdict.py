@@ -17,7 +17,7 @@ def agrees(asked: Scene, seen: Scene | None) -> dict[str, bool | int]:
     Keys: "shape", "colour", "shape_and_colour" and "size" (the things have exactly these, whatever
     their number and arrangement), then "place", "count" or "relation" by the kind of request, "blur",
     and "whole" (all of it). Requests for a relation add "both_objects" (both are there, by shape, colour and size,
-    and nothing else asked about) and "left_out" (how many asked things are absent).
+    and nothing else asked about), "whole_pair" (as "whole") and "left_out" (how many asked things are absent).
     """
     things = seen.things if seen else ()
     verdict = {
@@ -35,7 +35,12 @@ def agrees(asked: Scene, seen: Scene | None) -> dict[str, bool | int]:
         return verdict | {"count": len(things) == len(asked.things)}
     left_out = (Counter(asked.things) - Counter(things)).total()
     related = seen is not None and seen.relation == asked.relation and _kinds(seen) == _kinds(asked)
-    return verdict | {"relation": related, "both_objects": left_out == 0, "left_out": left_out}
+    return verdict | {
+        "relation": related,
+        "both_objects": left_out == 0,
+        "whole_pair": seen == asked,
+        "left_out": left_out,
+    }
 
 
 def _kinds(scene: Scene) -> list[tuple[str, str]]:
