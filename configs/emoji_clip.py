@@ -15,11 +15,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = dict(source="emoji", image_size=32, sequences=True)
     config.tokenizer = dict(vocab_size=2048, context_length=24)
     config.text = dict(width=128, layers=3, heads=2, embed_dim=512, activation="gelu", causal=False)
-    config.vision = dict(patch_size=4, width=128, layers=4, heads=2, embed_dim=512, activation="gelu")
+    config.vision = dict(patch_size=8, width=128, layers=4, heads=2, embed_dim=512, activation="gelu")
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="contrastive", batch_size=256, steps=1000, seed=0, log_every=20, save_every=200, sample_every=400
+        objective="contrastive", batch_size=256, steps=600, seed=0, log_every=20, save_every=200, sample_every=400
     )
     if variant == "tiny":
         config.text.update(width=32, layers=1, heads=2, embed_dim=32)

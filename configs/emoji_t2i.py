@@ -15,30 +15,31 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = dict(source="emoji", image_size=32, sequences=True)
     config.text = dict(run="runs/emoji_clip")
     config.unet = dict(
-        channels=(64, 128, 192),
-        attention=(False, True, True),
-        heads=(1, 2, 3),
+        channels=(64, 96, 128),
+        attention=(False, False, True),
+        heads=(1, 1, 2),
         blocks=1,
         groups=16,
         patch_size=2,
         pooled=True,
+        modulated=True,
     )
     config.diffusion = dict(
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
     )
-    config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
+    config.optimizer = dict(learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.01)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
         batch_size=32,
-        steps=5000,
+        steps=4000,
         seed=0,
         ema_decay=0.998,
         log_every=50,
         save_every=1000,
         sample_every=1000,
     )
-    config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=3.0)
+    config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=2.0)
     if variant == "tiny":
         config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)

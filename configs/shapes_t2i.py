@@ -23,18 +23,19 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.text = dict(run="runs/shapes_clip_full")
     config.unet = dict(
-        channels=(64, 128, 192),
+        channels=(64, 96, 128),
         attention=(False, True, True),
-        heads=(1, 2, 3),
+        heads=(1, 2, 2),
         blocks=1,
         groups=16,
         patch_size=2,
         pooled=True,
+        modulated=True,
     )
     config.diffusion = dict(
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
     )
-    config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
+    config.optimizer = dict(learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.01)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
@@ -46,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         save_every=1000,
         sample_every=1000,
     )
-    config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=3.0)
+    config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=2.0)
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
         config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
