@@ -59,25 +59,22 @@ def _samplers(runs: Path, num: int) -> list[Claim]:
 
 
 def _stated(runs: Path, num: int) -> list[Claim]:
-    """What shapes_t2i comes out at where nothing is promised: other scales, unseen pairs, negative prompts."""
-    run, config = str(runs / "shapes_t2i"), "shapes_t2i"
-    if not (runs / "shapes_t2i" / "config.json").exists():
-        return []
-    wide = evaluate(run, num=num, guidance_scales=SCALES, negatives=True)
-    claims = [
-        _share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name])
-        for scale, rows in wide["scales"].items()
-        for name in ("both_objects", "whole_pair", "something_left_out")
-    ]
-    for name, (without, against) in wide["negatives"].items():
-        claims.append(_share(f"{config}: {name} shown, no negative prompt", without))
-        claims.append(_share(f"{config}: {name} shown, as the negative prompt", against))
-    unseen = evaluate(run, split="compositions", num=num)
-    rows = next(iter(unseen["scales"].values()))
-    return claims + [
-        _share(f"{config}, compositions: {name.replace('_', ' ')}", rows[name])
-        for name in ("both_objects", "whole_pair")
-    ]
+    """What comes out where nothing is promised: other scales of guidance, unseen pairs, negative prompts."""
+    claims = []
+    for run, (config, bounds) in SAMPLERS.items():
+        if not (runs / run / "config.json").exists():
+            continue
+        wide = evaluate(str(runs / run), num=num, guidance_scales=SCALES, negatives=True)
+        for scale, rows in wide["scales"].items():
+            names = [name for name in (*bounds, "something_left_out") if name in rows]
+            claims += [_share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name]) for name in names]
+        for name, (without, against) in wide["negatives"].items():
+            claims.append(_share(f"{config}: {name} shown, no negative prompt", without))
+            claims.append(_share(f"{config}: {name} shown, as the negative prompt", against))
+        unseen = evaluate(str(runs / run), split="compositions", num=num)
+        rows = next(iter(unseen["scales"].values()))
+        claims += [_share(f"{config}, compositions: {name.replace('_', ' ')}", rows[name]) for name in bounds]
+    return claims
 
 
 def _share(text: str, row: dict | None, bound: float | None = None) -> Claim:
