@@ -14,7 +14,7 @@ SAMPLERS = {
     "shapes": ("demo", {"shape_and_colour": 0.95, "whole": 0.90}),
     "shapes_t2i": ("shapes_t2i", {"both_objects": 0.90, "whole_pair": 0.75}),
 }
-SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance, beside the config's own
+SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance
 
 
 def measure(*, quick: bool, runs: str) -> int:

@@ -1,6 +1,6 @@
 """Two objects in their relation, counts and single objects, drawn as the sentence says.
 
-Aim     both objects right >= 90 %, whole prompts >= 75 %, on unseen scenes.
+Aim     both objects right >= 90 %, whole prompts of two objects >= 75 %, on unseen scenes.
 Run     jdiff train --config=shapes_t2i --workdir=runs/shapes_t2i, after shapes_clip
 Takes   at most 90 minutes on 2 CPU cores; minutes on a GPU.
 Expect  colours and shapes first, relations last.

@@ -106,7 +106,7 @@ def _define_evaluate() -> None:
     flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
     flags.DEFINE_integer("num", 256, "How many examples at most.", 1)
     flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
-    flags.DEFINE_bool("negatives", False, "Measure negative prompts too.")
+    flags.DEFINE_bool("negatives", False, "Measure negative prompts too, at the config's guidance (shapes only).")
 
 
 def _evaluate() -> None:

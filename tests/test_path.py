@@ -87,8 +87,7 @@ def test_negative_prompts_are_measured_on_request(folder):
     common = ("evaluate", "--workdir=runs/shapes", "--split=compositions", "--num=4")
     assert "as the negative prompt" in jdiff(*common, "--negatives", cwd=folder).stdout
     found = json.loads((folder / "runs" / "shapes" / "evaluation" / "compositions" / "results.json").read_text())
-    for without, against in found["negatives"].values():
-        assert max(without["count"], against["count"]) <= 4
+    assert found["negatives"].keys() == {"colour", "blur"}
 
 
 def test_load_in_python(folder):

@@ -44,8 +44,11 @@ def min_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
 
 
 def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: float = 2.0) -> Array:
-    """sqrt(SNR) = alpha / sigma in x0, held in [floor, cap]: half way between counting errors of x0 and of eps alike,
-    since |x0 error| |eps error| = (alpha / sigma) |x0 error|^2. As ``simple``."""
+    """sqrt(SNR) = alpha / sigma in x0, held in [floor, cap]; found by trial, see benchmarks/RESULTS.md.
+
+    Half way between counting errors of x0 and of eps alike, since |x0 error| |eps error| = (alpha / sigma)
+    |x0 error|^2. The floor keeps the noisiest levels, where a scene is laid out. As ``simple``.
+    """
     held = jnp.clip(level.alpha, floor * level.sigma, cap * level.sigma)
     return held * level.sigma / _det(prediction_type, level) ** 2
 

@@ -18,7 +18,7 @@ def scenes(records: Sequence[dict]) -> list[Scene]:
 
 
 def sharp(records: Sequence[dict], count: int) -> list[int]:
-    """Places of ``count`` sharp records; a scene comes again, in other words, only after all others."""
+    """Places of up to ``count`` sharp records; a scene comes again, in another picture, only after all others."""
     seen: Counter[Scene] = Counter()
     visits: list[tuple[int, int]] = []
     for place, scene in enumerate(scenes(records)):

@@ -39,8 +39,8 @@ class GroupNorm(nn.Module):
     Sums and sums of squares are taken per channel in float32, folded into one scale and one shift
     per image and channel, so the image is read once for statistics and once for the result.
 
-    x: (b, h, w, c).   modulation: (scale, shift), (b, c) each, of an image of its own: the answer y becomes
-    y (1 + scale) + shift, for the price of none [film].   Returns the shape and type of x.
+    x: (b, h, w, c).   modulation: (scale, shift), (b, c) each: the answer y becomes y (1 + scale) + shift [film],
+    folded into the norm's own scale and shift, so at no further pass.   Returns the shape and type of x.
     """
 
     groups: int = 32

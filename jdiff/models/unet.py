@@ -108,7 +108,7 @@ class UNet(nn.Module):
     attention: which levels have transformers; the middle always has one.
     heads: attention heads of each level.
     patch_size: pixels of a square folded into channels before the first convolution.
-    modulated: whether time and caption scale the residual blocks' channels as well as shift them.
+    modulated: whether the time (and the caption, where ``pooled``) scales residual channels as well as shifts them.
     """
 
     channels: Sequence[int] = (320, 640, 1280, 1280)

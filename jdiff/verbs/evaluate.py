@@ -35,6 +35,11 @@ def evaluate(
 ) -> dict:
     """Measure a run on a split of the data it was trained for; print, write and return what was found."""
     setup, step = build.saved_experiment(workdir), build.latest_step(workdir)
+    if negatives and (setup.source, setup.train.objective) != ("shapes", "diffusion"):
+        raise ConfigError(
+            f"--negatives needs a text-to-image run on shapes, whose pictures can be read; {workdir} is a "
+            f"{setup.train.objective} run on {setup.source}"
+        )
     held = records.records(setup.dataset(), split)
     path = epath.Path(workdir) / "evaluation" / split / "results.json"
     scales = list(guidance_scales or [setup.sample.guidance_scale])
@@ -52,7 +57,7 @@ def evaluate(
         else:
             found = asked | _sampler(setup, loaded, held, num, scales, path.parent)
             if negatives:
-                found["negatives"] = _negatives(setup, loaded, num)
+                found["negatives"] = _negatives(loaded, num)
         path.write_text(json.dumps(found, indent=2) + "\n")
     _show(found)
     print(f"see {path} and the pictures beside it")
@@ -68,13 +73,13 @@ def _show(found: dict) -> None:
     else:
         table = Table("measure", "value")
         for name, value in found.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 table.add_row(name, f"{value:.4g}")
     Console().print(table)
     if "negatives" in found:
-        table = Table("what a picture shows", "no negative prompt", "as the negative prompt")
-        for name, (without, against) in found["negatives"].items():
-            table.add_row(name, _share(without), _share(against))
+        table = Table("shown by pictures that can be read", "no negative prompt", "as the negative prompt")
+        for name, rows in found["negatives"].items():
+            table.add_row(name, *(f"{_share(row)} of {row['count']} read, {found['num']} drawn" for row in rows))
         Console().print(table)
     if "overlap" in found:
         print(f"{found['prompts']} prompts, {found['scenes']} scenes, of which training showed {found['overlap']}")
@@ -137,12 +142,11 @@ def _sampler(
     return found
 
 
-def _negatives(setup: Experiment, sampler: Sampler, num: int) -> dict[str, list[dict]]:
-    """How many of the pictures that can be read show a colour, or blur: without and with it as the negative prompt."""
-    if setup.source != "shapes":
-        raise ConfigError(
-            f"--negatives needs a run on shapes, whose pictures can be read, and this is on {setup.source}"
-        )
+def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
+    """How many of the pictures that can be read show a colour, or blur: without and with it as the negative prompt.
+
+    At the config's guidance scale; the counts tell how many pictures could be read.
+    """
     found = {}
     for name, cases in shapes.avoidances().items():
         cases = [cases[i % len(cases)] for i in range(num)]

@@ -7,10 +7,11 @@ import pytest
 from scipy.stats import binomtest
 
 from jdiff.data.shapes.render import render
-from jdiff.data.shapes.world import Scene, Thing
+from jdiff.data.shapes.world import COLOURS, Scene, Thing
 from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, verdicts
 from jdiff.evaluation.retrieval import recall
 from jdiff.evaluation.shapes import avoidances, distinct, sharp
+from jdiff.verbs.evaluate import _negatives
 
 
 def test_recall_counts_ranks_and_ties_against():
@@ -73,6 +74,26 @@ def test_prompts_go_through_all_sharp_scenes_before_one_comes_again():
     assert sharp(rows, 3) == [0, 3, 1]
     assert distinct(rows, 10) == [0, 3]
     assert distinct(rows, 1) == [0]
+
+
+class Painter:
+    """Stands in for a sampler: red where no colour is said, and blurred, unless told not to."""
+
+    def sample(self, prompts, *, negative, seed):
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
+        drawn = []
+        for prompt, unwanted in zip(prompts, negatives, strict=True):
+            said = [word for word in prompt.split() if word in COLOURS]
+            colour = said[0] if said else "blue" if unwanted == "red" else "red"
+            thing = Thing(prompt.split()[-1], colour, "large")
+            drawn.append(render(Scene((thing,), place="top", blurry=unwanted != "blurry"), np.random.default_rng(0)))
+        return np.stack(drawn)
+
+
+def test_negative_prompts_are_handed_to_the_sampler_and_told_apart():
+    found = _negatives(Painter(), 48)
+    assert [[row["share"] for row in found[name]] for name in ("colour", "blur")] == [[6 / 48, 0], [1, 0]]
+    assert all(row["count"] == 48 for rows in found.values() for row in rows)
 
 
 def test_overlap_ignores_blur():

@@ -43,7 +43,10 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def captions(scene: Scene, rng: np.random.Generator, *, partial: float = 0.5) -> tuple[str, ...]:
-    """The captions of one record: true ones, all different. partial: the share that leaves something unsaid."""
+    """The captions of one record: true ones, all different; fewer where the grammar knows no more.
+
+    partial: the share that leaves something unsaid, to the nearest eighth.
+    """
     leaving_out = round(PER_RECORD * partial)
     return (
         *_some(full_captions(scene), PER_RECORD - leaving_out, rng),
