@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.claims import Claim, settle
+from jdiff import build
 from jdiff.data.shapes.adversary import SHOWN, measure_reader
 from jdiff.verbs.evaluate import evaluate
 
@@ -14,14 +16,12 @@ SAMPLERS = {
     "shapes": ("demo", {"shape_and_colour": 0.95, "whole": 0.90}),
     "shapes_t2i": ("shapes_t2i", {"both_objects": 0.90, "whole_pair": 0.75}),
 }
-SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance
+SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance, whatever the config's own
 
 
 def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim whose run exists. Returns the exit status."""
-    place, num = Path(runs), 64 if quick else 256
-    claims = [*_reader(quick), *_encoders(place), *_samplers(place, num)]
-    return settle("path", claims if quick else claims + _stated(place, num))
+    return settle("path", [*_reader(quick), *_encoders(Path(runs)), *_samplers(Path(runs), quick=quick)])
 
 
 def _reader(quick: bool) -> list[Claim]:
@@ -47,34 +47,35 @@ def _encoders(runs: Path) -> list[Claim]:
     return claims
 
 
-def _samplers(runs: Path, num: int) -> list[Claim]:
+def _samplers(runs: Path, *, quick: bool) -> list[Claim]:
     claims = []
     for run, (config, bounds) in SAMPLERS.items():
-        found = evaluate(str(runs / run), num=num) if (runs / run / "config.json").exists() else {}
-        rows = next(iter(found["scales"].values())) if found else {}
+        path, found, rows = runs / run, {}, {}
+        if (path / "config.json").exists():
+            own = build.saved_experiment(path).sample.guidance_scale
+            scales = [own] if quick else sorted({own, *SCALES})
+            found = evaluate(str(path), num=64 if quick else 256, guidance_scales=scales, negatives=not quick)
+            rows = found["scales"][f"{own:g}"]
         for name, bound in bounds.items():
             claims.append(_share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound))
         claims.append(Claim(f"{config}: asked scenes that training showed", found.get("overlap"), 0, at_most=True))
+        if found and not quick:
+            unseen = evaluate(str(path), split="compositions", num=256)
+            claims += _stated(config, bounds, found, next(iter(unseen["scales"].values())))
     return claims
 
 
-def _stated(runs: Path, num: int) -> list[Claim]:
-    """What comes out where nothing is promised: other scales of guidance, unseen pairs, negative prompts."""
+def _stated(config: str, names: Iterable[str], found: dict, compositions: dict) -> list[Claim]:
+    """What comes out where nothing is promised: other scales of guidance, negative prompts, unseen pairs."""
     claims = []
-    for run, (config, bounds) in SAMPLERS.items():
-        if not (runs / run / "config.json").exists():
-            continue
-        wide = evaluate(str(runs / run), num=num, guidance_scales=SCALES, negatives=True)
-        for scale, rows in wide["scales"].items():
-            names = [name for name in (*bounds, "something_left_out") if name in rows]
-            claims += [_share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name]) for name in names]
-        for name, (without, against) in wide["negatives"].items():
-            claims.append(_share(f"{config}: {name} shown, no negative prompt", without))
-            claims.append(_share(f"{config}: {name} shown, as the negative prompt", against))
-        unseen = evaluate(str(runs / run), split="compositions", num=num)
-        rows = next(iter(unseen["scales"].values()))
-        claims += [_share(f"{config}, compositions: {name.replace('_', ' ')}", rows[name]) for name in bounds]
-    return claims
+    for scale, rows in found["scales"].items():
+        for name in (*names, "something_left_out"):
+            if name in rows:
+                claims.append(_share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name]))
+    for name, (without, against) in found["negatives"].items():
+        claims.append(_share(f"{config}: {name} shown, no negative prompt", without))
+        claims.append(_share(f"{config}: {name} shown, as the negative prompt", against))
+    return claims + [_share(f"{config}, compositions: {name.replace('_', ' ')}", compositions[name]) for name in names]
 
 
 def _share(text: str, row: dict | None, bound: float | None = None) -> Claim:

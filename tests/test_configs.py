@@ -54,6 +54,15 @@ def test_python_and_json_build_the_same(name):
         assert hash(built.vision()) == hash(again.vision())
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_both_models_of_a_world_read_the_same_data(encoder):
+    """Configs are files that stand alone; where the two drifted apart, the second would prepare other data."""
+    for variant in ("", "tiny"):
+        of_encoder, _ = get_config(encoder, variant)
+        of_sampler, _ = get_config(encoder.replace("_clip", "_t2i"), variant)
+        assert of_encoder.data == of_sampler.data
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unknown_variants_are_refused(name):
     with pytest.raises(ValueError, match="there is only 'tiny'"):

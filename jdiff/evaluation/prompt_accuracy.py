@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
 
 import numpy as np
@@ -43,6 +43,12 @@ def summary(judged: Sequence[dict]) -> dict[str, dict[str, float]]:
     table = {name: rate([bool(verdict[name]) for verdict in judged if name in verdict]) for name in names}
     missing = [verdict["left_out"] > 0 for verdict in judged if "left_out" in verdict]
     return table | ({"something_left_out": rate(missing)} if missing else {})
+
+
+def shown(whether: Sequence[Callable[[Scene], bool]], images: np.ndarray) -> dict[str, float]:
+    """The rate, among the pictures that can be read, of those whose scene shows what it is asked about."""
+    seen = [(shows, read(image)) for shows, image in zip(whether, images, strict=True)]
+    return rate([shows(scene) for shows, scene in seen if scene is not None])
 
 
 def overlap(asked: Iterable[Scene], trained: Iterable[Scene]) -> int:

@@ -19,18 +19,23 @@ def scenes(records: Sequence[dict]) -> list[Scene]:
 
 def sharp(records: Sequence[dict], count: int) -> list[int]:
     """Places of up to ``count`` sharp records; a scene comes again, in another picture, only after all others."""
-    seen: Counter[Scene] = Counter()
-    visits: list[tuple[int, int]] = []
-    for place, scene in enumerate(scenes(records)):
-        if not scene.blurry:
-            visits.append((seen[scene], place))
-            seen[scene] += 1
-    return [place for _, place in sorted(visits)[:count]]
+    return [place for _, place in _visits(records)[:count]]
 
 
 def distinct(records: Sequence[dict], count: int) -> list[int]:
     """Places of up to ``count`` sharp records that differ in meaning."""
-    return sharp(records, min(count, len({scene for scene in scenes(records) if not scene.blurry})))
+    return [place for visit, place in _visits(records) if visit == 0][:count]
+
+
+def _visits(records: Sequence[dict]) -> list[tuple[int, int]]:
+    """Of every sharp record, how many came before with its scene, and its place; sorted."""
+    seen: Counter[Scene] = Counter()
+    visits = []
+    for place, scene in enumerate(scenes(records)):
+        if not scene.blurry:
+            visits.append((seen[scene], place))
+            seen[scene] += 1
+    return sorted(visits)
 
 
 def full_caption(record: dict) -> str:

@@ -60,7 +60,7 @@ def train(
     Raises ``Interrupted`` after a stop that was saved, ``Diverged`` before a save that would be worthless.
     """
     done = first = int(state.step)
-    last_report, last_time, loss = done, time.monotonic(), float("nan")
+    last_report, last_time, loss = done, time.monotonic(), None
     asked_to_stop: list[int] = []
     before = {number: signal.signal(number, lambda number, _: asked_to_stop.append(number)) for number in _SIGNALS}
     try:
@@ -123,10 +123,10 @@ class _Progress:
             self._bar.start()
         return self
 
-    def show(self, done: int, loss: float) -> None:
+    def show(self, done: int, loss: float | None) -> None:
         now = time.monotonic()
         rate = (done - self._start) / max(now - self._began, 1e-9)
-        note = f"{rate:.2f} steps/s" + ("" if math.isnan(loss) else f"  loss {loss:.4f}")
+        note = f"{rate:.2f} steps/s" + ("" if loss is None else f"  loss {loss:.4f}")
         if self._live:
             self._bar.update(self._task, completed=done, note=note)
         elif now - self._last_line > self.LINE_SECONDS or done == self._total:

@@ -16,7 +16,6 @@ from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.contrastive import analogies
 from jdiff.data import records
-from jdiff.data.shapes.reader import read
 from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
 from jdiff.sample import Sampler
@@ -153,8 +152,7 @@ def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
         found[name] = []
         for negative in ([""] * num, [case.negative for case in cases]):
             images = sampler.sample([case.prompt for case in cases], negative=negative, seed=0)
-            seen = [(case, read(image)) for case, image in zip(cases, images, strict=True)]
-            found[name].append(prompt_accuracy.rate([case.shown(scene) for case, scene in seen if scene is not None]))
+            found[name].append(prompt_accuracy.shown([case.shown for case in cases], images))
     return found
 
 

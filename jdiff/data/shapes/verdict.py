@@ -38,7 +38,7 @@ def agrees(asked: Scene, seen: Scene | None) -> dict[str, bool | int]:
     return verdict | {
         "relation": related,
         "both_objects": left_out == 0,
-        "whole_pair": seen == asked,
+        "whole_pair": verdict["whole"],
         "left_out": left_out,
     }
 
