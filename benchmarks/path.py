@@ -10,8 +10,13 @@ from jdiff import build
 from jdiff.data.shapes.adversary import SHOWN, measure_reader
 from jdiff.verbs.evaluate import evaluate
 
-# The README's word on each run: recall@1 both ways; what of unseen prompts is drawn, at the config's guidance.
-ENCODERS = {"shapes_clip": ("demo", 0.80), "shapes_clip_full": ("shapes_clip", 0.95)}
+# The README's word on each run: recall@1 both ways and analogies; what of unseen prompts is drawn, at the config's
+# guidance. Of the emoji nothing is promised.
+ENCODERS = {
+    "shapes_clip": ("demo", 0.80, 0.80),
+    "shapes_clip_full": ("shapes_clip", 0.95, 0.80),
+    "emoji_clip": ("emoji_clip", None, None),
+}
 SAMPLERS = {
     "shapes": ("demo", {"shape_and_colour": 0.95, "whole": 0.90}),
     "shapes_t2i": ("shapes_t2i", {"both_objects": 0.90, "whole_pair": 0.75}),
@@ -21,7 +26,8 @@ SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance, whatever the config's own
 
 def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim whose run exists. Returns the exit status."""
-    return settle("path", [*_reader(quick), *_encoders(Path(runs)), *_samplers(Path(runs), quick=quick)])
+    path = Path(runs)
+    return settle("path", [*_reader(quick), *_encoders(path), *_samplers(path, quick=quick), *_emoji(path)])
 
 
 def _reader(quick: bool) -> list[Claim]:
@@ -38,12 +44,12 @@ def _reader(quick: bool) -> list[Claim]:
 
 def _encoders(runs: Path) -> list[Claim]:
     claims = []
-    for run, (config, bound) in ENCODERS.items():
-        found = evaluate(str(runs / run)) if (runs / run / "config.json").exists() else {}
+    for run, (config, recall, analogies) in ENCODERS.items():
+        found = _evaluated(runs / run)
         for way in ("text_to_image@1", "image_to_text@1"):
-            claims.append(Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), bound))
+            claims.append(Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), recall))
         chance = f"chance {found['analogies_chance']:.3f}" if found else ""
-        claims.append(Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), 0.80, note=chance))
+        claims.append(Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), analogies, note=chance))
     return claims
 
 
@@ -51,18 +57,26 @@ def _samplers(runs: Path, *, quick: bool) -> list[Claim]:
     claims = []
     for run, (config, bounds) in SAMPLERS.items():
         path, found, rows = runs / run, {}, {}
-        if (path / "config.json").exists():
+        if _trained(path):
             own = build.saved_experiment(path).sample.guidance_scale
             scales = [own] if quick else sorted({own, *SCALES})
-            found = evaluate(str(path), num=64 if quick else 256, guidance_scales=scales, negatives=not quick)
+            found = _evaluated(path, num=64 if quick else 256, guidance_scales=scales, negatives=not quick)
             rows = found["scales"][f"{own:g}"]
         for name, bound in bounds.items():
-            claims.append(_share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound))
+            claims.append(_share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound, few=quick))
         claims.append(Claim(f"{config}: asked scenes that training showed", found.get("overlap"), 0, at_most=True))
         if found and not quick:
-            unseen = evaluate(str(path), split="compositions", num=256)
+            unseen = _evaluated(path, split="compositions")
             claims += _stated(config, bounds, found, next(iter(unseen["scales"].values())))
     return claims
+
+
+def _emoji(runs: Path) -> list[Claim]:
+    """Of professions in skin tones that training never showed: what the drawing's nearest glyph is right in."""
+    names = ("nearest_glyph", "nearest_profession", "nearest_gender", "nearest_tone")
+    found = _evaluated(runs / "emoji")
+    rows = next(iter(found["scales"].values())) if found else {}
+    return [_share(f"emoji_t2i: {name.replace('_', ' ')} is right", rows.get(name)) for name in names]
 
 
 def _stated(config: str, names: Iterable[str], found: dict, compositions: dict) -> list[Claim]:
@@ -78,6 +92,18 @@ def _stated(config: str, names: Iterable[str], found: dict, compositions: dict) 
     return claims + [_share(f"{config}, compositions: {name.replace('_', ' ')}", compositions[name]) for name in names]
 
 
-def _share(text: str, row: dict | None, bound: float | None = None) -> Claim:
-    note = f"({row['low']:.3f} to {row['high']:.3f}, {row['count']} pictures)" if row else ""
-    return Claim(text, row and row["share"], bound, note=note)
+def _share(text: str, row: dict | None, bound: float | None = None, *, few: bool = False) -> Claim:
+    """few: so few pictures that the claim fails only where its interval lies below the bound."""
+    if row is None:
+        return Claim(text, None, bound)
+    note = f"({row['low']:.3f} to {row['high']:.3f}, {row['count']} pictures)"
+    return Claim(text, row["share"], bound, at_best=row["high"] if few else None, note=note)
+
+
+def _trained(run: Path) -> bool:
+    return (run / "config.json").exists() and build.latest_step(run) is not None
+
+
+def _evaluated(run: Path, **options) -> dict:
+    """What a run shows now; nothing where there is no trained one."""
+    return evaluate(str(run), again=True, **options) if _trained(run) else {}

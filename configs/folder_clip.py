@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
-    config.data = dict(source="folder", path="my_images", image_size=64, crop="center", max_rejected=0.05)
+    config.data = dict(source="folder", image_size=64, crop="center", max_rejected=0.05)
     config.tokenizer = dict(vocab_size=4096, context_length=48)
     config.text = dict(width=256, layers=4, heads=4, embed_dim=512, activation="gelu", causal=False)
     config.vision = dict(patch_size=8, width=256, layers=4, heads=4, embed_dim=512, activation="gelu")

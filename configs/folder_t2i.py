@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
-    config.data = dict(source="folder", path="my_images", image_size=64, crop="center", max_rejected=0.05)
+    config.data = dict(source="folder", image_size=64, crop="center", max_rejected=0.05)
     config.text = dict(run="runs/mine_clip")
     config.unet = dict(
         channels=(64, 128, 256),
@@ -22,6 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
         groups=16,
         patch_size=2,
         pooled=True,
+        modulated=True,
     )
     config.diffusion = dict(
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1

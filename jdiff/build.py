@@ -25,7 +25,7 @@ from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
-from jdiff.diffusion.solvers import SOLVERS
+from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.embed import Encoder
 from jdiff.models.clip import DualEncoder, TextTower, VisionTower
 from jdiff.models.layers import ACTIVATIONS
@@ -37,8 +37,8 @@ from jdiff.training.loop import Every
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
-SECTIONS = ("data", "tokenizer", "text", "vision", "unet", "diffusion", "optimizer", "mesh", "train", "sample")
-OBJECTIVES = ("contrastive", "diffusion")
+BOTH = ("data", "tokenizer", "text", "optimizer", "mesh", "train")
+SECTIONS = {"contrastive": (*BOTH, "vision"), "diffusion": (*BOTH, "unet", "diffusion", "sample")}
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,15 @@ class Experiment:
     config: dict[str, Any]
 
     def __post_init__(self):
+        sections = choose("train.objective", self.train.objective, SECTIONS)
         for section in self.config:
-            if section not in SECTIONS:
-                raise ConfigError(f"config.{section} is not a section; {nearest(section, SECTIONS)}")
-        choose("train.objective", self.train.objective, OBJECTIVES)
-        if self.train.steps < 1 or self.train.batch_size < 1:
-            raise ConfigError("config.train.steps and config.train.batch_size must be 1 or more")
+            if section not in sections:
+                raise ConfigError(
+                    f"config.{section} is no section of {self.train.objective} training; {nearest(section, sections)}"
+                )
+        for key in ("steps", "batch_size", "log_every", "save_every", "sample_every", "keep"):
+            if getattr(self.train, key) < 1:
+                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
         if not 0 <= self.train.ema_decay < 1:
             raise ConfigError(
                 f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"
@@ -92,7 +95,9 @@ class Experiment:
             self.vision()
         else:
             self.unet()
-            self.schedule()
+            if self.diffusion.timesteps < 1:
+                raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
+            schedule = self.schedule()
             choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
             choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
             if not 0 <= self.diffusion.caption_dropout <= 1:
@@ -101,6 +106,11 @@ class Experiment:
                 )
             choose("sample.solver", self.sample.solver, SOLVERS)
             choose("sample.spacing", self.sample.spacing, SPACINGS)
+            choose("sample.variance", self.sample.variance, VARIANCES)
+            try:
+                self.sample.tableau(schedule)
+            except ValueError as error:
+                raise ConfigError(f"config.sample cannot be used: {error}") from error
 
     def _section(self, name: str) -> dict[str, Any]:
         return dict(self.config.get(name, {}))
@@ -142,6 +152,7 @@ class Experiment:
         own = {key: keys.pop(key) for key in ("max_rejected",) if key in keys}
         directory = keys.pop("directory", "data")
         keys.pop("source", None)
+        keys.setdefault("image_size", self.image_size)
         more = {"dataset": name} if kind == "tfds" else {}
         source = construct("data", choose("data.source", kind, SOURCES), keys, **more)
         return records.CaptionedImages(source=source, data_dir=directory, image_size=self.image_size, **own)
@@ -181,6 +192,7 @@ class Experiment:
         """Where training begins: parameters from the config's seed, placed on the mesh.
 
         frozen: weights of the text tower, for a U-Net.
+        Raises ``ConfigError`` where the config's numbers make no network.
         """
         train, n = self.train, self.context_length
         tokens, mask = jnp.zeros((1, n), jnp.int32), jnp.ones((1, n), bool)
@@ -198,7 +210,14 @@ class Experiment:
             average = jax.tree.map(jnp.copy, params) if train.ema_decay else None
             return TrainState(jnp.int32(0), params, optimizer.init(params), average, frozen)
 
-        return jax.jit(begin, out_shardings=meshes.everywhere(mesh))(frozen)
+        try:
+            return jax.jit(begin, out_shardings=meshes.everywhere(mesh))(frozen)
+        except (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
+            sections = "config.text and config.vision" if train.objective == "contrastive" else "config.unet"
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"{sections} cannot be a network for images of {self.image_size} x {self.image_size}: {why}"
+            ) from error
 
     def step(self, tokenizer: Tokenizer) -> Callable:
         """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up."""
@@ -268,6 +287,8 @@ def with_text_of_run(setup: Experiment, workdir: epath.PathLike) -> Experiment:
     if not begun and setup.text_run is None:
         raise ConfigError("config.text.run is missing; name the run of the dual encoder whose text tower is to be read")
     kept = saved_experiment(workdir if begun else setup.text_run).config
+    if not begun and kept["train"]["objective"] != "contrastive":
+        raise ConfigError(f"config.text.run is {setup.text_run}, which draws; name the run of a dual encoder instead")
     text = {**kept["text"], **setup.config.get("text", {})}
     return Experiment({**setup.config, "text": text, "tokenizer": kept["tokenizer"]})
 
@@ -279,8 +300,8 @@ def saved_tokenizer(workdir: epath.PathLike) -> Tokenizer:
     )
 
 
-def checkpoints(workdir: epath.PathLike, *, keep: int = 2) -> checkpoint.Checkpoints:
-    """The checkpoints of a run; close them after use."""
+def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoint.Checkpoints:
+    """The checkpoints of a run, to read, or where ``keep`` is said to write; close them after use."""
     return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
 
 

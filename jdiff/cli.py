@@ -50,7 +50,13 @@ def _resolved(config: str) -> str:
 
 
 def _config_and_workdir() -> None:
-    config_flags.DEFINE_config_file("config", help_string="A config file or name, with :variant after it.")
+    # A key that the file leaves at its default may be given too; build refuses those that nothing takes.
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="A config file or name, with :variant after it.",
+        lock_config=False,
+        accept_new_attributes=True,
+    )
     flags.DEFINE_string("workdir", None, "Directory of the run.")
 
 
@@ -71,7 +77,7 @@ def _define_sample() -> None:
     flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
     flags.DEFINE_string("negative", "", "What to move away from.")
     flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
-    flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0)
+    flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0, 2**31 - 1)
     flags.DEFINE_float("guidance_scale", None, "1 is the plain conditional model; the config's if not said.")
     flags.DEFINE_integer("steps", None, "Network evaluations; the config's if not said.", 1)
     flags.DEFINE_enum("solver", None, ["ddim", "ddpm"], "The config's if not said.")
@@ -104,7 +110,7 @@ def _sample() -> None:
 def _define_evaluate() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run to measure.")
     flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
-    flags.DEFINE_integer("num", 256, "How many examples at most.", 1)
+    flags.DEFINE_integer("num", None, "How many examples at most: 256 prompts, or 128 pairs, if not said.", 1)
     flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
     flags.DEFINE_bool("negatives", False, "Measure negative prompts too, at the config's guidance (shapes only).")
 

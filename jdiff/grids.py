@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def grid(images: np.ndarray, *, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
-    """Images row by row on white, each pixel ``scale`` pixels wide. images: (n, h, w, 3)."""
+    """Images row by row on light grey, each pixel ``scale`` pixels wide. images: (n, h, w, 3)."""
     n, h, w, _ = images.shape
     rows = -(-n // columns)
     h, w = h * scale, w * scale

@@ -87,6 +87,8 @@ class Sampler:
         Returns images (n, h, w, 3) uint8 and, on request, the denoiser's view of each image at
         every step, (steps, n, h, w, 3) uint8.
         """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is one sentence, {prompts!r}, but must be a list of them")
         n = len(prompts)
         settings = settings or self.settings
         scale = settings.guidance_scale if guidance_scale is None else guidance_scale

@@ -14,16 +14,26 @@ cli.main()
 """
 
 
-def jdiff(*arguments, cwd, check=True):
-    """Run a verb. Returns the finished process, with stdout and stderr as text."""
-    done = subprocess.run(
+def start(*arguments, cwd):
+    """Start a verb, on as many devices as its user has. Returns the running process."""
+    return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
     )
+
+
+def jdiff(*arguments, cwd, check=True):
+    """Run a verb. Returns the finished process, with stdout and stderr as text."""
+    process = start(*arguments, cwd=cwd)
+    try:
+        output, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    done = subprocess.CompletedProcess(arguments, process.returncode, output, errors)
     assert "was imported" not in done.stderr
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

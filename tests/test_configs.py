@@ -9,6 +9,7 @@ from PIL import Image
 
 from jdiff import build
 from jdiff.cli import shipped_configs
+from jdiff.construct import ConfigError
 from jdiff.data.emoji.glyphs import find_font
 from jdiff.verbs.prepare import prepare
 from jdiff.verbs.train import train
@@ -75,6 +76,7 @@ def test_two_tiny_steps_of_every_config(encoder, tmp_path):
         pytest.skip("the Noto Color Emoji font is not installed")
     for name in (encoder, encoder.replace("_clip", "_t2i")):
         config, _ = get_config(name, "tiny")
+        config.mesh.data = 2 if encoder == "demo_clip" else 1
         config.data.directory = str(tmp_path / "data")
         if config.data.source == "folder":
             config.data.path = str(own_images(tmp_path / "images"))
@@ -86,6 +88,21 @@ def test_two_tiny_steps_of_every_config(encoder, tmp_path):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
         build.load(tmp_path / name)
+
+
+def test_a_folder_without_a_test_split_is_trained_on_and_may_not_change_under_a_run(tmp_path):
+    images = own_images(tmp_path / "images")
+    config, _ = get_config("folder_clip", "tiny")
+    config.mesh.data = 1
+    config.data.update(path=str(images), directory=str(tmp_path / "data"), test_fraction=0.0)
+    setup = build.experiment(config)
+    prepare(setup)
+    train(setup, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "samples" / "step_2.png").exists()
+    (images / "0.txt").write_text("noise of another name\n")
+    prepare(setup)
+    with pytest.raises(ConfigError, match="files have changed"):
+        train(setup, str(tmp_path / "run"))
 
 
 def own_images(folder):

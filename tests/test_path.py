@@ -1,12 +1,21 @@
 """The whole path as its user walks it, with TensorFlow and torch absent: two steps of each model, then pictures."""
 
 import json
+import signal
+import time
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import norm
 
-from tests.running import jdiff
+import jdiff as package
+from benchmarks import path
+from jdiff.data.shapes.render import render
+from jdiff.data.shapes.world import Scene, Thing
+from tests.running import jdiff, start
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,10 @@ def test_many_samples_go_on_where_they_stopped(folder):
     assert "drawing 1 of 5" in jdiff(*many, cwd=folder).stdout
     assert (folder / "many" / "000004.png").read_bytes() == kept
     assert json.loads((folder / "many" / "000003.json").read_text())["prompt"] == "a blue ring"
+    (folder / "many" / "000002.json").write_text('{"prompt": "a')  # as a kill leaves it
+    assert "drawing 1 of 5" in jdiff(*many, cwd=folder).stdout
+    assert "drawing 5 of 5" in jdiff(*many, "--trajectory", cwd=folder).stdout
+    assert json.loads((folder / "many" / "000003_strip.json").read_text())["prompt"] == "a blue ring"
 
 
 @pytest.mark.parametrize("run", ["shapes_clip", "shapes"])
@@ -91,8 +104,6 @@ def test_negative_prompts_are_measured_on_request(folder):
 
 
 def test_load_in_python(folder):
-    import jdiff as package
-
     sampler = package.load(folder / "runs" / "shapes")
     two = sampler.sample(["a red circle", "a blue ring"], guidance_scale=4, seed=0)
     assert two.shape == (2, 32, 32, 3)
@@ -109,8 +120,44 @@ def test_load_in_python(folder):
 def test_forward_figure(folder):
     jdiff("figures", "forward", "--out=figures", cwd=folder)
     picture = np.asarray(Image.open(folder / "figures" / "forward.png")).astype(float)
-    clean, half, noise = np.split(picture[2:-2, 2:], 3, axis=1)
-    assert np.abs(noise[:, :128].mean() - 127.5) < 6  # noise about mid-grey
+    clean, half, noise = (panel[:, :128] for panel in np.split(picture[2:-2, 2:], 3, axis=1))
+    scene = Scene((Thing("star", "red", "large"),), place="centre")
+    np.testing.assert_array_equal(clean, render(scene, np.random.default_rng(0), 128))
+    draws = norm.ppf((np.arange(10_000) + 0.5) / 10_000)
+    betas = np.linspace(1e-4, 0.02, 1000)  # [ddpm sec. 4]
+    for panel, steps in ((half, 500), (noise, 1000)):
+        alpha_bar = np.prod(1 - betas[:steps])
+        for value in (25, 255):  # the green of the star, and paper
+            seen = alpha_bar**0.5 * (value / 127.5 - 1) + (1 - alpha_bar) ** 0.5 * draws
+            expected = 127.5 * (seen.clip(-1, 1).mean() + 1)  # a screen shows no more than 0 to 255
+            assert panel[..., 1][clean[..., 1] == value].mean() == pytest.approx(expected, abs=6)
+
+
+def test_claims_are_measured_on_any_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    claims = [*path._encoders(Path("runs")), *path._samplers(Path("runs"), quick=False), *path._emoji(Path("runs"))]
+    measured = {claim.text for claim in claims if claim.measured is not None}
+    assert measured >= {"demo: whole right", "demo, guidance 8: whole", "demo, compositions: whole"}
+    assert measured >= {"demo: blur shown, as the negative prompt", "demo: arithmetic of meanings"}
+    assert not any(text.startswith(("shapes_t2i", "emoji")) for text in measured)
+
+
+def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_bits(folder):
+    common = ["train", "--config=demo_t2i:tiny"]
+    common += [f"--config.train.{key}" for key in ("steps=20", "save_every=100", "sample_every=100")]
+    running = start(*common, "--workdir=runs/parts", cwd=folder)
+    lines = folder / "runs" / "parts" / "metrics.jsonl"
+    while running.poll() is None and not (lines.exists() and lines.read_text()):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate()
+    assert running.returncode == 130, said
+    assert "saved; the same command goes on from there" in said
+    jdiff(*common, "--workdir=runs/parts", cwd=folder)
+    jdiff(*common, "--workdir=runs/whole", cwd=folder)
+    parts, whole = (package.load(folder / "runs" / run) for run in ("parts", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, parts.unet_params, whole.unet_params)
+    assert lines.read_text() == (folder / "runs" / "whole" / "metrics.jsonl").read_text()
 
 
 BAD = {
@@ -132,7 +179,11 @@ BAD = {
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.train.steps=0"): "must be 1 or more",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.data.train=9"): "run `jdiff prepare`",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.diffusion.schedule=cosin"): "did you mean 'cosine'?",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.sample.steps=0"): "config.sample cannot be used",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.heads=(1,)"): "config.unet cannot be a network",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=nowhere"): "nowhere is not a run",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=runs/shapes"): "runs/shapes, which draws",
+    ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.unet.blocks=1"): "unet",
     (
         "train",
         "--config=demo_clip:tiny",
@@ -144,6 +195,10 @@ BAD = {
     ("sample", "--workdir=runs/shapes_clip", "a circle"): "is a dual encoder, which cannot draw",
     ("sample", "--workdir=runs/shapes", "a circle", "--steps=2000"): "it must be from 1 to 1000",
     ("sample", "--workdir=runs/shapes", "a circle", "--prompts_file=none.txt"): "none.txt",
+    ("sample", "--workdir=runs/shapes", "a circle", "--seed=5000000000"): "--seed=5000000000",
+    ("prepare", "--config=emoji_clip", "--config.data.font=nowhere.ttf"): "config.data.font is nowhere.ttf",
+    ("prepare", "--config=folder_clip"): "config.data.path is missing",
+    ("prepare", "--config=folder_clip", "--config.data.source=tfds:mnits"): "near it: mnist",
     ("evaluate", "--workdir=runs/shapes", "--split=tset"): "there is no split 'tset'",
     ("figures", "backward"): "there is no figure 'backward'",
 }

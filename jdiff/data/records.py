@@ -109,7 +109,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
         self._source, self._image_size = source, image_size
         self._max_rejected = max_rejected
         self.rejected: list[Rejected] = []
-        self._seen, self._splits_left = 0, len(source.splits())
+        self._seen = self._splits_left = 0
         self.on_item: Callable[[Example | Rejected], None] = lambda item: None
         identity = json.dumps({"source": source.identity(), "image_size": image_size}, sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
@@ -131,15 +131,19 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in self._source.splits()}
+        splits = self._source.splits()
+        self._splits_left = len(splits)
+        return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str):
+        written = 0
         for item in self._source.examples(split):
             self._seen += 1
             self.on_item(item)
             if isinstance(item, Rejected):
                 self.rejected.append(item)
                 continue
+            written += 1
             yield (
                 item.key,
                 {
@@ -150,6 +154,8 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
                 },
             )
         self._splits_left -= 1
+        if not written:
+            raise TooManyRejected(f"no item of the split '{split}' can be used; all are listed in {self.report_path}")
         if not self._splits_left and len(self.rejected) > self._max_rejected * self._seen:
             first = self.rejected[0]
             raise TooManyRejected(

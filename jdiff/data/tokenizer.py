@@ -21,6 +21,7 @@ class Tokenizer:
 
     def __init__(self, model: tokenizers.Tokenizer, context_length: int):
         self._model = model
+        self._model.encode_special_tokens = True  # "<|end|>" in a caption is text, and no mark
         self.context_length = context_length
         self._pad, self._start, self._end = (model.token_to_id(token) for token in (PAD, START, END))
 

@@ -56,6 +56,9 @@ def _ends(schedule: Schedule, timesteps: np.ndarray) -> tuple[Level, Level]:
     return schedule.rates(timesteps), schedule.rates(np.append(timesteps[1:], -1))
 
 
+VARIANCES = ("small", "large")
+
+
 def ddpm(schedule: Schedule, timesteps: np.ndarray, *, variance: str = "small") -> Tableau:
     """Ancestral sampling, equation (10). timesteps: (rows,) int, falling.
 

@@ -112,8 +112,9 @@ class VisionTower(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """Both towers and the learned ``logit_scale``, 1 / temperature, capped at 100.
+    """Both towers and the learned ``logit_scale``, 1 / temperature, whose log is the parameter.
 
+    Training caps the parameter at ``LOGIT_SCALE_CAP``; a cap in here would hold its gradient at 0 from then on.
     Returns text and image embeddings, (b, embed_dim) each, and the scale, a scalar.
     """
 
@@ -123,4 +124,4 @@ class DualEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array, mask: Array, images: Array) -> tuple[Array, Array, Array]:
         log_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE_START), ())
-        return self.text(tokens, mask)[1], self.vision(images)[1], jnp.exp(jnp.minimum(log_scale, LOGIT_SCALE_CAP))
+        return self.text(tokens, mask)[1], self.vision(images)[1], jnp.exp(log_scale)

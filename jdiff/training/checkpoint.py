@@ -20,10 +20,16 @@ class NoCheckpoint(FileNotFoundError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``directory``; the newest ``keep`` stay."""
+    """The checkpoints of one run, in ``directory``.
 
-    def __init__(self, directory: epath.PathLike, *, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    keep: how many of the newest stay; None only reads, and leaves alone what another process is writing.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         handlers = {part: ocp.StandardCheckpointHandler() for part in PARTS}
         self._manager = ocp.CheckpointManager(
             epath.Path(directory).absolute(), options=options, item_names=PARTS, item_handlers=handlers

@@ -76,13 +76,14 @@ def train(
                     writer.write(done, values, rates={"steps_per_second": rate})
                     merged, last_report, last_time = None, done, time.monotonic()
                 progress.show(done, loss)
-                if done % every.save == 0:
+                if done % every.save == 0 or done == steps:
                     _finite(float(averages["loss"].total), done)
                     checkpoints.save(state, merged)
                 if done % every.sample == 0 or done == steps:
                     show_samples(state)
-            _finite(float(averages["loss"].total), done)
-            checkpoints.save(state, merged)
+            if done > first:
+                _finite(float(averages["loss"].total), done)
+                checkpoints.save(state, merged)
             checkpoints.wait()
     finally:
         for number, handler in before.items():
@@ -96,8 +97,8 @@ def _finite(loss: float, step: int) -> float:
     """The loss, if it is a number; it is asked before every report and every save."""
     if not math.isfinite(loss):
         raise Diverged(
-            f"the loss of step {step} is not a number; lower config.optimizer.learning_rate "
-            "and go on from the last checkpoint, or start again"
+            f"the loss of step {step} is not a number; start again in another --workdir, "
+            "with a lower config.optimizer.learning_rate"
         )
     return loss
 

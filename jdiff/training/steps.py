@@ -14,7 +14,7 @@ from jdiff import rng
 from jdiff.contrastive.loss import softmax_loss
 from jdiff.diffusion import loss as diffusion
 from jdiff.diffusion.schedules import Schedule
-from jdiff.models.clip import DualEncoder, TextTower
+from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
 from jdiff.models.unet import UNet
 from jdiff.training import ema
 from jdiff.training.state import TrainState
@@ -27,11 +27,17 @@ def images_of(batch: dict) -> Array:
     return batch["image"].astype(jnp.float32) / 127.5 - 1
 
 
-def _apply(state: TrainState, loss_fn: Callable, optimizer: optax.GradientTransformation, decay: float | None):
-    """Differentiate, update, average. loss_fn: params -> (scalar, report)."""
+def _apply(
+    state: TrainState,
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    decay: float | None,
+    hold: Callable = lambda params: params,
+):
+    """Differentiate, update, average. loss_fn: params -> (scalar, report).   hold: puts parameters back in bounds."""
     (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = hold(optax.apply_updates(state.params, updates))
     average = None if decay is None else ema.update(state.ema, params, step=state.step, decay=decay)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
     return state, report | {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
@@ -46,9 +52,14 @@ def contrastive_step(encoder: DualEncoder, optimizer: optax.GradientTransformati
             loss, report = softmax_loss(text, image, scale)
             return loss, report | {"logit_scale": scale}
 
-        return _apply(state, loss_fn, optimizer, ema_decay)
+        return _apply(state, loss_fn, optimizer, ema_decay, _capped)
 
     return step
+
+
+def _capped(params: dict) -> dict:
+    """The dual encoder's parameters with the logit scale at most 100 [clip sec. 2.5]."""
+    return params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP)}
 
 
 @dataclass(frozen=True)

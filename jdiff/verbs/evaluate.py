@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from jdiff import build, grids
@@ -18,22 +19,28 @@ from jdiff.contrastive import analogies
 from jdiff.data import records
 from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
-from jdiff.sample import Sampler
+from jdiff.sample import Sampler, Settings
 
-COMPARED = 128  # captions and images that recall is measured among
+NUM = {"contrastive": 128, "diffusion": 256}  # pairs that recall is measured among; prompts that are drawn
 SHOWN = 64
+BATCH = 64
 
 
 def evaluate(
     workdir: str,
     *,
     split: str = "test",
-    num: int = 256,
+    num: int | None = None,
     guidance_scales: Sequence[float] | None = None,
     negatives: bool = False,
+    again: bool = False,
 ) -> dict:
-    """Measure a run on a split of the data it was trained for; print, write and return what was found."""
+    """Measure a run on a split of the data it was trained for; print, write and return what was found.
+
+    again: measure even what was measured of this checkpoint before.
+    """
     setup, step = build.saved_experiment(workdir), build.latest_step(workdir)
+    num = num or NUM[setup.train.objective]
     if negatives and (setup.source, setup.train.objective) != ("shapes", "diffusion"):
         raise ConfigError(
             f"--negatives needs a text-to-image run on shapes, whose pictures can be read; {workdir} is a "
@@ -45,16 +52,16 @@ def evaluate(
     asked = {"workdir": str(workdir), "step": step, "split": split, "num": num}
     asked |= {"guidance_scales": scales, "with_negatives": negatives}
     found = json.loads(path.read_text()) if path.exists() else {}
-    if all(found.get(key) == value for key, value in asked.items()):
+    if not again and all(found.get(key) == value for key, value in asked.items()):
         print(f"{workdir} was measured already at step {step} on '{split}'")
     else:
         print(f"measuring {workdir} at step {step} on '{split}'")
         loaded = build.load(workdir)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(loaded, Encoder):
-            found = asked | _encoder(setup, loaded, held, path.parent)
+            found = asked | _encoder(setup, loaded, held, asked, path.parent)
         else:
-            found = asked | _sampler(setup, loaded, held, num, scales, path.parent)
+            found = asked | _sampler(setup, loaded, held, asked, path.parent)
             if negatives:
                 found["negatives"] = _negatives(loaded, num)
         path.write_text(json.dumps(found, indent=2) + "\n")
@@ -88,14 +95,14 @@ def _share(row: dict) -> str:
     return f"{row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
 
 
-def _encoder(setup: Experiment, encoder: Encoder, held, directory: epath.Path) -> dict:
+def _encoder(setup: Experiment, encoder: Encoder, held, asked: dict, directory: epath.Path) -> dict:
     """Recall both ways, the similarity of captions and images as a picture, and the arithmetic of meanings."""
     if setup.source == "shapes":
-        chosen = shapes.distinct(held, COMPARED)
+        chosen = shapes.distinct(held, asked["num"])
         captions = [shapes.full_caption(held[i]) for i in chosen]
         cases, answers = shapes.analogies(), shapes.candidates()
     else:
-        chosen = list(range(min(COMPARED, len(held))))
+        chosen = list(range(min(asked["num"], len(held))))
         captions = [held[i]["captions"][0].decode() for i in chosen]
         cases, answers = [], []
     if setup.source == "emoji":
@@ -111,14 +118,13 @@ def _encoder(setup: Experiment, encoder: Encoder, held, directory: epath.Path) -
             "analogies_right": analogies.accuracy(encoder.embed_texts, cases, answers),
             "analogies_chance": 1 / len(answers),
         }
-    grids.write(directory / "similarity.png", grids.heat(text @ image.T, cell=6), {"captions": captions})
+    grids.write(directory / "similarity.png", grids.heat(text @ image.T, cell=6), asked | {"captions": captions})
     return found
 
 
-def _sampler(
-    setup: Experiment, sampler: Sampler, held, num: int, scales: Sequence[float], directory: epath.Path
-) -> dict:
+def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: epath.Path) -> dict:
     """Draw a split's captions at every guidance scale and judge the pictures, where something can judge them."""
+    num, run = asked["num"], {key: asked[key] for key in ("workdir", "step", "split")}
     if setup.source == "shapes":
         chosen = shapes.sharp(held, num)
         captions = [shapes.full_caption(held[i]) for i in chosen]
@@ -126,19 +132,38 @@ def _sampler(
         chosen = list(range(min(num, len(held))))
         captions = [held[i]["captions"][0].decode() for i in chosen]
     found: dict = {"prompts": len(chosen), "scales": {}}
-    for scale in scales:
+    for scale in asked["guidance_scales"]:
         settings = dataclasses.replace(sampler.settings, guidance_scale=scale)
-        images = sampler.sample(captions, settings=settings, seed=0)
+        images = _drawn(sampler, captions, settings)
         picture = grids.grid(images[:SHOWN], columns=8, scale=grids.scale_for(setup.image_size, 64))
-        about = {"captions": captions[:SHOWN], "seed": 0, **dataclasses.asdict(settings)}
+        about = run | {"captions": captions[:SHOWN], "seed": 0, **dataclasses.asdict(settings)}
         grids.write(directory / f"guidance_{scale:g}.png", picture, about)
         found["scales"][f"{scale:g}"] = _judged(setup, images, [held[i] for i in chosen])
     if setup.source == "shapes":
         scenes = shapes.scenes(held)
         trained = shapes.scenes(records.records(setup.dataset(), "train"))
-        asked = [scenes[i] for i in chosen]
-        found |= {"scenes": len(set(asked)), "overlap": prompt_accuracy.overlap(set(asked), trained)}
+        chosen_scenes = {scenes[i] for i in chosen}
+        found |= {"scenes": len(chosen_scenes), "overlap": prompt_accuracy.overlap(chosen_scenes, trained)}
     return found
+
+
+def _drawn(
+    sampler: Sampler, prompts: Sequence[str], settings: Settings, negatives: Sequence[str] | None = None
+) -> np.ndarray:
+    """An image of each prompt, the first with seed 0, with progress."""
+    size, images = min(BATCH, len(prompts)), []
+    note = f"guidance {settings.guidance_scale:g}"
+    for first in track(range(0, len(prompts), size), description=note, console=Console(stderr=True)):
+        rows = slice(first, first + size)
+        images.append(
+            sampler.sample(
+                prompts[rows],
+                negative=negatives[rows] if negatives else "",
+                seed=list(range(first, first + len(prompts[rows]))),
+                settings=settings,
+            )
+        )
+    return np.concatenate(images)
 
 
 def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
@@ -151,7 +176,7 @@ def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
         cases = [cases[i % len(cases)] for i in range(num)]
         found[name] = []
         for negative in ([""] * num, [case.negative for case in cases]):
-            images = sampler.sample([case.prompt for case in cases], negative=negative, seed=0)
+            images = _drawn(sampler, [case.prompt for case in cases], sampler.settings, negative)
             found[name].append(prompt_accuracy.shown([case.shown for case in cases], images))
     return found
 
@@ -161,8 +186,7 @@ def _judged(setup: Experiment, images: np.ndarray, asked: list[dict]) -> dict:
         return prompt_accuracy.summary(prompt_accuracy.verdicts(shapes.scenes(asked), images))
     if setup.source == "emoji":
         everything = [*_all(setup, "train"), *_all(setup, "test")]
-        right = emoji.nearest_is_right(images, asked, everything)
-        return prompt_accuracy.summary([{"nearest_glyph": value} for value in right])
+        return prompt_accuracy.summary(emoji.verdicts(images, asked, everything))
     return {}
 
 

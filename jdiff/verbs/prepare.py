@@ -28,7 +28,7 @@ def prepare(setup: Experiment) -> None:
                     status.update(f"{n} items, {n / (time.monotonic() - began):.0f} a second")
 
             builder.on_item = show
-            report = records.prepare(builder)
+            records.prepare(builder)
     report = records.prepare(builder)
     for split, count in sorted(report.written.items()):
         print(f"  {split}: {count} captioned images")

@@ -57,7 +57,7 @@ def sample(
     common = {"workdir": str(workdir), "step": step, "negative": negative, **dataclasses.asdict(settings)}
     total = num or len(prompts)
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
-    todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about)]
+    todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about, trajectory)]
     print(
         f"drawing {len(todo)} of {total} images: {settings.steps} steps of {settings.solver}, "
         f"guidance {settings.guidance_scale:g}"
@@ -75,23 +75,24 @@ def sample(
         images, paths = drawn if trajectory else (drawn, None)
         for place, i in enumerate(chosen):
             if paths is not None:
-                _write_trajectory(directory / f"{i:06d}", paths[:, place])
+                _write_trajectory(directory / f"{i:06d}", paths[:, place], wanted[i])
             grids.write(directory / f"{i:06d}.png", images[place], wanted[i])
     print(f"wrote {directory}/000000.png to {total - 1:06d}.png, each with its .json")
 
 
-def _there(path: epath.Path, about: dict) -> bool:
-    """Whether an image was already drawn from exactly this."""
-    beside = path.with_suffix(".json")
-    return path.exists() and beside.exists() and json.loads(beside.read_text()) == about
+def _there(path: epath.Path, about: dict, trajectory: bool) -> bool:
+    """Whether an image, and its trajectory where asked for, was already drawn from exactly this."""
+    strip = [path.with_name(f"{path.stem}_strip.png"), path.with_suffix(".gif")] if trajectory else []
+    try:
+        return json.loads(path.with_suffix(".json").read_text()) == about and all(p.exists() for p in (path, *strip))
+    except (FileNotFoundError, json.JSONDecodeError):  # a JSON cut short by a kill is drawn again
+        return False
 
 
-def _write_trajectory(stem: epath.Path, frames: np.ndarray) -> None:
+def _write_trajectory(stem: epath.Path, frames: np.ndarray, about: dict) -> None:
     """The denoiser's view of one image at every step, (steps, h, w, 3), as a strip of ten and as an animation."""
     scale = grids.scale_for(frames.shape[1])
     shown = frames[np.linspace(0, len(frames) - 1, min(10, len(frames))).round().astype(int)]
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    grids.write(
-        stem.parent / f"{stem.name}_strip.png", grids.grid(shown, columns=len(shown), scale=scale), {"of": stem.name}
-    )
-    grids.write_animation(stem.parent / f"{stem.name}.gif", frames.repeat(scale, 1).repeat(scale, 2))
+    strip = grids.grid(shown, columns=len(shown), scale=scale)
+    grids.write(stem.with_name(f"{stem.name}_strip.png"), strip, about | {"trajectory": True})
+    grids.write_animation(stem.with_name(f"{stem.name}.gif"), frames.repeat(scale, 1).repeat(scale, 2))

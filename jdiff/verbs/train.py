@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from contextlib import closing
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,11 +16,14 @@ from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.data import records
 from jdiff.data.pipeline import Batches
+from jdiff.data.tokenizer import Tokenizer
 from jdiff.embed import Encoder
 from jdiff.sharding import mesh as meshes
 from jdiff.training import loop
 from jdiff.training.metrics import Writer, from_checkpoint
+from jdiff.training.state import TrainState
 
+CONFIG, DATA = "config.json", "data.json"
 SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures drawn during training
 
 
@@ -27,22 +32,24 @@ def train(setup: Experiment, workdir: str) -> None:
     path = epath.Path(workdir)
     setup = build.with_text_of_run(setup, path)
     train = setup.train
-    dataset = records.records(setup.dataset(), "train")
+    builder = setup.dataset()
+    dataset = records.records(builder, "train")
     mesh = setup.mesh()
     if train.batch_size % mesh.size:
         raise ConfigError(
             f"config.train.batch_size is {train.batch_size}, which {mesh.size} devices cannot share evenly"
         )
-    tokenizer = _claim(setup, path, dataset)
+    _check_unchanged(setup, path, builder)
+    tokenizer = _tokenizer(setup, path, dataset)
+    everywhere, frozen, merged = meshes.everywhere(mesh), {}, None
+    if train.objective == "diffusion" and build.latest_step(path) is None:
+        frozen = build.restore_weights(setup.text_run, everywhere)[0]["text"]
+    elif train.objective == "diffusion":
+        frozen = build.restore_weights(path, everywhere)[1]
+    state = setup.initial_state(tokenizer, mesh, frozen)
+    show_samples = _shower(setup, tokenizer, path, builder)
+    _claim(setup, path, builder, tokenizer)
     with build.checkpoints(path, keep=train.keep) as store:
-        everywhere, merged = meshes.everywhere(mesh), None
-        if train.objective == "contrastive":
-            frozen = {}
-        elif store.latest is None:
-            frozen = build.restore_weights(setup.text_run, everywhere)[0]["text"]
-        else:
-            frozen = store.restore_parts(everywhere, "frozen")["frozen"]
-        state = setup.initial_state(tokenizer, mesh, frozen)
         if store.latest is not None:
             state = store.restore(state)
             merged = from_checkpoint(store.restore_parts(everywhere, "averages")["averages"])
@@ -73,31 +80,46 @@ def train(setup: Experiment, workdir: str) -> None:
                 every=setup.every,
                 checkpoints=store,
                 writer=writer,
-                show_samples=_shower(setup, tokenizer, path, writer),
+                show_samples=partial(show_samples, writer),
                 merged=merged,
             )
     print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}", flush=True)
 
 
-def _claim(setup: Experiment, path: epath.Path, dataset):
-    """Make ``path`` the run of this config, with its tokenizer; a run of another config is not touched."""
-    saved = path / "config.json"
-    if saved.exists():
-        for key, (old, new) in sorted(_differences(json.loads(saved.read_text()), setup.config).items()):
+def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.CaptionedImages) -> None:
+    """See that a run that was begun had this config and this data. Raises ``ConfigError``."""
+    if (path / CONFIG).exists():
+        old = json.loads((path / CONFIG).read_text())
+        for key, (before, now) in sorted(_differences(old, setup.config).items()):
             raise ConfigError(
-                f"{path} was begun with config.{key} = {old!r}, and now it is {new!r}; "
+                f"{path} was begun with config.{key} = {before!r}, and now it is {now!r}; "
                 "name another --workdir, or change the config back"
             )
+    if (path / DATA).exists():
+        before, now = json.loads((path / DATA).read_text())["name"], builder.builder_config.name
+        if before != now:
+            raise ConfigError(
+                f"{path} was begun on the data set {before}, and config.data now makes {now}, as files have changed; "
+                "name another --workdir"
+            )
+
+
+def _tokenizer(setup: Experiment, path: epath.Path, dataset) -> Tokenizer:
+    """The run's own, or for a new run that of its text tower, or one learnt from the captions."""
+    if (path / CONFIG).exists():
         return build.saved_tokenizer(path)
-    if setup.train.objective == "contrastive":
-        captions = (caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"])
-        tokenizer = setup.train_tokenizer(captions)
-    else:
-        tokenizer = build.saved_tokenizer(setup.text_run)
-    path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(path / "tokenizer.json")
-    saved.write_text(json.dumps(setup.config, indent=2) + "\n")
-    return tokenizer
+    if setup.train.objective == "diffusion":
+        return build.saved_tokenizer(setup.text_run)
+    return setup.train_tokenizer(caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"])
+
+
+def _claim(setup: Experiment, path: epath.Path, builder: records.CaptionedImages, tokenizer: Tokenizer) -> None:
+    """Make ``path`` a run of this config, if it is none yet; its config.json is written last."""
+    if not (path / CONFIG).exists():
+        path.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path / "tokenizer.json")
+        (path / DATA).write_text(json.dumps({"name": builder.builder_config.name}) + "\n")
+        (path / CONFIG).write_text(json.dumps(setup.config, indent=2) + "\n")
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
@@ -112,24 +134,29 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
     return found
 
 
-def _shower(setup: Experiment, tokenizer, path: epath.Path, writer):
-    """What is drawn during training: samples of fixed captions, or the similarity of captions and images."""
-    held = records.records(setup.dataset(), "test")
+def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: records.CaptionedImages):
+    """What is drawn during training: samples of fixed captions, or the similarity of captions and images.
+
+    They are the test split's, or of data that has none, the training split's.
+    """
+    split = "test" if "test" in builder.info.splits else "train"
+    held = records.records(builder, split)
     rows = [held[i] for i in range(min(SHOWN[setup.train.objective], len(held)))]
     captions = [row["captions"][0].decode() for row in rows]
 
-    def show(state) -> None:
+    def show(writer: Writer, state: TrainState) -> None:
         step = int(state.step)
+        about = {"workdir": str(path), "step": step, "split": split, "captions": captions}
         if setup.train.objective == "diffusion":
             images = setup.sampler(tokenizer, state.frozen, state.best).sample(captions, seed=0)
             picture = grids.grid(images, columns=4, scale=grids.scale_for(setup.image_size))
+            about |= {"seed": 0, **dataclasses.asdict(setup.sample)}
         else:
             encoder = Encoder(tokenizer, setup.encoder(tokenizer), state.best)
-            similarity = encoder.embed_texts(captions) @ encoder.embed_images(np.stack([r["image"] for r in rows])).T
+            images = np.stack([row["image"] for row in rows])
+            similarity = encoder.embed_texts(captions) @ encoder.embed_images(images).T
             picture = grids.heat(np.asarray(similarity), cell=8)
-        grids.write(
-            path / "samples" / f"step_{step}.png", picture, {"workdir": str(path), "step": step, "captions": captions}
-        )
+        grids.write(path / "samples" / f"step_{step}.png", picture, about)
         writer.image(step, "samples", picture)
 
     return show

@@ -67,6 +67,13 @@ def test_too_many_stop_with_a_sentence_and_leave_no_data(tmp_path):
         records.records(builder(tmp_path, Few(bad=3)), "train")
 
 
+def test_a_split_of_broken_items_alone_stops_with_a_sentence(tmp_path):
+    made = builder(tmp_path, Few(good=0, bad=3), max_rejected=1.0)
+    with pytest.raises(TooManyRejected, match="no item of the split 'train' can be used"):
+        records.prepare(made)
+    assert len(made.report_path.read_text().splitlines()) == 3
+
+
 def test_other_settings_are_other_files(tmp_path):
     assert builder(tmp_path, Few()).data_dir != builder(tmp_path, Few(good=7)).data_dir
 

@@ -8,9 +8,11 @@ from scipy.stats import binomtest
 
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import COLOURS, Scene, Thing
+from jdiff.evaluation import emoji
 from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, verdicts
 from jdiff.evaluation.retrieval import recall
 from jdiff.evaluation.shapes import avoidances, distinct, sharp
+from jdiff.sample import Settings
 from jdiff.verbs.evaluate import _negatives
 
 
@@ -51,6 +53,21 @@ def test_prompt_accuracy_of_pictures_drawn_right_and_wrong():
     assert table["whole"]["count"] == 2
 
 
+def test_a_drawn_emoji_is_known_by_its_nearest_glyph():
+    def glyph(key, value, **metadata):
+        return {"key": key, "image": np.full((2, 2, 3), value, np.uint8), "metadata": json.dumps(metadata)}
+
+    cook = {"profession": "cook", "gender": "man"}
+    dark, light = glyph(b"a", 40, tone="dark", **cook), glyph(b"b", 160, tone="light", **cook)
+    norway, bouvet = glyph(b"c", 250, same_as=["d"]), glyph(b"d", 250, same_as=["c"])
+    drawn = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (90, 110, 230)])
+    assert emoji.verdicts(drawn, [dark, dark, bouvet], [dark, light, norway, bouvet]) == [
+        {"nearest_glyph": True, "nearest_profession": True, "nearest_gender": True, "nearest_tone": True},
+        {"nearest_glyph": False, "nearest_profession": True, "nearest_gender": True, "nearest_tone": False},
+        {"nearest_glyph": True},
+    ]
+
+
 def test_a_share_of_nothing_is_known_to_nobody():
     assert rate([]) == {"share": 0.0, "low": 0.0, "high": 1.0, "count": 0}
     assert (rate([True, False])["share"], rate([True, False])["count"]) == (0.5, 2)
@@ -79,7 +96,10 @@ def test_prompts_go_through_all_sharp_scenes_before_one_comes_again():
 class Painter:
     """Stands in for a sampler: red where no colour is said, and blurred, unless told not to."""
 
-    def sample(self, prompts, *, negative, seed):
+    settings = Settings()
+
+    def sample(self, prompts, *, negative, seed, settings):
+        assert len(set(seed)) == len(prompts)
         negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
         drawn = []
         for prompt, unwanted in zip(prompts, negatives, strict=True):

@@ -40,11 +40,11 @@ def batch(step):
     return {"image": images, "tokens": tokens, "mask": tokens > 3, "index": np.arange(8, dtype=np.int32)}
 
 
-def run(workdir, *, stop_at=None):
+def run(workdir, *, stop_at=None, save_every=100):
     """Train CONFIG in ``workdir``, going on if there is a checkpoint; a SIGINT arrives at step ``stop_at``."""
     setup = build.experiment(CONFIG)
     mesh = setup.mesh()
-    with build.checkpoints(workdir) as store:
+    with build.checkpoints(workdir, keep=2) as store:
         state, merged = setup.initial_state(Words(), mesh), None
         if store.latest is not None:
             state = store.restore(state)
@@ -65,7 +65,7 @@ def run(workdir, *, stop_at=None):
                 setup.step(Words()),
                 batches(start),
                 steps=setup.train.steps,
-                every=loop.Every(log=3, save=2, sample=100),
+                every=loop.Every(log=3, save=save_every, sample=100),
                 checkpoints=store,
                 writer=writer,
                 show_samples=lambda state: None,
@@ -90,6 +90,56 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
     assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [3, 6]
 
 
+def test_reading_leaves_alone_what_is_being_written(tmp_path):
+    run(tmp_path, save_every=2)
+    unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert build.latest_step(tmp_path) == 6
+    assert unfinished.exists()
+    assert build.latest_step(tmp_path / "nowhere") is None
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
+    setup = build.experiment(CONFIG)
+    step = lambda state, batch: pytest.fail("no step is due")  # noqa: E731
+    with build.checkpoints(tmp_path, keep=2) as store:
+        writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
+        state = setup.initial_state(Words(), setup.mesh())
+
+        class Signalling(loop._Progress):
+            def __enter__(self):
+                signal.raise_signal(signal.SIGTERM)
+                return super().__enter__()
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.Interrupted) as stopped:
+            patch.setattr(loop, "_Progress", Signalling)
+            loop.train(
+                state,
+                step,
+                itertools.repeat({}),
+                steps=4,
+                every=loop.Every(),
+                checkpoints=store,
+                writer=writer,
+                show_samples=lambda state: None,
+            )
+        writer.close()
+        assert (stopped.value.signal, store.latest) == (signal.SIGTERM, None)
+
+
+def test_the_logit_scale_is_at_most_100_and_comes_down_again():
+    setup = build.experiment(CONFIG | {"optimizer": {"learning_rate": 1e-3, "warmup_steps": 1}})
+    mesh, step, scales = setup.mesh(), setup.step(Words()), []
+    state = setup.initial_state(Words(), mesh)
+    state = state.replace(params=state.params | {"logit_scale": jnp.float32(9.0)})
+    for i in range(4):  # of pairs that do not belong together, which so sure a scale is wrong about
+        state, _ = step(state, meshes.place(mesh, batch(i)))
+        scales.append(float(jnp.exp(state.params["logit_scale"])))
+    np.testing.assert_allclose(scales[0], 100, rtol=1e-5)
+    assert scales[3] < 99.9
+
+
 def test_lines_after_the_checkpoint_are_cut(tmp_path):
     path = epath.Path(tmp_path)
     (path / "metrics.jsonl").write_text("".join(f'{{"step": {s}}}\n' for s in (1, 2, 3)))
@@ -99,7 +149,7 @@ def test_lines_after_the_checkpoint_are_cut(tmp_path):
 
 def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
     setup = build.experiment(CONFIG)
-    with build.checkpoints(tmp_path) as store:
+    with build.checkpoints(tmp_path, keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
         state = setup.initial_state(Words(), setup.mesh())
         with jax.debug_nans(False), pytest.raises(loop.Diverged, match=r"config\.optimizer\.learning_rate"):

@@ -22,9 +22,9 @@ from jdiff.data.records import Example
 class Emoji:
     """The glyphs of Noto Color Emoji, captioned with their Unicode names.
 
-    For each gender of each profession one of the five skin tones is "test", and the other four
-    are "train", along with everything else: a model that draws "woman pilot, dark skin tone" without
-    having seen her has put together what it knows of pilots and of tones.
+    Of each profession one of the five skin tones is "test", for all genders, and the other four are
+    "train", along with everything else: a model that draws "woman pilot, dark skin tone" without having
+    seen any pilot of that tone has put together what it knows of pilots and of tones.
 
     Glyphs with the same pixels (the flags of Norway and Bouvet Island) name each other in
     ``metadata["same_as"]``, so that an evaluation can count either as right. A sequence that the font
@@ -51,6 +51,7 @@ class Emoji:
             "source": self.name,
             "image_size": self.image_size,
             "sequences": self.sequences,
+            "held_out": "one tone of each profession",
             "font_sha256": hashlib.sha256(self._font_bytes).hexdigest(),
             "names": f"emoji {version('emoji')}",
         }
@@ -116,10 +117,10 @@ class Emoji:
 
 
 def split_of(symbol: Symbol) -> str:
-    """ "test" for the one tone in five that is held out of each gender of each profession, else "train"."""
+    """ "test" for the one tone in five that is held out of each profession, else "train"."""
     if symbol.profession is None or symbol.tone is None:
         return "train"
-    digest = hashlib.sha256(f"{symbol.gender} {symbol.profession}".encode()).digest()
+    digest = hashlib.sha256(symbol.profession.encode()).digest()
     return "test" if symbol.tone == names.TONES[digest[0] % len(names.TONES)] else "train"
 
 
