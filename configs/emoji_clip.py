@@ -2,9 +2,10 @@
 
 Aim     "man cook" - "man" + "woman" is nearest to "woman cook".
 Run     jdiff prepare --config=emoji_clip && jdiff train --config=emoji_clip --workdir=runs/emoji_clip
-Takes   within an hour on 2 CPU cores, together with emoji_t2i.
+Takes   9 minutes on one CPU core (1.1 steps a second).
 Expect  each name finds its glyph; twins of one picture share it.
-Seen
+Seen    2026-11-25: 96.3 % of 464 men turned into women, among 3,783 names; of the 60 unseen people 95 % of images
+        found by name, 97 % of names by image.
 """
 
 from ml_collections import ConfigDict

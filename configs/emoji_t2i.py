@@ -2,9 +2,10 @@
 
 Aim     the glyph drawn for a held-out profession and tone has the right one as its nearest neighbour.
 Run     jdiff train --config=emoji_t2i --workdir=runs/emoji, after emoji_clip
-Takes   within an hour on 2 CPU cores, together with emoji_clip.
-Expect  flags and faces first.
-Seen
+Takes   40 minutes on one CPU core (1.7 steps a second).
+Expect  people first, whose parts many glyphs share; things that one glyph alone shows stay smears of colour.
+Seen    2026-11-25, guidance 2, 60 people of unseen profession and tone: the nearest of 3,783 glyphs is the right
+        one for 82 % (70 to 89 %), of the right profession for all. See docs/emoji.md.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = dict(
         objective="diffusion",
         batch_size=32,
-        steps=5000,
+        steps=4000,
         seed=0,
         ema_decay=0.998,
         log_every=50,

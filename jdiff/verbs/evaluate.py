@@ -22,7 +22,7 @@ from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
 from jdiff.sample import Sampler, Settings
 
 NUM = {"contrastive": 128, "diffusion": 256}  # pairs that recall is measured among; prompts that are drawn
-SHOWN = 64
+SHOWN, COLUMNS = 64, 8
 BATCH = 64
 
 
@@ -135,7 +135,10 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
     for scale in asked["guidance_scales"]:
         settings = dataclasses.replace(sampler.settings, guidance_scale=scale)
         images = _drawn(sampler, captions, settings)
-        picture = grids.grid(images[:SHOWN], columns=8, scale=grids.scale_for(setup.image_size, 64))
+        shown = images[:SHOWN]
+        if setup.source != "shapes":
+            shown = _beneath(np.stack([held[i]["image"] for i in chosen[:SHOWN]]), shown)
+        picture = grids.grid(shown, columns=COLUMNS, scale=grids.scale_for(setup.image_size, 64))
         about = run | {"captions": captions[:SHOWN], "seed": 0, **dataclasses.asdict(settings)}
         grids.write(directory / f"guidance_{scale:g}.png", picture, about)
         found["scales"][f"{scale:g}"] = _judged(setup, images, [held[i] for i in chosen])
@@ -145,6 +148,13 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
         chosen_scenes = {scenes[i] for i in chosen}
         found |= {"scenes": len(chosen_scenes), "overlap": prompt_accuracy.overlap(chosen_scenes, trained)}
     return found
+
+
+def _beneath(real: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Rows of real images, each with the drawn ones beneath it, for a grid. Both (n, h, w, 3)."""
+    blank = np.full((-len(real) % COLUMNS, *real.shape[1:]), 208, np.uint8)
+    rows = [np.concatenate([images, blank]).reshape(-1, COLUMNS, *real.shape[1:]) for images in (real, drawn)]
+    return np.stack(rows, axis=1).reshape(-1, *real.shape[1:])
 
 
 def _drawn(
