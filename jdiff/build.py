@@ -43,12 +43,16 @@ SECTIONS = {"contrastive": (*BOTH, "vision"), "diffusion": (*BOTH, "unet", "diff
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay."""
+    """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay.
+
+    group: records that follow each other on disk and stay together in a batch.
+    """
 
     objective: str
     batch_size: int
     steps: int
     seed: int = 0
+    group: int = 1
     ema_decay: float = 0.0
     log_every: int = 50
     save_every: int = 500
@@ -80,9 +84,14 @@ class Experiment:
                 raise ConfigError(
                     f"config.{section} is no section of {self.train.objective} training; {nearest(section, sections)}"
                 )
-        for key in ("steps", "batch_size", "log_every", "save_every", "sample_every", "keep"):
+        for key in ("steps", "batch_size", "log_every", "save_every", "sample_every", "keep", "group"):
             if getattr(self.train, key) < 1:
                 raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        if self.train.batch_size % self.train.group:
+            raise ConfigError(
+                f"config.train.batch_size is {self.train.batch_size}, no multiple of config.train.group, "
+                f"{self.train.group}"
+            )
         if not 0 <= self.train.ema_decay < 1:
             raise ConfigError(
                 f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"

@@ -11,6 +11,7 @@ from jdiff import build
 from jdiff.cli import shipped_configs
 from jdiff.construct import ConfigError
 from jdiff.data.emoji.glyphs import find_font
+from jdiff.verbs.evaluate import evaluate
 from jdiff.verbs.prepare import prepare
 from jdiff.verbs.train import train
 
@@ -88,6 +89,10 @@ def test_two_tiny_steps_of_every_config(encoder, tmp_path):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
         build.load(tmp_path / name)
+        if config.data.source != "shapes":  # whose evaluation tests/test_path.py runs
+            found = evaluate(str(tmp_path / name), num=2)
+            assert (tmp_path / name / "evaluation" / "test" / "results.json").exists()
+            assert found["num"] == 2
 
 
 def test_a_folder_without_a_test_split_is_trained_on_and_may_not_change_under_a_run(tmp_path):

@@ -2,6 +2,7 @@
 
 Row i of the global batch of step s is element s * batch_size + i of an endless, seeded sequence,
 whatever the number of hosts or workers; so resuming means starting to read at that element.
+Records may be shuffled in groups that follow each other on disk and stay together in a batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from grain.experimental import ElasticIterator
 from jdiff.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
+
+
+class _Groups:
+    """Records as lists of ``group`` that follow each other; what is left over at the end is not read."""
+
+    def __init__(self, records, group: int):
+        self._records, self._group = records, group
+
+    def __len__(self) -> int:
+        return len(self._records) // self._group
+
+    def __getitem__(self, i: int) -> list[dict]:
+        return [self._records[i * self._group + j] for j in range(self._group)]
 
 
 class Batches:
@@ -33,33 +47,37 @@ class Batches:
         batch_size: int,
         seed: int,
         start_step: int = 0,
+        group: int = 1,
         shard: int = 0,
         shards: int = 1,
     ):
-        """records: random access.   shard of shards: which rows of the global batch this host reads."""
+        """records: random access.   group: how many stay together; it divides batch_size.
+
+        shard of shards: which rows of the global batch this host reads.
+        """
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that have none
 
-        def draw_caption(record: dict, generator: np.random.Generator) -> dict:
-            captions = record["captions"]
-            return {"image": record["image"], "caption": captions[generator.integers(len(captions))].decode()}
+        def draw_captions(rows: list[dict], generator: np.random.Generator) -> dict:
+            drawn = [row["captions"][generator.integers(len(row["captions"]))].decode() for row in rows]
+            return {"image": np.stack([row["image"] for row in rows]), "captions": drawn}
 
         def encode(place: int, drawn: dict) -> Batch:
-            tokens, mask = tokenizer.encode([drawn["caption"]])
-            index = np.int32(place % batch_size)
-            return {"image": drawn["image"], "tokens": tokens[0], "mask": mask[0], "index": index}
+            tokens, mask = tokenizer.encode(drawn["captions"])
+            index = np.arange(group, dtype=np.int32) + np.int32(place * group % batch_size)
+            return {"image": drawn["image"], "tokens": tokens, "mask": mask, "index": index}
 
-        shuffled = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
-        encoded = shuffled.random_map(draw_caption).map_with_index(encode)
+        shuffled = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
+        encoded = shuffled.random_map(draw_captions).map_with_index(encode)
         options = grain.sharding.ShardOptions(shard_index=shard, shard_count=shards)
-        self._iterator = iter(ElasticIterator(encoded, batch_size, options))
-        self._iterator.set_state({"global_next_index": start_step * batch_size})
+        self._iterator = iter(ElasticIterator(encoded, batch_size // group, options))
+        self._iterator.set_state({"global_next_index": start_step * batch_size // group})
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in next(self._iterator).items()}
 
     def close(self) -> None:
         self._iterator.close()

@@ -6,6 +6,7 @@ A source (the shapes world, the emoji font, somebody's folder, a TFDS set) is an
     identity()  a JSON-able dict of all that decides its records; equal identities share files
     splits()    the names of its splits
     examples(split)  an iterator of ``Example`` and ``Rejected``
+    ordered     optional; True where the order of its examples means something: they are then not shuffled on disk
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Captioned images, square and of one size.",
             features=tfds.features.FeaturesDict(features),
+            disable_shuffling=getattr(self._source, "ordered", False),
         )
 
     def _split_generators(self, dl_manager):

@@ -67,6 +67,7 @@ def train(setup: Experiment, workdir: str) -> None:
             batch_size=train.batch_size,
             seed=train.seed,
             start_step=start,
+            group=train.group,
             shard=jax.process_index(),
             shards=jax.process_count(),
         )

@@ -59,6 +59,23 @@ def test_resuming_reads_on():
         assert all(equal(a, b) for a, b in zip(whole[start:], batches(6 - start, start_step=start)))
 
 
+def test_groups_stay_together_and_are_all_shown():
+    """The same laws for groups of four: one epoch shows all, resuming reads on, hosts share a batch."""
+    order = np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches(5, group=4)])
+    groups = order.reshape(-1, 4)
+    np.testing.assert_array_equal(groups - groups[:, :1], np.tile(np.arange(4), (10, 1)))
+    assert set(groups[:, 0]) == {0, 4, 8, 12, 16}
+    assert sorted(order[:20]) == sorted(order[20:]) == list(range(20))
+    assert [batch["index"].tolist() for batch in batches(2, group=4)] == [list(range(8))] * 2
+    whole = batches(4, group=4)
+    assert all(equal(a, b) for a, b in zip(whole[1:], batches(3, group=4, start_step=1)))
+    parts = [batches(3, group=4, shard=i, shards=2) for i in range(2)]
+    for batch, *halves in zip(whole, *parts):
+        joined = {name: np.concatenate([half[name] for half in halves]) for name in batch}
+        back = np.argsort(joined["index"])
+        assert equal(batch, {name: rows[back] for name, rows in joined.items()})
+
+
 def test_two_hosts_share_the_batch_of_one():
     whole, parts = batches(3), [batches(3, shard=i, shards=2) for i in range(2)]
     for batch, *halves in zip(whole, *parts):

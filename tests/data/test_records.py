@@ -50,6 +50,22 @@ def test_what_is_written_is_read_back(tmp_path):
     assert '"number": 3' in row["metadata"].decode()
 
 
+def test_an_order_that_means_something_is_kept(tmp_path):
+    @dataclass(frozen=True)
+    class Ordered(Few):
+        ordered: bool = True
+
+    def order(source):
+        made = builder(tmp_path / type(source).__name__, source)
+        records.prepare(made)
+        rows = records.records(made, "train")
+        return [rows[i]["key"].decode() for i in range(len(rows))]
+
+    keys = [f"train/{i}" for i in range(20)]
+    assert order(Ordered(good=20)) == keys
+    assert order(Few(good=20)) != keys
+
+
 def test_rejected_items_are_named_and_the_rest_goes_on(tmp_path):
     made = builder(tmp_path, Few(bad=1), max_rejected=0.1)
     report = records.prepare(made)

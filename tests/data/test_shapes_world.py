@@ -25,6 +25,7 @@ from jdiff.data.shapes.world import (
     Thing,
     all_scenes,
     held_out,
+    neighbours,
     roles,
     split_of,
 )
@@ -299,6 +300,37 @@ def test_every_example_belongs_to_its_split_and_is_described_truly(world, split)
         assert example.metadata["caption"] in full_captions(scene)
         assert set(example.captions) <= {*full_captions(scene), *partial_captions(scene)}
         assert example.image.shape == (32, 32, 3) and example.image.dtype == np.uint8
+
+
+def test_neighbours_differ_in_one_way():
+    red, blue = RED_CIRCLE, BLUE_SQUARE
+    single = Scene((red,), place="top")
+    assert {scene.place for scene in neighbours(single) if scene.things == (red,)} == set(PLACES) - {"top"}
+    assert [scene.things[0].size for scene in neighbours(single) if scene.place == "top"] == ["large"]
+    assert {(len(s.things), s.things[0].size) for s in neighbours(Scene((red, red)))} == {(3, "small"), (2, "large")}
+    near = neighbours(PAIR)
+    assert Scene((blue, red), relation="left of") in near
+    assert Scene((red, blue), relation="above") in near
+    assert Scene((Thing("circle", "blue", "small"), Thing("square", "red", "large")), relation="left of") in near
+    assert len(near) == len(set(near)) == 7 and PAIR not in near
+
+
+def test_training_scenes_come_in_groups_of_neighbours():
+    source = Shapes(world=KINDS, train=400, test=40, group=4)
+    scenes = [Scene.from_json(example.metadata["scene"]) for example in source.examples("train")]
+    for first in range(0, 400, 4):
+        group = scenes[first : first + 4]
+        assert len(set(group)) == 4
+        near = [scene for scene in group[1:] if scene in neighbours(group[0])]
+        assert (
+            len(near) == 3 or len(neighbours(group[0])) - sum(split_of(n) != "train" for n in neighbours(group[0])) < 3
+        )
+    alone = Shapes(world=KINDS, train=400, test=40)
+    assert [e.key for e in source.examples("test")] == [e.key for e in alone.examples("test")]
+    assert [e.metadata["scene"] for e in source.examples("test")] == [
+        e.metadata["scene"] for e in alone.examples("test")
+    ]
+    assert (source.ordered, alone.ordered) == (True, False)
 
 
 def test_test_scenes_come_round_only_after_all_others():

@@ -13,7 +13,7 @@ from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, v
 from jdiff.evaluation.retrieval import recall
 from jdiff.evaluation.shapes import avoidances, distinct, sharp
 from jdiff.sample import Settings
-from jdiff.verbs.evaluate import _negatives
+from jdiff.verbs.evaluate import _beneath, _negatives
 
 
 def test_recall_counts_ranks_and_ties_against():
@@ -66,6 +66,15 @@ def test_a_drawn_emoji_is_known_by_its_nearest_glyph():
         {"nearest_glyph": False, "nearest_profession": True, "nearest_gender": True, "nearest_tone": False},
         {"nearest_glyph": True},
     ]
+
+
+def test_drawn_images_stand_beneath_the_real_ones():
+    real = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, 3)
+    rows = _beneath(real, real + 100)[..., 0].reshape(4, 8).tolist()
+    assert rows[0] == list(range(8))
+    assert rows[1] == list(range(100, 108))
+    assert rows[2] == [8, 9, *[208] * 6]
+    assert rows[3] == [108, 109, *[208] * 6]
 
 
 def test_a_share_of_nothing_is_known_to_nobody():

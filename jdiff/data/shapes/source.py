@@ -1,7 +1,7 @@
 """The shapes world as a source of captioned images, drawn afresh from a seed.
 
-Every example follows from (seed, split, index) alone, so any part of a split can be
-drawn again without the rest. Training draws scenes with replacement; the other splits go
+Every example follows from (seed, split, index) alone, but for those of one group, so any part of a split
+can be drawn again without the rest. Training draws scenes with replacement; the other splits go
 through all their scenes in a shuffled order before any comes again.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from jdiff.data.records import Example
 from jdiff.data.shapes.grammar import caption, captions
 from jdiff.data.shapes.render import render
-from jdiff.data.shapes.world import KINDS, SPLITS, Scene, all_scenes, split_of
+from jdiff.data.shapes.world import KINDS, SPLITS, Scene, all_scenes, neighbours, split_of
 
 VERSION = 1  # raise it whenever the same seed would draw other pictures or captions
 WEIGHTS = {"one": 0.25, "count": 0.15, "relation": 0.6}
@@ -32,6 +32,8 @@ class Shapes:
     train, test, compositions: how many examples each split has.
     blurry: the share of blurred pictures, the same in every split.
     partial: the share of captions that leave something of their scene unsaid.
+    group: training scenes come in groups of this many: one drawn freely, then neighbours of it, such as the same
+        two things the other way round. In one batch they teach what a bag of words does not tell [negclip].
     """
 
     world: tuple[str, ...] = ("one",)
@@ -41,6 +43,7 @@ class Shapes:
     compositions: int = 1_000
     blurry: float = 0.12
     partial: float = 0.5
+    group: int = 1
     seed: int = 0
 
     name = "shapes"
@@ -51,8 +54,15 @@ class Shapes:
             raise ValueError(f"world is {self.world}, but it must name some of the kinds {', '.join(KINDS)}.")
         if not 0 <= self.partial <= 1:
             raise ValueError(f"partial is {self.partial}, but a share of captions lies between 0 and 1.")
+        if self.group < 1:
+            raise ValueError(f"group is {self.group}, but a group has 1 scene or more.")
         if self.image_size < 16:
             raise ValueError(f"image_size is {self.image_size}; below 16 pixels the shapes cannot be told apart.")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether examples that follow each other belong together."""
+        return self.group > 1
 
     def identity(self) -> dict:
         """All that decides the records."""
@@ -67,11 +77,17 @@ class Shapes:
             raise ValueError(f"{split!r} is no split of the shapes world; known are {', '.join(SPLITS)}.")
         kinds, visits = self._kinds(split)
         decks = {kind: self._deck(split, kind) for kind in self.world}
+        group: list[Scene] = []
         for index, (kind, visit) in enumerate(zip(kinds, visits, strict=True)):
             rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
             deck = decks[kind]
             scene = deck[rng.integers(len(deck))] if split == "train" else deck[visit % len(deck)]
             scene = dataclasses.replace(scene, blurry=bool(rng.random() < self.blurry))
+            group = [] if split != "train" or len(group) == self.group else group
+            if group:
+                near = [other for other in neighbours(group[0]) if split_of(other) == "train" and other not in group]
+                scene = near[rng.integers(len(near))] if near else scene
+            group.append(scene)
             yield Example(
                 key=f"{split}-{index:07d}",
                 image=render(scene, rng, self.image_size),

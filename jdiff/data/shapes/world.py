@@ -18,6 +18,7 @@ no role in the split.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,6 +134,34 @@ def split_of(scene: Scene) -> str | None:
     if absent == {True, False}:
         return None
     return "test" if _is_test(scene) else "train"
+
+
+def neighbours(scene: Scene) -> list[Scene]:
+    """Every scene that differs from this one in one way that a bag of words hardly tells.
+
+    For one thing, its place or size; for a count, its number or size; for a pair, which thing is which
+    (all of it, or the colours, shapes or sizes alone), the relation, or one of the sizes.
+    """
+    first, *others = scene.things
+
+    def resized(thing: Thing) -> Thing:
+        return dataclasses.replace(thing, size=SIZES[1 - SIZES.index(thing.size)])
+
+    if scene.kind == "one":
+        found = [dataclasses.replace(scene, place=place) for place in PLACES]
+        found.append(dataclasses.replace(scene, things=(resized(first),)))
+    elif scene.kind == "count":
+        found = [dataclasses.replace(scene, things=(first,) * count) for count in COUNTS]
+        found.append(dataclasses.replace(scene, things=(resized(first),) * len(scene.things)))
+    else:
+        (second,) = others
+        pairs = [(second, first), (resized(first), second), (first, resized(second))]
+        for name in ("colour", "shape", "size"):
+            a, b = getattr(first, name), getattr(second, name)
+            pairs.append((dataclasses.replace(first, **{name: b}), dataclasses.replace(second, **{name: a})))
+        found = [dataclasses.replace(scene, things=pair) for pair in pairs if pair[0] != pair[1]]
+        found += [dataclasses.replace(scene, relation=relation) for relation in RELATIONS]
+    return [other for other in dict.fromkeys(found) if other != scene]
 
 
 def _is_test(scene: Scene) -> bool:
