@@ -18,7 +18,12 @@ def main() -> int:
     parser.add_argument("--runs", default="runs", help="where the runs lie")
     arguments = parser.parse_args()
     backend.configure()
-    return importlib.import_module(f"benchmarks.{arguments.name}").measure(quick=arguments.quick, runs=arguments.runs)
+    benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
+    try:
+        return benchmark.measure(quick=arguments.quick, runs=arguments.runs)
+    except OSError as error:  # a run whose data is not there any more
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _encoders(runs: Path) -> list[Claim]:
         found = _evaluated(runs / run)
         for way in ("text_to_image@1", "image_to_text@1"):
             claims.append(Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), recall))
-        chance = f"chance {found['analogies_chance']:.3f}" if found else ""
+        chance = f"chance {found['analogies_chance']:.2g}" if found else ""
         claims.append(Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), analogies, note=chance))
     return claims
 
