@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,12 +78,14 @@ class Sampler:
         settings: Settings | None = None,
         batch_size: int = 64,
         trajectory: bool = False,
+        progress: Callable[[Sequence], Iterable] = iter,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Draw an image for each prompt.
 
         negative: captions to move away from; the empty caption if not said.
         seed: image i of one seed has seed + i, so each can be drawn again alone.
         batch_size: images per run of the compiled program; an image does not depend on its batch.
+        progress: goes through the batches in order, and may tell how far it is.
         Returns images (n, h, w, 3) uint8 and, on request, the denoiser's view of each image at
         every step, (steps, n, h, w, 3) uint8.
         """
@@ -102,7 +104,7 @@ class Sampler:
         tableau = settings.tableau(self.schedule)
         batch_size = min(batch_size, n)
         images, paths = [], []
-        for first in range(0, n, batch_size):
+        for first in progress(range(0, n, batch_size)):
             # The last batch is filled up with rows from the beginning, so that one program serves all.
             rows = np.arange(first, first + batch_size) % n
             weights = self.text_params, self.unet_params

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from etils import epath
@@ -23,7 +24,6 @@ from jdiff.sample import Sampler, Settings
 
 NUM = {"contrastive": 128, "diffusion": 256}  # pairs that recall is measured among; prompts that are drawn
 SHOWN, COLUMNS = 64, 8
-BATCH = 64
 
 
 def evaluate(
@@ -134,7 +134,7 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
     found: dict = {"prompts": len(chosen), "scales": {}}
     for scale in asked["guidance_scales"]:
         settings = dataclasses.replace(sampler.settings, guidance_scale=scale)
-        images = _drawn(sampler, captions, settings)
+        images = sampler.sample(captions, settings=settings, seed=0, progress=_progress(settings))
         shown = images[:SHOWN]
         if setup.source != "shapes":
             shown = _beneath(np.stack([held[i]["image"] for i in chosen[:SHOWN]]), shown)
@@ -157,23 +157,9 @@ def _beneath(real: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return np.stack(rows, axis=1).reshape(-1, *real.shape[1:])
 
 
-def _drawn(
-    sampler: Sampler, prompts: Sequence[str], settings: Settings, negatives: Sequence[str] | None = None
-) -> np.ndarray:
-    """An image of each prompt, the first with seed 0, with progress."""
-    size, images = min(BATCH, len(prompts)), []
-    note = f"guidance {settings.guidance_scale:g}"
-    for first in track(range(0, len(prompts), size), description=note, console=Console(stderr=True)):
-        rows = slice(first, first + size)
-        images.append(
-            sampler.sample(
-                prompts[rows],
-                negative=negatives[rows] if negatives else "",
-                seed=list(range(first, first + len(prompts[rows]))),
-                settings=settings,
-            )
-        )
-    return np.concatenate(images)
+def _progress(settings: Settings) -> Callable[[Sequence], Iterable]:
+    """A bar over the batches of a drawing."""
+    return partial(track, description=f"guidance {settings.guidance_scale:g}", console=Console(stderr=True))
 
 
 def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
@@ -186,7 +172,12 @@ def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
         cases = [cases[i % len(cases)] for i in range(num)]
         found[name] = []
         for negative in ([""] * num, [case.negative for case in cases]):
-            images = _drawn(sampler, [case.prompt for case in cases], sampler.settings, negative)
+            images = sampler.sample(
+                [case.prompt for case in cases],
+                negative=negative,
+                seed=range(num),
+                progress=_progress(sampler.settings),
+            )
             found[name].append(prompt_accuracy.shown([case.shown for case in cases], images))
     return found
 

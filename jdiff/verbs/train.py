@@ -42,10 +42,12 @@ def train(setup: Experiment, workdir: str) -> None:
     _check_unchanged(setup, path, builder)
     tokenizer = _tokenizer(setup, path, dataset)
     everywhere, frozen, merged = meshes.everywhere(mesh), {}, None
-    if train.objective == "diffusion" and build.latest_step(path) is None:
-        frozen = build.restore_weights(setup.text_run, everywhere)[0]["text"]
-    elif train.objective == "diffusion":
-        frozen = build.restore_weights(path, everywhere)[1]
+    if train.objective == "diffusion":
+        with build.checkpoints(path) as begun:
+            if begun.latest is None:
+                frozen = build.restore_weights(setup.text_run, everywhere)[0]["text"]
+            else:
+                frozen = begun.restore_parts(everywhere, "frozen")["frozen"]
     state = setup.initial_state(tokenizer, mesh, frozen)
     show_samples = _shower(setup, tokenizer, path, builder)
     _claim(setup, path, builder, tokenizer)

@@ -107,7 +107,7 @@ class Painter:
 
     settings = Settings()
 
-    def sample(self, prompts, *, negative, seed, settings):
+    def sample(self, prompts, *, negative, seed, progress):
         assert len(set(seed)) == len(prompts)
         negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
         drawn = []

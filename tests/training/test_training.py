@@ -102,7 +102,10 @@ def test_reading_leaves_alone_what_is_being_written(tmp_path):
 
 def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
     setup = build.experiment(CONFIG)
-    step = lambda state, batch: pytest.fail("no step is due")  # noqa: E731
+
+    def step(state, batch):
+        pytest.fail("no step is due")
+
     with build.checkpoints(tmp_path, keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
         state = setup.initial_state(Words(), setup.mesh())
