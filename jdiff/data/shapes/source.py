@@ -19,7 +19,7 @@ from jdiff.data.shapes.grammar import caption, captions
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import KINDS, SPLITS, Scene, all_scenes, neighbours, split_of
 
-VERSION = 1  # raise it whenever the same seed would draw other pictures or captions
+VERSION = 2  # raise it whenever the same seed would draw other pictures or captions
 WEIGHTS = {"one": 0.25, "count": 0.15, "relation": 0.6}
 
 
@@ -77,17 +77,16 @@ class Shapes:
             raise ValueError(f"{split!r} is no split of the shapes world; known are {', '.join(SPLITS)}.")
         kinds, visits = self._kinds(split)
         decks = {kind: self._deck(split, kind) for kind in self.world}
-        group: list[Scene] = []
+        near: list[Scene] = []
         for index, (kind, visit) in enumerate(zip(kinds, visits, strict=True)):
             rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
             deck = decks[kind]
             scene = deck[rng.integers(len(deck))] if split == "train" else deck[visit % len(deck)]
             scene = dataclasses.replace(scene, blurry=bool(rng.random() < self.blurry))
-            group = [] if split != "train" or len(group) == self.group else group
-            if group:
-                near = [other for other in neighbours(group[0]) if split_of(other) == "train" and other not in group]
-                scene = near[rng.integers(len(near))] if near else scene
-            group.append(scene)
+            if split == "train" and index % self.group == 0:
+                near = _neighbours_in_training(scene, rng)[: self.group - 1]
+            elif near:
+                scene = near.pop()
             yield Example(
                 key=f"{split}-{index:07d}",
                 image=render(scene, rng, self.image_size),
@@ -112,6 +111,13 @@ class Shapes:
         """Randomness that a whole split shares; four numbers, so never that of an example, which has three."""
         number = ("kinds", *KINDS).index(purpose)
         return np.random.default_rng([self.seed, SPLITS.index(split), number, 1])
+
+
+def _neighbours_in_training(scene: Scene, rng: np.random.Generator) -> list[Scene]:
+    """Neighbours that training may see, in random order, one family after the other."""
+    families = neighbours(scene)
+    drawn = [families[i][j] for i in rng.permutation(len(families)) for j in rng.permutation(len(families[i]))]
+    return [other for other in dict.fromkeys(drawn) if split_of(other) == "train"]
 
 
 @cache

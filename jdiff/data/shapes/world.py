@@ -136,11 +136,11 @@ def split_of(scene: Scene) -> str | None:
     return "test" if _is_test(scene) else "train"
 
 
-def neighbours(scene: Scene) -> list[Scene]:
-    """Every scene that differs from this one in one way that a bag of words hardly tells.
+def neighbours(scene: Scene) -> list[list[Scene]]:
+    """The scenes that a bag of words hardly tells from this one, in families of one kind of difference.
 
-    For one thing, its place or size; for a count, its number or size; for a pair, which thing is which
-    (all of it, or the colours, shapes or sizes alone), the relation, or one of the sizes.
+    For one thing, its place or size; for a count, its number or size; for a pair, first the arrangement (which
+    thing is which, the relation, or both), then the things (colours, shapes or sizes exchanged, one of the sizes).
     """
     first, *others = scene.things
 
@@ -148,20 +148,21 @@ def neighbours(scene: Scene) -> list[Scene]:
         return dataclasses.replace(thing, size=SIZES[1 - SIZES.index(thing.size)])
 
     if scene.kind == "one":
-        found = [dataclasses.replace(scene, place=place) for place in PLACES]
-        found.append(dataclasses.replace(scene, things=(resized(first),)))
+        placed = [dataclasses.replace(scene, place=place) for place in PLACES]
+        families = [[*placed, dataclasses.replace(scene, things=(resized(first),))]]
     elif scene.kind == "count":
-        found = [dataclasses.replace(scene, things=(first,) * count) for count in COUNTS]
-        found.append(dataclasses.replace(scene, things=(resized(first),) * len(scene.things)))
+        counted = [dataclasses.replace(scene, things=(first,) * count) for count in COUNTS]
+        families = [[*counted, dataclasses.replace(scene, things=(resized(first),) * len(scene.things))]]
     else:
         (second,) = others
-        pairs = [(second, first), (resized(first), second), (first, resized(second))]
+        ways = product(((first, second), (second, first)), RELATIONS)
+        arrangements = [dataclasses.replace(scene, things=things, relation=relation) for things, relation in ways]
+        pairs = [(resized(first), second), (first, resized(second))]
         for name in ("colour", "shape", "size"):
             a, b = getattr(first, name), getattr(second, name)
             pairs.append((dataclasses.replace(first, **{name: b}), dataclasses.replace(second, **{name: a})))
-        found = [dataclasses.replace(scene, things=pair) for pair in pairs if pair[0] != pair[1]]
-        found += [dataclasses.replace(scene, relation=relation) for relation in RELATIONS]
-    return [other for other in dict.fromkeys(found) if other != scene]
+        families = [arrangements, [dataclasses.replace(scene, things=pair) for pair in pairs if pair[0] != pair[1]]]
+    return [[other for other in dict.fromkeys(family) if other != scene] for family in families]
 
 
 def _is_test(scene: Scene) -> bool:
