@@ -322,6 +322,7 @@ def test_training_scenes_come_in_groups_of_neighbours():
     scenes = [Scene.from_json(example.metadata["scene"]) for example in source.examples("train")]
     for first in range(0, 400, 4):
         group = scenes[first : first + 4]
+        assert len(set(group)) == 4
         families = [{n for n in family if split_of(n) == "train"} for family in neighbours(group[0])]
         near = set.union(*families)
         drawn = near & set(group)
@@ -333,6 +334,17 @@ def test_training_scenes_come_in_groups_of_neighbours():
         e.metadata["scene"] for e in alone.examples("test")
     ]
     assert (source.ordered, alone.ordered) == (True, False)
+
+
+def test_grouping_leaves_ungrouped_draws_alone():
+    """The captions of version 1, and of every version since. Where they change, VERSION must rise."""
+    drawn = [example.metadata["caption"] for example in Shapes(world=KINDS, train=4).examples("train")]
+    assert drawn == [
+        "large black stars, two of them",
+        "there is a large yellow circle above a large yellow triangle",
+        "a large blue cross near the bottom edge",
+        "there are 3 small red circles",
+    ]
 
 
 def test_test_scenes_come_round_only_after_all_others():

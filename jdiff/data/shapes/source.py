@@ -19,7 +19,7 @@ from jdiff.data.shapes.grammar import caption, captions
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import KINDS, SPLITS, Scene, all_scenes, neighbours, split_of
 
-VERSION = 2  # raise it whenever the same seed would draw other pictures or captions
+VERSION = 3  # raise it whenever the same seed would draw other pictures or captions
 WEIGHTS = {"one": 0.25, "count": 0.15, "relation": 0.6}
 
 
@@ -77,13 +77,13 @@ class Shapes:
             raise ValueError(f"{split!r} is no split of the shapes world; known are {', '.join(SPLITS)}.")
         kinds, visits = self._kinds(split)
         decks = {kind: self._deck(split, kind) for kind in self.world}
-        near: list[Scene] = []
+        grouped, near = split == "train" and self.ordered, []
         for index, (kind, visit) in enumerate(zip(kinds, visits, strict=True)):
             rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
             deck = decks[kind]
             scene = deck[rng.integers(len(deck))] if split == "train" else deck[visit % len(deck)]
             scene = dataclasses.replace(scene, blurry=bool(rng.random() < self.blurry))
-            if split == "train" and index % self.group == 0:
+            if grouped and index % self.group == 0:
                 near = _neighbours_in_training(scene, rng)[: self.group - 1]
             elif near:
                 scene = near.pop()

@@ -162,7 +162,7 @@ def neighbours(scene: Scene) -> list[list[Scene]]:
             a, b = getattr(first, name), getattr(second, name)
             pairs.append((dataclasses.replace(first, **{name: b}), dataclasses.replace(second, **{name: a})))
         families = [arrangements, [dataclasses.replace(scene, things=pair) for pair in pairs if pair[0] != pair[1]]]
-    return [[other for other in dict.fromkeys(family) if other != scene] for family in families]
+    return [[other for other in family if other != scene] for family in families]
 
 
 def _is_test(scene: Scene) -> bool:
