@@ -30,9 +30,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="contrastive",
-        batch_size=128,
+        batch_size=64,
         group=4,
-        steps=3000,
+        hold_text=1500,
+        steps=6500,
         seed=0,
         log_every=20,
         save_every=200,

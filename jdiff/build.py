@@ -46,6 +46,7 @@ class TrainSettings:
     """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay.
 
     group: records that follow each other on disk and stay together in a batch.
+    hold_text: steps before a dual encoder's text tower begins to learn.
     """
 
     objective: str
@@ -53,6 +54,7 @@ class TrainSettings:
     steps: int
     seed: int = 0
     group: int = 1
+    hold_text: int = 0
     ema_decay: float = 0.0
     log_every: int = 50
     save_every: int = 500
@@ -96,6 +98,8 @@ class Experiment:
             raise ConfigError(
                 f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"
             )
+        if self.train.hold_text and self.train.objective != "contrastive":
+            raise ConfigError("config.train.hold_text is set, but only contrastive training changes the text tower")
         choose("text.activation", self._section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
         self.text(1024)
@@ -233,7 +237,7 @@ class Experiment:
         train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
         decay = train.ema_decay or None
         if train.objective == "contrastive":
-            one = steps.contrastive_step(self.encoder(tokenizer), optimizer, ema_decay=decay)
+            one = steps.contrastive_step(self.encoder(tokenizer), optimizer, ema_decay=decay, hold_text=train.hold_text)
         else:
             tokens, mask = tokenizer.encode([""])
             one = steps.diffusion_step(

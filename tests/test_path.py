@@ -179,6 +179,7 @@ BAD = {
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.train.steps=0"): "must be 1 or more",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.data.train=9"): "run `jdiff prepare`",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.diffusion.schedule=cosin"): "did you mean 'cosine'?",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.train.hold_text=9"): "config.train.hold_text is set",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.sample.steps=0"): "config.sample cannot be used",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.heads=(1,)"): "config.unet cannot be a network",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=nowhere"): "nowhere is not a run",

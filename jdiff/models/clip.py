@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, dot_product
-from jdiff.models.layers import Dense
+from jdiff.models.layers import Dense, sinusoids
 from jdiff.models.transformer import Transformer
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
@@ -20,6 +20,17 @@ LOGIT_SCALE_CAP = math.log(100.0)
 def unit(x: Array) -> Array:
     """Vectors of length one along the last axis."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def patch_positions(side: int, width: int) -> Array:
+    """Where each patch of a square image is: half of it tells the row and half the column; zero for the class token
+    before them [plainvit].
+
+    width: a multiple of 4.   Returns (1 + side**2, width) float32.
+    """
+    along = sinusoids(jnp.arange(side), width // 2)
+    rows, columns = jnp.repeat(along, side, axis=0), jnp.tile(along, (side, 1))
+    return jnp.pad(jnp.concatenate([rows, columns], axis=-1), ((1, 0), (0, 0)))
 
 
 class TextTower(nn.Module):
@@ -47,9 +58,9 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, Array]:
         x = nn.Embed(
-            self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="tokens"
+            self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), dtype=self.dtype, name="tokens"
         )(tokens)
-        places = self.param("positions", nn.initializers.normal(0.01), (self.context_length, self.width))
+        places = self.param("positions", lambda _: sinusoids(jnp.arange(self.context_length), self.width))
         x = x + places.astype(x.dtype)[None, : tokens.shape[1]]
         x = Transformer(
             self.layers,
@@ -92,10 +103,9 @@ class VisionTower(nn.Module):
         x = nn.Conv(width, (patch, patch), (patch, patch), "VALID", use_bias=False, dtype=self.dtype, name="patches")(
             images
         ).reshape(b, -1, width)
-        small = nn.initializers.normal(width**-0.5)
-        first = self.param("class_token", small, (width,)).astype(x.dtype)
+        first = self.param("class_token", nn.initializers.normal(width**-0.5), (width,)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, width)), x], axis=1)
-        places = self.param("positions", small, (1 + (self.image_size // patch) ** 2, width))
+        places = self.param("positions", lambda _: patch_positions(self.image_size // patch, width))
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_in")(x + places.astype(x.dtype)[None])
         hidden = Transformer(
             self.layers,

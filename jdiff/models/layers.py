@@ -65,14 +65,15 @@ class GroupNorm(nn.Module):
         return (wide * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
 
-def timestep_embedding(timestep: Array, width: int) -> Array:
-    """Sinusoids of the timestep, cosines first, as Stable Diffusion's weights expect [ddpm sec. 3.3].
+def sinusoids(position: Array, width: int) -> Array:
+    """Waves of a position, cosines first: how the U-Net is told its timestep [ddpm sec. 3.3], and where towers' learned
+    positions start.
 
-    timestep: (b,) float, 0..T.   Returns (b, width) float32.
+    position: (...) numbers, here 0..1000.   width: even.   Returns (..., width) float32.
     """
     half = width // 2
     frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = timestep.astype(jnp.float32)[:, None] * frequency[None]
+    angle = jnp.multiply.outer(position.astype(jnp.float32), frequency)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 

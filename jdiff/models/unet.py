@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import Dense, GroupNorm, conv, depth_to_space, space_to_depth, timestep_embedding
+from jdiff.models.layers import Dense, GroupNorm, conv, depth_to_space, sinusoids, space_to_depth
 
 
 class ResidualBlock(nn.Module):
@@ -138,7 +138,7 @@ class UNet(nn.Module):
                 self.heads[level], self.depth, self.groups, attend=self.attend, dtype=self.dtype, name=name
             )(x, context, mask)
 
-        time = timestep_embedding(timestep, top).astype(xt.dtype)
+        time = sinusoids(timestep, top).astype(xt.dtype)
         time = Dense(4 * top, dtype=self.dtype, name="time1")(time)
         time = Dense(4 * top, dtype=self.dtype, name="time2")(nn.silu(time))
         if self.pooled:

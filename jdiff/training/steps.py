@@ -34,7 +34,7 @@ def _apply(
     decay: float | None,
     hold: Callable = lambda params: params,
 ):
-    """Differentiate, update, average. loss_fn: params -> (scalar, report).   hold: puts parameters back in bounds."""
+    """Differentiate, update, average. loss_fn: params -> (scalar, report).   hold: undoes what no step may do."""
     (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = hold(optax.apply_updates(state.params, updates))
@@ -43,8 +43,14 @@ def _apply(
     return state, report | {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
 
-def contrastive_step(encoder: DualEncoder, optimizer: optax.GradientTransformation, *, ema_decay: float | None) -> Step:
-    """The dual encoder's step: bring each caption and its image together, all others apart."""
+def contrastive_step(
+    encoder: DualEncoder, optimizer: optax.GradientTransformation, *, ema_decay: float | None, hold_text: int = 0
+) -> Step:
+    """The dual encoder's step: bring each caption and its image together, all others apart.
+
+    hold_text: steps for which the text tower stays as it is, the mirror of [lit]. At its start it tells everything a
+    little, the order of words too, but soon forgets what no image answers to; held, it teaches the vision tower first.
+    """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         def loss_fn(params):
@@ -52,14 +58,15 @@ def contrastive_step(encoder: DualEncoder, optimizer: optax.GradientTransformati
             loss, report = softmax_loss(text, image, scale)
             return loss, report | {"logit_scale": scale}
 
-        return _apply(state, loss_fn, optimizer, ema_decay, _capped)
+        def hold(params: dict) -> dict:
+            """The logit scale at most 100 [clip sec. 2.5], the text tower as it was while it is held."""
+            held = state.step < hold_text
+            text = jax.tree.map(lambda old, new: jnp.where(held, old, new), state.params["text"], params["text"])
+            return params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP), "text": text}
+
+        return _apply(state, loss_fn, optimizer, ema_decay, hold)
 
     return step
-
-
-def _capped(params: dict) -> dict:
-    """The dual encoder's parameters with the logit scale at most 100 [clip sec. 2.5]."""
-    return params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP)}
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,12 @@ def test_modulated_group_norm_scales_and_shifts_what_the_norm_gives():
     np.testing.assert_allclose(y, truth, atol=5e-5)
 
 
-def test_timestep_embedding_is_cosines_first():
+def test_sinusoids_are_cosines_first():
     """cos then sin of t 10000^(-i/half), i from 0: Stable Diffusion's flip_sin_to_cos and freq_shift 0."""
     t, width = 37.5, 8
     angles = [t * 10000 ** (-i / 4) for i in range(4)]
     expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
-    np.testing.assert_allclose(layers.timestep_embedding(jnp.array([t]), width)[0], expected, atol=2e-5)
+    np.testing.assert_allclose(layers.sinusoids(jnp.array([t]), width)[0], expected, atol=2e-5)
 
 
 def test_activations_at_known_points():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.models.clip import DualEncoder, TextTower, VisionTower
+from jdiff.models.clip import DualEncoder, TextTower, VisionTower, patch_positions
 from jdiff.models.unet import UNet
 
 GENERATOR = np.random.default_rng(0)
@@ -50,6 +50,17 @@ def test_a_causal_tower_cannot_look_ahead():
         changed = TOKENS.at[0, 2].set(8)
         a, b = (tower.apply(params, tokens, MASK)[0] for tokens in (TOKENS, changed))
         assert (jnp.abs(a[0, 1] - b[0, 1]).max() > 1e-3) == looks_ahead
+
+
+def test_patch_positions_tell_row_and_column_apart():
+    """Equal rows share one half, equal columns the other; no two patches are alike, and the class token has none."""
+    places = patch_positions(3, 8)
+    assert places.shape == (10, 8)
+    np.testing.assert_array_equal(places[0], 0)
+    grid = places[1:].reshape(3, 3, 8)
+    np.testing.assert_array_equal(grid[:, :, :4], jnp.broadcast_to(grid[:, :1, :4], (3, 3, 4)))
+    np.testing.assert_array_equal(grid[:, :, 4:], jnp.broadcast_to(grid[:1, :, 4:], (3, 3, 4)))
+    assert len(np.unique(grid.reshape(9, 8), axis=0)) == 9
 
 
 def test_logit_scale_starts_at_one_over_point_07():

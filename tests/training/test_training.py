@@ -143,6 +143,21 @@ def test_the_logit_scale_is_at_most_100_and_comes_down_again():
     assert scales[3] < 99.9
 
 
+def test_a_held_text_tower_stays_to_the_bit_and_then_learns():
+    setup = build.experiment(CONFIG | {"train": CONFIG["train"] | {"hold_text": 2}})
+    mesh, step, states = setup.mesh(), setup.step(Words()), []
+    state = setup.initial_state(Words(), mesh)
+    for i in range(4):
+        states.append(jax.device_get(state.params))
+        state, _ = step(state, meshes.place(mesh, batch(i)))
+
+    def same(tower, i):
+        return jax.tree.all(jax.tree.map(np.array_equal, states[i][tower], states[i + 1][tower]))
+
+    assert [same("text", i) for i in range(3)] == [True, True, False]
+    assert not any(same("vision", i) for i in range(1, 3))  # the first step's rate is 0, to warm up from
+
+
 def test_lines_after_the_checkpoint_are_cut(tmp_path):
     path = epath.Path(tmp_path)
     (path / "metrics.jsonl").write_text("".join(f'{{"step": {s}}}\n' for s in (1, 2, 3)))

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from jdiff.data.shapes.world import CONVERSES, COUNTS, Scene, Thing
+from jdiff.data.shapes.world import COLOURS, CONVERSES, COUNTS, Scene, Thing
 
 PER_RECORD = 8  # captions
 
@@ -30,7 +30,7 @@ WHERE = {
 BESIDE = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
-    "above": ("above",),
+    "above": ("above", "over"),
     "below": ("below", "under"),
 }
 WITH = {"left of": "to its left", "right of": "to its right", "above": "above it", "below": "below it"}
@@ -95,14 +95,22 @@ def _count(scene: Scene):
 
 
 def _relation(scene: Scene):
-    first, second = (_a(_name(thing)) for thing in scene.things)
-    relation, converse = scene.relation, CONVERSES[scene.relation]
-    return [
-        *(f"{first} {beside} {second}" for beside in BESIDE[relation]),
-        *(f"{second} {beside} {first}" for beside in BESIDE[converse]),
-        f"{first} with {second} {WITH[converse]}",
-        f"{second} with {first} {WITH[relation]}",
-    ], []
+    """Most sentences begin with the thing that stands out, so that the relation's word alone mostly tells on which side
+    that one is; a learner who knows so much can find out the rest."""
+    first, second = scene.things
+    ways = [(first, scene.relation, second), (second, CONVERSES[scene.relation], first)]
+    ways.sort(key=lambda way: _stands_out(way[0]), reverse=True)
+    plain, more = [], []
+    for (one, relation, other), said in zip(ways, (plain, more)):
+        one, other = _a(_name(one)), _a(_name(other))
+        said += [f"{one} {beside} {other}" for beside in BESIDE[relation]]
+        more.append(f"{one} with {other} {WITH[CONVERSES[relation]]}")
+    return plain, more
+
+
+def _stands_out(thing: Thing) -> tuple:
+    """Greater for what catches the eye: large before small, dark before light; what is alike goes by name."""
+    return thing.size == "large", -sum(COLOURS[thing.colour]), thing.shape
 
 
 def _one_parts(scene: Scene) -> tuple[str, ...]:
