@@ -21,3 +21,11 @@ def recall(text: np.ndarray, image: np.ndarray, *, at: tuple[int, ...] = (1, 5, 
         for k in at
         for way, better in (("text_to_image", better_images), ("image_to_text", better_texts))
     }
+
+
+def preferred(image: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Whether each image lies nearer to the right caption than to the wrong one; a tie is no.
+
+    All (n, d) unit vectors.   Returns (n,) bool.
+    """
+    return np.sum(image * (right - wrong), axis=1) > 0

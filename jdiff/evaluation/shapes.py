@@ -1,4 +1,5 @@
-"""What the shapes world lets one measure exactly: unseen scenes, negative prompts, the arithmetic of meanings."""
+"""What the shapes world lets one measure exactly: unseen scenes, negative prompts, the arithmetic of meanings,
+and what a bag of words confuses."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jdiff.contrastive.analogies import Analogy
-from jdiff.data.shapes.grammar import short_caption
-from jdiff.data.shapes.world import COLOURS, SHAPES, Scene
+from jdiff.data.shapes.grammar import full_captions, short_caption
+from jdiff.data.shapes.world import COLOURS, SHAPES, Scene, exchanges
 
 
 def scenes(records: Sequence[dict]) -> list[Scene]:
@@ -41,6 +42,18 @@ def _visits(records: Sequence[dict]) -> list[tuple[int, int]]:
 def full_caption(record: dict) -> str:
     """The caption that leaves nothing of the scene unsaid."""
     return json.loads(record["metadata"])["caption"]
+
+
+def confusions(records: Sequence[dict]) -> dict[str, list[tuple[int, str, str]]]:
+    """What a bag of words confuses: of every sharp pair and each matter that can be exchanged, by its name, the place
+    of the record, its caption, and the caption with that exchanged."""
+    found, shown = {}, scenes(records)
+    for place in distinct(records, len(records)):
+        if shown[place].kind == "relation":
+            for name, other in exchanges(shown[place]).items():
+                case = place, full_captions(shown[place])[0], full_captions(other)[0]
+                found.setdefault(name, []).append(case)
+    return found
 
 
 @dataclass(frozen=True)

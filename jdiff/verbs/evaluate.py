@@ -96,7 +96,7 @@ def _share(row: dict) -> str:
 
 
 def _encoder(setup: Experiment, encoder: Encoder, held, asked: dict, directory: epath.Path) -> dict:
-    """Recall both ways, the similarity of captions and images as a picture, and the arithmetic of meanings."""
+    """Recall both ways, what is told apart, the similarity matrix as a picture, and the arithmetic of meanings."""
     if setup.source == "shapes":
         chosen = shapes.distinct(held, asked["num"])
         captions = [shapes.full_caption(held[i]) for i in chosen]
@@ -118,8 +118,23 @@ def _encoder(setup: Experiment, encoder: Encoder, held, asked: dict, directory: 
             "analogies_right": analogies.accuracy(encoder.embed_texts, cases, answers),
             "analogies_chance": 1 / len(answers),
         }
+    if setup.source == "shapes":
+        found |= _told_apart(encoder, held)
     grids.write(directory / "similarity.png", grids.heat(text @ image.T, cell=6), asked | {"captions": captions})
     return found
+
+
+def _told_apart(encoder: Encoder, held) -> dict:
+    """How many pictures of two things lie nearer to their caption than to one with a single matter exchanged."""
+    confusions = shapes.confusions(held)
+    rows = [case for cases in confusions.values() for case in cases]
+    if not rows:
+        return {}
+    places, right, wrong = zip(*rows)
+    image = np.asarray(encoder.embed_images(np.stack([held[i]["image"] for i in places])))
+    told = retrieval.preferred(image, *(np.asarray(encoder.embed_texts(list(said))) for said in (right, wrong)))
+    parts = np.split(told, np.cumsum([len(cases) for cases in confusions.values()])[:-1])
+    return {"pairs": len(set(places)), **{f"{name}_told": part.mean() for name, part in zip(confusions, parts)}}
 
 
 def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: epath.Path) -> dict:

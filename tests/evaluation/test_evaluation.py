@@ -1,5 +1,6 @@
 """Recall, intervals and prompt accuracy on cases counted by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,8 +11,8 @@ from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import COLOURS, Scene, Thing
 from jdiff.evaluation import emoji
 from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, verdicts
-from jdiff.evaluation.retrieval import recall
-from jdiff.evaluation.shapes import avoidances, distinct, sharp
+from jdiff.evaluation.retrieval import preferred, recall
+from jdiff.evaluation.shapes import avoidances, confusions, distinct, sharp
 from jdiff.sample import Settings
 from jdiff.verbs.evaluate import _beneath, _negatives
 
@@ -100,6 +101,26 @@ def test_prompts_go_through_all_sharp_scenes_before_one_comes_again():
     assert sharp(rows, 3) == [0, 3, 1]
     assert distinct(rows, 10) == [0, 3]
     assert distinct(rows, 1) == [0]
+
+
+def test_confusions_exchange_one_matter_of_every_sharp_pair():
+    red, blue = Thing("star", "red", "small"), Thing("ring", "blue", "small")
+    pair, single = Scene((red, blue), relation="above"), Scene((red,), place="top")
+    shown = [single, dataclasses.replace(pair, blurry=True), pair, pair]
+    found = confusions([{"metadata": json.dumps({"scene": scene.to_json()})} for scene in shown])
+    said = "a small red star above a small blue ring"
+    assert found == {
+        "order": [(2, said, "a small red star below a small blue ring")],
+        "relation": [(2, said, "a small red star left of a small blue ring")],
+        "colour": [(2, said, "a small red ring below a small blue star")],
+        "shape": [(2, said, "a small red ring above a small blue star")],
+    }
+
+
+def test_the_nearer_caption_is_preferred_and_a_tie_is_not():
+    image = np.array([[1.0, 0], [1, 0], [0, 1]])
+    right, wrong = np.array([[0.8, 0.6], [0.6, 0.8], [1, 0]]), np.array([[0.6, 0.8], [0.8, 0.6], [1, 0]])
+    assert preferred(image, right, wrong).tolist() == [True, False, False]
 
 
 class Painter:

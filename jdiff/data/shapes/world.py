@@ -157,12 +157,29 @@ def neighbours(scene: Scene) -> list[list[Scene]]:
         (second,) = others
         ways = product(((first, second), (second, first)), RELATIONS)
         arrangements = [dataclasses.replace(scene, things=things, relation=relation) for things, relation in ways]
-        pairs = [(resized(first), second), (first, resized(second))]
-        for name in ("colour", "shape", "size"):
-            a, b = getattr(first, name), getattr(second, name)
-            pairs.append((dataclasses.replace(first, **{name: b}), dataclasses.replace(second, **{name: a})))
-        families = [arrangements, [dataclasses.replace(scene, things=pair) for pair in pairs if pair[0] != pair[1]]]
+        pairs = [pair for pair in ((resized(first), second), (first, resized(second))) if pair[0] != pair[1]]
+        swapped = exchanges(scene)
+        families = [
+            arrangements,
+            [dataclasses.replace(scene, things=pair) for pair in pairs]
+            + [swapped[name] for name in ("colour", "shape", "size") if name in swapped],
+        ]
     return [[other for other in family if other != scene] for family in families]
+
+
+def exchanges(scene: Scene) -> dict[str, Scene]:
+    """A pair's scene with one matter exchanged: which thing is which ("order"), the relation, or an attribute of the
+    two, where they differ in it."""
+    first, second = scene.things
+    changed = {
+        "order": dataclasses.replace(scene, things=(second, first)),
+        "relation": dataclasses.replace(scene, relation=RELATIONS[1 - RELATIONS.index(scene.relation)]),
+    }
+    for name in ("colour", "shape", "size"):
+        a, b = getattr(first, name), getattr(second, name)
+        pair = dataclasses.replace(first, **{name: b}), dataclasses.replace(second, **{name: a})
+        changed[name] = dataclasses.replace(scene, things=pair)
+    return {name: other for name, other in changed.items() if other != scene}
 
 
 def _is_test(scene: Scene) -> bool:
