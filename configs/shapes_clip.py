@@ -2,10 +2,13 @@
 
 Aim     recall@1 both ways >= 95 % among 128 unseen scenes; arithmetic of meanings >= 80 % top-1.
 Run     jdiff prepare --config=shapes_clip && jdiff train --config=shapes_clip --workdir=runs/shapes_clip_full
-Takes   about 30 minutes on 2 CPU cores (0.55 s a step).
-Expect  colours and shapes first; below log(4), 1.39, the neighbours of a group are told apart: places, then which
-        colour is whose, relations last.
-Seen    not run to its end yet; see benchmarks/RESULTS.md for what groups of neighbours do.
+Takes   about 30 minutes on 2 CPU cores (0.27 s a step).
+Expect  colours and sizes first; below log(4), 1.39, the neighbours of a group are told apart: places and relations
+        within 2,000 steps, which thing stands where at about 3,000, shapes last.
+Seen    2026-11-25: recall@1 95 % of images by caption, 98 % of captions by image; 98 % of 576 analogies. Of 1,061
+        unseen pairs, nearer to their own caption than to one with this exchanged: the things 97 %, the relation 100 %,
+        the colours 99 %, the shapes 87 %, the sizes 100 %.
+        What mattered is in benchmarks/RESULTS.md.
 """
 
 from ml_collections import ConfigDict

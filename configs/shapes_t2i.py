@@ -23,11 +23,11 @@ def get_config(variant: str = "") -> ConfigDict:
         test=2_000,
         compositions=500,
     )
-    config.text = dict(run="runs/shapes_clip_full")
+    config.text = dict(run="runs/shapes_clip_full", skip=3)
     config.unet = dict(
         channels=(64, 96, 128),
         attention=(False, True, True),
-        heads=(1, 2, 2),
+        heads=(1, 4, 4),
         blocks=1,
         groups=16,
         patch_size=2,
@@ -35,14 +35,19 @@ def get_config(variant: str = "") -> ConfigDict:
         modulated=True,
     )
     config.diffusion = dict(
-        schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
+        schedule="cosine",
+        timesteps=1000,
+        prediction_type="x0",
+        weighting="root_snr",
+        density="rising",
+        caption_dropout=0.1,
     )
-    config.optimizer = dict(learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.01)
+    config.optimizer = dict(learning_rate=2e-3, warmup_steps=200, weight_decay=0.01)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
         batch_size=32,
-        steps=8000,
+        steps=9000,
         seed=0,
         ema_decay=0.998,
         log_every=50,
@@ -52,6 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=2.0)
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
+        config.text.skip = 0
         config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)

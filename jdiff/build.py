@@ -23,6 +23,7 @@ from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
+from jdiff.diffusion.loss import DENSITIES
 from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
@@ -64,12 +65,16 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """config.diffusion. caption_dropout: share of captions replaced by the empty one."""
+    """config.diffusion.
+
+    density: how timesteps are drawn.   caption_dropout: share of captions replaced by the empty one.
+    """
 
     schedule: str = "cosine"
     timesteps: int = 1000
     prediction_type: str = "v"
     weighting: str = "simple"
+    density: str = "uniform"
     caption_dropout: float = 0.1
 
 
@@ -102,7 +107,11 @@ class Experiment:
             raise ConfigError("config.train.hold_text is set, but only contrastive training changes the text tower")
         choose("text.activation", self._section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
-        self.text(1024)
+        text = self.text(1024)
+        if not 0 <= text.skip < text.layers:
+            raise ConfigError(
+                f"config.text.skip is {text.skip}; it must be from 0 to {text.layers - 1}, below config.text.layers"
+            )
         if self.train.objective == "contrastive":
             choose("vision.activation", self._section("vision").get("activation", "gelu"), ACTIVATIONS)
             self.vision()
@@ -113,6 +122,7 @@ class Experiment:
             schedule = self.schedule()
             choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
             choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
+            choose("diffusion.density", self.diffusion.density, DENSITIES)
             if not 0 <= self.diffusion.caption_dropout <= 1:
                 raise ConfigError(
                     f"config.diffusion.caption_dropout is {self.diffusion.caption_dropout}; it must be from 0 to 1"
@@ -247,6 +257,7 @@ class Experiment:
                 schedule=self.schedule(),
                 prediction_type=self.diffusion.prediction_type,
                 weighting=self.diffusion.weighting,
+                density=self.diffusion.density,
                 empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
                 ema_decay=decay,
                 seed=train.seed,

@@ -41,6 +41,9 @@ class TextTower(nn.Module):
     tokens: (b, n) int.   mask: (b, n) bool, true on the caption's own tokens, its end included.
     Returns hidden (b, n, width), after the last norm, and embedding (b, embed_dim) of unit length,
     read at the last token of the caption.
+
+    skip: how many of the last layers ``hidden`` leaves out, under the same norm; Stable Diffusion 2 leaves out one.
+    The embedding leaves out none.
     """
 
     vocab_size: int
@@ -52,6 +55,7 @@ class TextTower(nn.Module):
     activation: str = "quick_gelu"
     causal: bool = True
     epsilon: float = 1e-5
+    skip: int = 0
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
@@ -62,7 +66,7 @@ class TextTower(nn.Module):
         )(tokens)
         places = self.param("positions", lambda _: sinusoids(jnp.arange(self.context_length), self.width))
         x = x + places.astype(x.dtype)[None, : tokens.shape[1]]
-        x = Transformer(
+        states = Transformer(
             self.layers,
             self.heads,
             activation=self.activation,
@@ -72,11 +76,11 @@ class TextTower(nn.Module):
             dtype=self.dtype,
             name="transformer",
         )(x, None if self.causal else mask)
-        hidden = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
+        norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         last = jnp.sum(mask, axis=-1) - 1
-        pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        pooled = norm(jnp.take_along_axis(states[-1], last[:, None, None], axis=1))[:, 0]
         projected = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
-        return hidden, unit(projected.astype(jnp.float32))
+        return norm(states[-1 - self.skip]), unit(projected.astype(jnp.float32))
 
 
 class VisionTower(nn.Module):
@@ -115,7 +119,7 @@ class VisionTower(nn.Module):
             attend=self.attend,
             dtype=self.dtype,
             name="transformer",
-        )(x)
+        )(x)[-1]
         pooled = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_out")(hidden[:, 0])
         projected = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
         return hidden, unit(projected.astype(jnp.float32))

@@ -35,7 +35,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """``layers`` blocks in a row. x: (b, n, width), mask: (b, n) bool or None. Returns (b, n, width)."""
+    """``layers`` blocks in a row. x: (b, n, width), mask: (b, n) bool or None.
+
+    Returns the states after each block, each (b, n, width).
+    """
 
     layers: int
     heads: int
@@ -47,7 +50,8 @@ class Transformer(nn.Module):
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> list[Array]:
+        states = []
         for i in range(self.layers):
             x = Block(
                 self.heads,
@@ -59,4 +63,5 @@ class Transformer(nn.Module):
                 self.dtype,
                 name=f"layers_{i}",
             )(x, mask)
-        return x
+            states.append(x)
+        return states

@@ -90,6 +90,7 @@ def diffusion_step(
     schedule: Schedule,
     prediction_type: str,
     weighting: str,
+    density: str,
     empty: Captioning,
     ema_decay: float | None,
     seed: int,
@@ -119,6 +120,7 @@ def diffusion_step(
                 schedule=schedule,
                 prediction_type=prediction_type,
                 weighting=weighting,
+                density=density,
             )
 
         return _apply(state, loss_fn, optimizer, ema_decay)

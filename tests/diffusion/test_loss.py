@@ -27,6 +27,15 @@ def test_draws_are_uniform_and_normal_and_belong_to_their_example():
     np.testing.assert_array_equal(eps[some], again[1])
 
 
+def test_the_rising_density_draws_noisy_timesteps_more_often():
+    """P(t < k) = (k / T)^2, so a quarter of the timesteps gets 1, 3, 5, 7 sixteenths of the draws."""
+    timestep, _ = draw(keys(), jnp.zeros((20_000, 1)), 1000, "rising")
+    assert timestep.min() >= 0
+    assert timestep.max() == 999
+    shares = np.histogram(timestep, bins=4, range=(0, 1000))[0] / 20_000
+    np.testing.assert_allclose(shares, np.array([1, 3, 5, 7]) / 16, atol=4 * np.sqrt(0.25 / 20_000))
+
+
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
 def test_the_loss_of_saying_nothing(name):
     """A network that answers 0 loses the mean square of its target: 1 for unit data, whatever the type."""

@@ -52,6 +52,16 @@ def test_a_causal_tower_cannot_look_ahead():
         assert (jnp.abs(a[0, 1] - b[0, 1]).max() > 1e-3) == looks_ahead
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_skipped_layer_is_as_if_it_were_not_there(name):
+    """The states are those of a tower cut short, as Stable Diffusion 2 cuts it; the embedding is the whole tower's."""
+    tower = TEXT[name]
+    params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
+    hidden, embedding = tower.clone(skip=1).apply(params, TOKENS, MASK)
+    np.testing.assert_array_equal(hidden, tower.clone(layers=1).apply(params, TOKENS, MASK)[0])
+    np.testing.assert_array_equal(embedding, tower.apply(params, TOKENS, MASK)[1])
+
+
 def test_patch_positions_tell_row_and_column_apart():
     """Equal rows share one half, equal columns the other; no two patches are alike, and the class token has none."""
     places = patch_positions(3, 8)

@@ -36,6 +36,7 @@ def step(dropout, **changes):
         "schedule": cosine(1000),
         "prediction_type": "v",
         "weighting": "simple",
+        "density": "uniform",
         "empty": steps.Captioning(EMPTY, EMPTY > 0, dropout),
         "ema_decay": 0.9,
         "seed": 0,
@@ -70,7 +71,8 @@ def test_the_text_tower_stays_frozen_and_the_average_moves():
 def test_a_model_learns_one_picture():
     """Two hundred steps on one image bring the loss to a small part of where it began."""
     optimizer = optax.adam(2e-3)
-    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "ema_decay": None, "seed": 0}
+    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "density": "uniform"}
+    make |= {"ema_decay": None, "seed": 0}
     empty = steps.Captioning(EMPTY, EMPTY > 0, 0.1)
     run = jax.jit(steps.diffusion_step(UNET, TEXT, optimizer, empty=empty, **make))
     now = state(optimizer).replace(ema=None)
