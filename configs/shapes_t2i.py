@@ -4,8 +4,8 @@ Aim     both objects right >= 90 %, whole prompts of two objects >= 75 %, on uns
 Run     jdiff train --config=shapes_t2i --workdir=runs/shapes_t2i, after shapes_clip
 Takes   about 70 minutes on 2 CPU cores (0.44 s a step).
 Expect  relations and colours first, shapes last.
-Seen    2026-11-25, not reached: 46 % of both objects and 45 % of whole prompts after 8,000 steps of a simpler recipe; this
-        one has not been run to its end (see benchmarks/RESULTS.md).
+Seen    2026-11-25, not reached: 46 % of both objects and 45 % of whole prompts after 8,000 steps of a simpler recipe;
+        this one has not been run to its end (see benchmarks/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
