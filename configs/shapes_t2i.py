@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample = dict(solver="ddim", steps=60, spacing="trailing", eta=1.0, guidance_scale=2.0)
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
-        config.text.skip = 0
+        config.text.skip = 1
         config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)

@@ -105,17 +105,25 @@ class Experiment:
             )
         if self.train.hold_text and self.train.objective != "contrastive":
             raise ConfigError("config.train.hold_text is set, but only contrastive training changes the text tower")
+        if not 0 <= self.train.hold_text < self.train.steps:
+            raise ConfigError(
+                f"config.train.hold_text is {self.train.hold_text}; it must be from 0 up to, not including, "
+                f"config.train.steps, {self.train.steps}"
+            )
         choose("text.activation", self._section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
         text = self.text(1024)
-        if not 0 <= text.skip < text.layers:
-            raise ConfigError(
-                f"config.text.skip is {text.skip}; it must be from 0 to {text.layers - 1}, below config.text.layers"
-            )
         if self.train.objective == "contrastive":
+            if text.skip:
+                raise ConfigError("config.text.skip is set, but only text-to-image training reads the tower's states")
             choose("vision.activation", self._section("vision").get("activation", "gelu"), ACTIVATIONS)
             self.vision()
         else:
+            if "layers" in self._section("text") and not 0 <= text.skip < text.layers:
+                raise ConfigError(
+                    f"config.text.skip is {text.skip}; it must be from 0 to {text.layers - 1}, as the tower has "
+                    f"{text.layers} layers"
+                )
             self.unet()
             if self.diffusion.timesteps < 1:
                 raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jdiff.contrastive.analogies import Analogy
-from jdiff.data.shapes.grammar import full_captions, short_caption
+from jdiff.data.shapes.grammar import ordered_caption, short_caption
 from jdiff.data.shapes.world import COLOURS, SHAPES, Scene, exchanges
 
 
@@ -45,14 +45,13 @@ def full_caption(record: dict) -> str:
 
 
 def confusions(records: Sequence[dict]) -> dict[str, list[tuple[int, str, str]]]:
-    """What a bag of words confuses: of every sharp pair and each matter that can be exchanged, by its name, the place
-    of the record, its caption, and the caption with that exchanged."""
+    """What a bag of words confuses: of every sharp pair and each matter that can be exchanged, by its name, the record's
+    place, a caption of it, and one with that exchanged; but for the relation both have the same words."""
     found, shown = {}, scenes(records)
     for place in distinct(records, len(records)):
         if shown[place].kind == "relation":
             for name, other in exchanges(shown[place]).items():
-                case = place, full_captions(shown[place])[0], full_captions(other)[0]
-                found.setdefault(name, []).append(case)
+                found.setdefault(name, []).append((place, ordered_caption(shown[place]), ordered_caption(other)))
     return found
 
 

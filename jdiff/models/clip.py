@@ -42,6 +42,9 @@ class TextTower(nn.Module):
     Returns hidden (b, n, width), after the last norm, and embedding (b, embed_dim) of unit length,
     read at the last token of the caption.
 
+    Tokens start at unit size and positions as sinusoids [attention sec. 3.5], so that order is told from the first
+    step; where all starts small, as in CLIP, it is not until something asks for it.
+
     skip: how many of the last layers ``hidden`` leaves out, under the same norm; Stable Diffusion 2 leaves out one.
     The embedding leaves out none.
     """
@@ -84,7 +87,8 @@ class TextTower(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Images to patch states and one embedding each: a ViT with a class token [vit].
+    """Images to patch states and one embedding each: a ViT with a class token [vit], whose positions start as
+    ``patch_positions``.
 
     images: (b, h, w, 3) floats in [-1, 1].
     Returns hidden (b, 1 + patches, width), before the last norm, and embedding (b, embed_dim) of unit length.

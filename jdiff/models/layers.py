@@ -66,8 +66,8 @@ class GroupNorm(nn.Module):
 
 
 def sinusoids(position: Array, width: int) -> Array:
-    """Waves of a position, cosines first: how the U-Net is told its timestep [ddpm sec. 3.3], and where towers' learned
-    positions start.
+    """Waves of a position, cosines first, as Stable Diffusion's weights expect: how the U-Net is told its timestep
+    [ddpm sec. 3.3], and where towers' learned positions start.
 
     position: (...) numbers, here 0..1000.   width: even.   Returns (..., width) float32.
     """

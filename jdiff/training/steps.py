@@ -32,12 +32,12 @@ def _apply(
     loss_fn: Callable,
     optimizer: optax.GradientTransformation,
     decay: float | None,
-    hold: Callable = lambda params: params,
+    constrain: Callable = lambda params: params,
 ):
-    """Differentiate, update, average. loss_fn: params -> (scalar, report).   hold: undoes what no step may do."""
+    """Differentiate, update, average. loss_fn: params -> (scalar, report).   constrain: undoes what no step may do."""
     (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = hold(optax.apply_updates(state.params, updates))
+    params = constrain(optax.apply_updates(state.params, updates))
     average = None if decay is None else ema.update(state.ema, params, step=state.step, decay=decay)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
     return state, report | {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
@@ -50,6 +50,8 @@ def contrastive_step(
 
     hold_text: steps for which the text tower stays as it is, the mirror of [lit]. At its start it tells everything a
     little, the order of words too, but soon forgets what no image answers to; held, it teaches the vision tower first.
+    Its gradients count all the while, in the norm that is clipped and in the optimizer's moments; with fresh moments it
+    would start with steps so long that the loss triples.
     """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -58,13 +60,13 @@ def contrastive_step(
             loss, report = softmax_loss(text, image, scale)
             return loss, report | {"logit_scale": scale}
 
-        def hold(params: dict) -> dict:
+        def constrain(params: dict) -> dict:
             """The logit scale at most 100 [clip sec. 2.5], the text tower as it was while it is held."""
             held = state.step < hold_text
             text = jax.tree.map(lambda old, new: jnp.where(held, old, new), state.params["text"], params["text"])
             return params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP), "text": text}
 
-        return _apply(state, loss_fn, optimizer, ema_decay, hold)
+        return _apply(state, loss_fn, optimizer, ema_decay, constrain)
 
     return step
 

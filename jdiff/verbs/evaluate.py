@@ -127,14 +127,16 @@ def _encoder(setup: Experiment, encoder: Encoder, held, asked: dict, directory: 
 def _told_apart(encoder: Encoder, held) -> dict:
     """How many pictures of two things lie nearer to their caption than to one with a single matter exchanged."""
     confusions = shapes.confusions(held)
-    rows = [case for cases in confusions.values() for case in cases]
-    if not rows:
+    shown = sorted({place for cases in confusions.values() for place, _, _ in cases})
+    if not shown:
         return {}
-    places, right, wrong = zip(*rows)
-    image = np.asarray(encoder.embed_images(np.stack([held[i]["image"] for i in places])))
-    told = retrieval.preferred(image, *(np.asarray(encoder.embed_texts(list(said))) for said in (right, wrong)))
-    parts = np.split(told, np.cumsum([len(cases) for cases in confusions.values()])[:-1])
-    return {"pairs": len(set(places)), **{f"{name}_told": part.mean() for name, part in zip(confusions, parts)}}
+    image = np.asarray(encoder.embed_images(np.stack([held[place]["image"] for place in shown])))
+    found = {"pairs": len(shown)}
+    for name, cases in confusions.items():
+        places, *captions = zip(*cases)
+        right, wrong = (np.asarray(encoder.embed_texts(list(said))) for said in captions)
+        found[f"{name}_told"] = retrieval.preferred(image[np.searchsorted(shown, places)], right, wrong).mean()
+    return found
 
 
 def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: epath.Path) -> dict:

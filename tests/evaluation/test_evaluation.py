@@ -14,7 +14,7 @@ from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, v
 from jdiff.evaluation.retrieval import preferred, recall
 from jdiff.evaluation.shapes import avoidances, confusions, distinct, sharp
 from jdiff.sample import Settings
-from jdiff.verbs.evaluate import _beneath, _negatives
+from jdiff.verbs.evaluate import _beneath, _negatives, _told_apart
 
 
 def test_recall_counts_ranks_and_ties_against():
@@ -110,9 +110,9 @@ def test_confusions_exchange_one_matter_of_every_sharp_pair():
     found = confusions([{"metadata": json.dumps({"scene": scene.to_json()})} for scene in shown])
     said = "a small red star above a small blue ring"
     assert found == {
-        "order": [(2, said, "a small red star below a small blue ring")],
+        "order": [(2, said, "a small blue ring above a small red star")],
         "relation": [(2, said, "a small red star left of a small blue ring")],
-        "colour": [(2, said, "a small red ring below a small blue star")],
+        "colour": [(2, said, "a small blue star above a small red ring")],
         "shape": [(2, said, "a small red ring above a small blue star")],
     }
 
@@ -121,6 +121,30 @@ def test_the_nearer_caption_is_preferred_and_a_tie_is_not():
     image = np.array([[1.0, 0], [1, 0], [0, 1]])
     right, wrong = np.array([[0.8, 0.6], [0.6, 0.8], [1, 0]]), np.array([[0.6, 0.8], [0.8, 0.6], [1, 0]])
     assert preferred(image, right, wrong).tolist() == [True, False, False]
+
+
+class FirstColour:
+    """Stands in for a dual encoder: hears the colour that a caption names first, sees the one in the first pixel."""
+
+    def embed_texts(self, captions):
+        named = [next(word for word in caption.split() if word in COLOURS) for caption in captions]
+        return np.eye(8)[[list(COLOURS).index(colour) for colour in named]]
+
+    def embed_images(self, images):
+        return np.eye(8)[images[:, 0, 0, 0]]
+
+
+def test_pairs_are_told_apart_by_what_the_encoder_knows():
+    """Which thing has which colour, and so which is first; no relation, and no shape: a tie is not told."""
+    records = []
+    for first, second in (("red", "blue"), ("green", "black")):
+        pair = Thing("star", first, "small"), Thing("ring", second, "small")
+        image = np.full((2, 2, 3), list(COLOURS).index(first), np.uint8)
+        for scene in (Scene(pair[:1], place="top"), Scene(pair, relation="above")):
+            records.append({"image": image, "metadata": json.dumps({"scene": scene.to_json()})})
+    found = _told_apart(FirstColour(), records)
+    assert found == {"pairs": 2, "order_told": 1, "relation_told": 0, "colour_told": 1, "shape_told": 0}
+    assert _told_apart(FirstColour(), records[::2]) == {}
 
 
 class Painter:

@@ -62,6 +62,14 @@ def test_a_skipped_layer_is_as_if_it_were_not_there(name):
     np.testing.assert_array_equal(embedding, tower.apply(params, TOKENS, MASK)[1])
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_text_tower_starts_with_unit_tokens_and_sinusoids(name):
+    params = TEXT[name].clone(vocab_size=1000).init(jax.random.key(0), TOKENS, MASK)["params"]
+    np.testing.assert_allclose(params["tokens"]["embedding"].std(), 1, rtol=0.02)
+    angles = np.outer(np.arange(6), 10_000.0 ** -(np.arange(16) / 16))
+    np.testing.assert_allclose(params["positions"], np.hstack([np.cos(angles), np.sin(angles)]), atol=1e-5)
+
+
 def test_patch_positions_tell_row_and_column_apart():
     """Equal rows share one half, equal columns the other; no two patches are alike, and the class token has none."""
     places = patch_positions(3, 8)

@@ -59,6 +59,13 @@ def short_caption(colour: str, shape: str) -> str:
     return _a(f"{colour} {shape}")
 
 
+def ordered_caption(scene: Scene) -> str:
+    """The full caption of a sharp pair that begins with the left or upper thing, so that two pairs that differ only in
+    which thing has what are told in the same words."""
+    first, second = scene.things
+    return f"{_a(_name(first))} {scene.relation} {_a(_name(second))}"
+
+
 @lru_cache(maxsize=4096)
 def full_captions(scene: Scene) -> tuple[str, ...]:
     """Every way to say all that the scene holds."""
@@ -95,8 +102,8 @@ def _count(scene: Scene):
 
 
 def _relation(scene: Scene):
-    """Most sentences begin with the thing that stands out, so that the relation's word alone mostly tells on which side
-    that one is; a learner who knows so much can find out the rest."""
+    """Most sentences, and all that an opening can precede, begin with the thing that stands out, so that the relation's
+    word alone mostly tells on which side that one is; a learner who knows so much can find out the rest."""
     first, second = scene.things
     ways = [(first, scene.relation, second), (second, CONVERSES[scene.relation], first)]
     ways.sort(key=lambda way: _stands_out(way[0]), reverse=True)
@@ -109,7 +116,7 @@ def _relation(scene: Scene):
 
 
 def _stands_out(thing: Thing) -> tuple:
-    """Greater for what catches the eye: large before small, dark before light; what is alike goes by name."""
+    """Greater for what catches the eye: large before small, dark (a low sum of channels) before light; else by name."""
     return thing.size == "large", -sum(COLOURS[thing.colour]), thing.shape
 
 
