@@ -45,8 +45,8 @@ def full_caption(record: dict) -> str:
 
 
 def confusions(records: Sequence[dict]) -> dict[str, list[tuple[int, str, str]]]:
-    """What a bag of words confuses: of every sharp pair and each matter that can be exchanged, by its name, the record's
-    place, a caption of it, and one with that exchanged; but for the relation both have the same words."""
+    """What a bag of words confuses: of each matter that can be exchanged in a pair, by its name, and every sharp pair,
+    the record's place, a caption of it, and one with that exchanged; but for the relation both have the same words."""
     found, shown = {}, scenes(records)
     for place in distinct(records, len(records)):
         if shown[place].kind == "relation":
