@@ -50,9 +50,10 @@ def _encoders(runs: Path) -> list[Claim]:
             claims.append(Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), recall))
         chance = f"chance {found['analogies_chance']:.2g}" if found else ""
         claims.append(Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), analogies, note=chance))
-        for name in [name for name in found if name.endswith("_told")]:
-            note = f"of up to {found['pairs']} pairs, nearer to their caption than to one with this exchanged"
-            claims.append(Claim(f"{config}: {name.replace('_', ' ')}", found[name], note=note))
+        for name, share in found.items():
+            if name.endswith("_told"):
+                note = f"of up to {found['pairs']} pairs, nearer to their caption than to one with this exchanged"
+                claims.append(Claim(f"{config}: {name.replace('_', ' ')}", share, note=note))
     return claims
 
 
