@@ -5,7 +5,8 @@ Run     jdiff train --config=emoji_t2i --workdir=runs/emoji, after emoji_clip
 Takes   40 minutes on one CPU core (1.7 steps a second).
 Expect  people first, whose parts many glyphs share; things that one glyph alone shows stay smears of colour.
 Seen    2026-11-25, guidance 2, 60 people of unseen profession and tone: the nearest of 3,783 glyphs is the right
-        one for 82 % (70 to 89 %), of the right profession for all. See docs/emoji.md.
+        one for 82 % (70 to 89 %), of the right profession for all; before the towers' positions started as sinusoids.
+        See docs/emoji.md.
 """
 
 from ml_collections import ConfigDict
