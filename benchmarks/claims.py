@@ -24,7 +24,7 @@ class Claim:
 
     text: str
     measured: float | None
-    bound: float | None
+    bound: float | None = None
     at_most: bool = False
     at_best: float | None = None
     note: str = ""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import claims, gpu_check
+from benchmarks import claims, gpu_check, path
 
 
 def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
@@ -28,3 +28,11 @@ def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
 def test_a_claim_that_does_not_hold_fails_the_run(tmp_path, monkeypatch, measured, more, status):
     monkeypatch.setattr(claims, "RESULTS", tmp_path)
     assert claims.settle("some", [claims.Claim("x", measured, 0.95, **more)]) == status
+
+
+def test_what_an_encoder_tells_apart_is_stated_without_a_bound(tmp_path, monkeypatch):
+    found = {"pairs": 7, "analogies_right": 1.0, "analogies_chance": 0.1}
+    monkeypatch.setattr(path, "_evaluated", lambda run: {**found, "order_told": 0.5})
+    told = [claim for claim in path._encoders(tmp_path) if "order told" in claim.text]
+    assert [claim.measured for claim in told] == [0.5] * len(path.ENCODERS)
+    assert not any(claim.holds is False for claim in told)
