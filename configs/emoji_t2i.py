@@ -2,11 +2,10 @@
 
 Aim     the glyph drawn for a held-out profession and tone has the right one as its nearest neighbour.
 Run     jdiff train --config=emoji_t2i --workdir=runs/emoji, after emoji_clip
-Takes   40 minutes on one CPU core (1.7 steps a second).
+Takes   44 minutes on one CPU core (1.55 steps a second).
 Expect  people first, whose parts many glyphs share; things that one glyph alone shows stay smears of colour.
-Seen    2026-11-25, guidance 2, 60 people of unseen profession and tone: the nearest of 3,783 glyphs is the right
-        one for 82 % (70 to 89 %), of the right profession for all; before the towers' positions started as sinusoids.
-        See docs/emoji.md.
+Seen    2026-11-26, guidance 2, 60 people of unseen profession and tone: the nearest of 3,783 glyphs is the right
+        one for 77 % (65 to 86 %), of the right profession for 98 %. See docs/emoji.md.
 """
 
 from ml_collections import ConfigDict
