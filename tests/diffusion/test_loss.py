@@ -24,7 +24,7 @@ def test_draws_are_uniform_and_normal_and_belong_to_their_example():
     some = jnp.array([17, 3, 1999])
     again = draw(keys()[some], jnp.zeros((3, 3)), 1000)
     np.testing.assert_array_equal(timestep[some], again[0])
-    np.testing.assert_array_equal(eps[some], again[1])
+    np.testing.assert_allclose(eps[some], again[1], rtol=1e-6)  # jax 0.12: the last bit depends on the array's size
 
 
 def test_the_rising_density_draws_noisy_timesteps_more_often():
