@@ -16,15 +16,16 @@ def keys():
 
 
 def test_draws_are_uniform_and_normal_and_belong_to_their_example():
-    timestep, eps = draw(keys(), jnp.zeros((20_000, 3)), 1000)
+    size = 16  # whole vectors, as in pictures: XLA rounds what is left over of them another way (jax 0.12)
+    timestep, eps = draw(keys(), jnp.zeros((20_000, size)), 1000)
     assert timestep.min() == 0
     assert timestep.max() == 999
     np.testing.assert_allclose(timestep.mean(), 499.5, atol=4 * 1000 / np.sqrt(12 * 20_000))
     np.testing.assert_allclose([eps.mean(), eps.std()], [0, 1], atol=0.02)
     some = jnp.array([17, 3, 1999])
-    again = draw(keys()[some], jnp.zeros((3, 3)), 1000)
+    again = draw(keys()[some], jnp.zeros((3, size)), 1000)
     np.testing.assert_array_equal(timestep[some], again[0])
-    np.testing.assert_allclose(eps[some], again[1], rtol=1e-6)  # jax 0.12: the last bit depends on the array's size
+    np.testing.assert_array_equal(eps[some], again[1])
 
 
 def test_the_rising_density_draws_noisy_timesteps_more_often():
