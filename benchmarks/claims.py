@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +38,11 @@ class Claim:
         value = self.measured if self.at_best is None else self.at_best
         return value <= self.bound if self.at_most else value >= self.bound
 
+    @property
+    def said(self) -> str:
+        """What was measured, in words."""
+        return "not run" if self.measured is None else f"{self.measured:.4g} {self.note}".strip()
+
 
 def surroundings() -> dict[str, str]:
     """The device and the versions a figure was measured with."""
@@ -49,16 +55,21 @@ def surroundings() -> dict[str, str]:
     }
 
 
-def settle(name: str, claims: list[Claim]) -> int:
-    """Print the table, write results/NAME.json, and return the exit status: 1 where a claim does not hold."""
-    where = surroundings()
-    table = Table("claim", "measured", "bound", "holds", title=", ".join(f"{k} {v}" for k, v in where.items()))
+def settle(name: str, claims: Iterable[Claim]) -> int:
+    """Print each claim as it is measured, so that a run cut short leaves figures too, and the table at the end.
+
+    Writes results/NAME.json; returns the exit status: 1 where a claim does not hold.
+    """
+    where, settled = surroundings(), []
     for claim in claims:
-        measured = "not run" if claim.measured is None else f"{claim.measured:.4g} {claim.note}".strip()
+        print(f"{claim.text}: {claim.said}", flush=True)
+        settled.append(claim)
+    table = Table("claim", "measured", "bound", "holds", title=", ".join(f"{k} {v}" for k, v in where.items()))
+    for claim in settled:
         bound = "" if claim.bound is None else f"{'<=' if claim.at_most else '>='} {claim.bound:.4g}"
-        table.add_row(claim.text, measured, bound, {True: "yes", False: "NO", None: ""}[claim.holds])
+        table.add_row(claim.text, claim.said, bound, {True: "yes", False: "NO", None: ""}[claim.holds])
     Console(width=140).print(table)
     RESULTS.mkdir(exist_ok=True)
-    rows = [asdict(claim) | {"holds": claim.holds} for claim in claims]
+    rows = [asdict(claim) | {"holds": claim.holds} for claim in settled]
     (RESULTS / f"{name}.json").write_text(json.dumps({"surroundings": where, "claims": rows}, indent=2) + "\n")
-    return int(any(claim.holds is False for claim in claims))
+    return int(any(claim.holds is False for claim in settled))

@@ -7,6 +7,7 @@ this code is tested everywhere.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,10 @@ def config(objective: str, *, wide: bool, batch_size: int) -> dict:
 
 def measure(*, quick: bool, runs: str) -> int:
     """Train each model for some steps on shapes drawn on the spot, then sample. Returns the exit status."""
+    return settle("gpu_check", _claims(quick))
+
+
+def _claims(quick: bool) -> Iterator[Claim]:
     gpu = jax.default_backend() == "gpu"
     batch_size, steps = (256, 10 if quick else 50) if gpu else (16, 3)
     examples = list(Shapes(train=batch_size).examples("train"))
@@ -49,12 +54,6 @@ def measure(*, quick: bool, runs: str) -> int:
     tokens, mask = tokenizer.encode(captions)
     rows = {"image": np.stack([e.image for e in examples]), "tokens": tokens, "mask": mask}
     rows["index"] = np.arange(batch_size, dtype=np.int32)
-    claims: list[Claim] = []
-
-    def found(text: str, measured: float | None, bound: float | None = None, note: str = "") -> None:
-        claims.append(Claim(text, measured, bound, note=note))
-        print(f"{text}: {measured} {note}".rstrip(), flush=True)  # at once, as borrowed machines may be taken back
-
     frozen = None
     for objective in ("contrastive", "diffusion"):
         setup = build.experiment(config(objective, wide=gpu, batch_size=batch_size))
@@ -69,11 +68,11 @@ def measure(*, quick: bool, runs: str) -> int:
             seconds.append(time.perf_counter() - began)
         rate = batch_size / float(np.median(seconds[2:]))
         weights = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
-        found(f"{objective} training, seconds until the first step is done", seconds[0])
-        found(f"{objective} training, images a second", rate, note=f"({weights:.1f} M parameters)")
+        yield Claim(f"{objective} training, seconds until the first step is done", seconds[0])
+        yield Claim(f"{objective} training, images a second", rate, note=f"({weights:.1f} M parameters)")
         state, report = step(state.replace(step=jnp.int32(0)), batch)  # the noise of the first step again
         fall = losses[0] - float(report["loss"].compute())
-        found(f"{objective} training, loss falls by", fall, 0.0)
+        yield Claim(f"{objective} training, loss falls by", fall, 0.0)
         frozen = state.params["text"] if objective == "contrastive" else frozen
     sampler = setup.sampler(tokenizer, frozen, state.best)
     count = 64 if gpu else 4
@@ -81,8 +80,7 @@ def measure(*, quick: bool, runs: str) -> int:
     began = time.perf_counter()
     again = sampler.sample(captions[:count])
     rate = count / (time.perf_counter() - began)
-    found("sampling of 50 guided DDIM steps, images a second", rate)
-    found("the same seed draws the same images", float(np.array_equal(first, again)), 1.0)
+    yield Claim("sampling of 50 guided DDIM steps, images a second", rate)
+    yield Claim("the same seed draws the same images", float(np.array_equal(first, again)), 1.0)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    found("peak memory, GiB", peak and peak / 2**30)
-    return settle("gpu_check", claims)
+    yield Claim("peak memory, GiB", peak and peak / 2**30)

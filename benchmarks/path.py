@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.claims import Claim, settle
@@ -27,38 +28,33 @@ SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance, whatever the config's own
 def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim whose run exists. Returns the exit status."""
     path = Path(runs)
-    return settle("path", [*_reader(quick), *_encoders(path), *_samplers(path, quick=quick), *_emoji(path)])
+    return settle("path", chain(_reader(quick), _encoders(path), _samplers(path, quick=quick), _emoji(path)))
 
 
-def _reader(quick: bool) -> list[Claim]:
+def _reader(quick: bool) -> Iterator[Claim]:
     found = measure_reader(100 if quick else 1000, 0)
     if not quick:
         found["clean"] = measure_reader(10_000, 1, kinds=("clean",))["clean"]
-    claims = []
     for name, (right, total) in found.items():
         verb = "reads" if name in SHOWN else "refuses"
         bound = 0.98 if name == "imperfect" else 0.999
-        claims.append(Claim(f"the reader {verb} {name} pictures", right / total, bound, note=f"of {total}"))
-    return claims
+        yield Claim(f"the reader {verb} {name} pictures", right / total, bound, note=f"of {total}")
 
 
-def _encoders(runs: Path) -> list[Claim]:
-    claims = []
+def _encoders(runs: Path) -> Iterator[Claim]:
     for run, (config, recall, analogies) in ENCODERS.items():
         found = _evaluated(runs / run)
         for way in ("text_to_image@1", "image_to_text@1"):
-            claims.append(Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), recall))
+            yield Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), recall)
         chance = f"chance {found['analogies_chance']:.2g}" if found else ""
-        claims.append(Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), analogies, note=chance))
+        yield Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), analogies, note=chance)
         for name, share in found.items():
             if name.endswith("_told"):
                 note = f"of up to {found['pairs']} pairs, nearer to their caption than to one with this exchanged"
-                claims.append(Claim(f"{config}: {name.replace('_', ' ')}", share, note=note))
-    return claims
+                yield Claim(f"{config}: {name.replace('_', ' ')}", share, note=note)
 
 
-def _samplers(runs: Path, *, quick: bool) -> list[Claim]:
-    claims = []
+def _samplers(runs: Path, *, quick: bool) -> Iterator[Claim]:
     for run, (config, bounds) in SAMPLERS.items():
         path, found, rows = runs / run, {}, {}
         if _trained(path):
@@ -67,33 +63,33 @@ def _samplers(runs: Path, *, quick: bool) -> list[Claim]:
             found = _evaluated(path, num=64 if quick else 256, guidance_scales=scales, negatives=not quick)
             rows = found["scales"][f"{own:g}"]
         for name, bound in bounds.items():
-            claims.append(_share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound, few=quick))
-        claims.append(Claim(f"{config}: asked scenes that training showed", found.get("overlap"), 0, at_most=True))
+            yield _share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound, few=quick)
+        yield Claim(f"{config}: asked scenes that training showed", found.get("overlap"), 0, at_most=True)
         if found and not quick:
             unseen = _evaluated(path, split="compositions")
-            claims += _stated(config, bounds, found, next(iter(unseen["scales"].values())))
-    return claims
+            yield from _stated(config, bounds, found, next(iter(unseen["scales"].values())))
 
 
-def _emoji(runs: Path) -> list[Claim]:
+def _emoji(runs: Path) -> Iterator[Claim]:
     """Of professions in skin tones that training never showed: what the drawing's nearest glyph is right in."""
     names = ("nearest_glyph", "nearest_profession", "nearest_gender", "nearest_tone")
     found = _evaluated(runs / "emoji")
     rows = next(iter(found["scales"].values())) if found else {}
-    return [_share(f"emoji_t2i: {name.replace('_', ' ')} is right", rows.get(name)) for name in names]
+    for name in names:
+        yield _share(f"emoji_t2i: {name.replace('_', ' ')} is right", rows.get(name))
 
 
-def _stated(config: str, names: Iterable[str], found: dict, compositions: dict) -> list[Claim]:
+def _stated(config: str, names: Iterable[str], found: dict, compositions: dict) -> Iterator[Claim]:
     """What comes out where nothing is promised: other scales of guidance, negative prompts, unseen pairs."""
-    claims = []
     for scale, rows in found["scales"].items():
         for name in (*names, "something_left_out"):
             if name in rows:
-                claims.append(_share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name]))
+                yield _share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name])
     for name, (without, against) in found["negatives"].items():
-        claims.append(_share(f"{config}: {name} shown, no negative prompt", without))
-        claims.append(_share(f"{config}: {name} shown, as the negative prompt", against))
-    return claims + [_share(f"{config}, compositions: {name.replace('_', ' ')}", compositions[name]) for name in names]
+        yield _share(f"{config}: {name} shown, no negative prompt", without)
+        yield _share(f"{config}: {name} shown, as the negative prompt", against)
+    for name in names:
+        yield _share(f"{config}, compositions: {name.replace('_', ' ')}", compositions[name])
 
 
 def _share(text: str, row: dict | None, bound: float | None = None, *, few: bool = False) -> Claim:

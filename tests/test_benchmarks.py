@@ -36,3 +36,15 @@ def test_what_an_encoder_tells_apart_is_stated_without_a_bound(tmp_path, monkeyp
     told = [claim for claim in path._encoders(tmp_path) if "order told" in claim.text]
     assert [claim.measured for claim in told] == [0.5] * len(path.ENCODERS)
     assert not any(claim.holds is False for claim in told)
+
+
+def test_a_run_cut_short_has_said_what_it_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+
+    def measured():
+        yield claims.Claim("first", 0.25)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        claims.settle("some", measured())
+    assert "first: 0.25" in capsys.readouterr().out
