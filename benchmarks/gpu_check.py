@@ -54,11 +54,11 @@ def _claims(quick: bool) -> Iterator[Claim]:
     tokens, mask = tokenizer.encode(captions)
     rows = {"image": np.stack([e.image for e in examples]), "tokens": tokens, "mask": mask}
     rows["index"] = np.arange(batch_size, dtype=np.int32)
-    frozen = None
+    towers = {}
     for objective in ("contrastive", "diffusion"):
         setup = build.experiment(config(objective, wide=gpu, batch_size=batch_size))
         mesh = setup.mesh()
-        state, step = setup.initial_state(tokenizer, mesh, frozen), setup.step(tokenizer)
+        state, step = setup.initial_state(tokenizer, mesh, towers), setup.step(tokenizer)
         batch = meshes.place(mesh, rows)
         seconds, losses = [], []
         for _ in range(steps + 2):  # the first two compile and warm up
@@ -73,8 +73,8 @@ def _claims(quick: bool) -> Iterator[Claim]:
         state, report = step(state.replace(step=jnp.int32(0)), batch)  # the noise of the first step again
         fall = losses[0] - float(report["loss"].compute())
         yield Claim(f"{objective} training, loss falls by", fall, 0.0)
-        frozen = state.params["text"] if objective == "contrastive" else frozen
-    sampler = setup.sampler(tokenizer, frozen, state.best)
+        towers = {"text": state.params["text"]} if objective == "contrastive" else towers
+    sampler = setup.sampler(tokenizer, state.best)
     count = 64 if gpu else 4
     first = sampler.sample(captions[:count])
     began = time.perf_counter()

@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from benchmarks.claims import Claim, settle
-from jdiff import build
 from jdiff.data.shapes.adversary import SHOWN, measure_reader
+from jdiff.runs import latest_step, saved_experiment
 from jdiff.verbs.evaluate import evaluate
 
 # The README's word on each run: recall@1 both ways and analogies; what of unseen prompts is drawn, at the config's
@@ -58,7 +58,7 @@ def _samplers(runs: Path, *, quick: bool) -> Iterator[Claim]:
     for run, (config, bounds) in SAMPLERS.items():
         path, found, rows = runs / run, {}, {}
         if _trained(path):
-            own = build.saved_experiment(path).sample.guidance_scale
+            own = saved_experiment(path).sample.guidance_scale
             scales = [own] if quick else sorted({own, *SCALES})
             found = _evaluated(path, num=64 if quick else 256, guidance_scales=scales, negatives=not quick)
             rows = found["scales"][f"{own:g}"]
@@ -101,7 +101,7 @@ def _share(text: str, row: dict | None, bound: float | None = None, *, few: bool
 
 
 def _trained(run: Path) -> bool:
-    return (run / "config.json").exists() and build.latest_step(run) is not None
+    return (run / "config.json").exists() and latest_step(run) is not None
 
 
 def _evaluated(run: Path, **options) -> dict:

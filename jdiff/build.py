@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from ml_collections import ConfigDict
 
 from jdiff import rng
@@ -27,19 +26,25 @@ from jdiff.diffusion.loss import DENSITIES
 from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
-from jdiff.embed import Encoder
-from jdiff.models.clip import DualEncoder, TextTower, VisionTower
+from jdiff.models.autoencoder import Autoencoder
+from jdiff.models.clip import POOLINGS, VISION_TOWERS, DualEncoder, ResNetTower, TextTower, VisionTower
 from jdiff.models.layers import ACTIVATIONS
 from jdiff.models.unet import UNet
 from jdiff.sample import Sampler, Settings
 from jdiff.sharding import mesh as meshes
-from jdiff.training import checkpoint, metrics, steps
+from jdiff.training import metrics, steps
 from jdiff.training.loop import Every
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
-BOTH = ("data", "tokenizer", "text", "optimizer", "mesh", "train")
-SECTIONS = {"contrastive": (*BOTH, "vision"), "diffusion": (*BOTH, "unet", "diffusion", "sample")}
+# The networks of each objective, whose sections may name a run to begin from, and the other sections.
+PARTS = {"contrastive": ("text", "vision"), "diffusion": ("text", "unet", "autoencoder")}
+BOTH = ("data", "tokenizer", "optimizer", "mesh", "train")
+SECTIONS = {
+    "contrastive": (*PARTS["contrastive"], "encoder", *BOTH),
+    "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
+}
+OF_A_START = ("run", "frozen")  # keys of a network's section that say where its weights come from and whether they stay
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,17 @@ class Experiment:
                 f"config.train.hold_text is {self.train.hold_text}; it must be from 0 up to, not including, "
                 f"config.train.steps, {self.train.steps}"
             )
+        self._check_starts()
         choose("text.activation", self._section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
-        text = self.text(1024)
+        text = self.text(0)
         if self.train.objective == "contrastive":
             if text.skip:
                 raise ConfigError("config.text.skip is set, but only text-to-image training reads the tower's states")
-            choose("vision.activation", self._section("vision").get("activation", "gelu"), ACTIVATIONS)
-            self.vision()
+            vision = self._section("vision")
+            choose("vision.activation", vision.get("activation", "gelu"), ACTIVATIONS)
+            choose("vision.pooling", vision.get("pooling", "class"), POOLINGS)
+            self.encoder(0)
         else:
             if "layers" in self._section("text") and not 0 <= text.skip < text.layers:
                 raise ConfigError(
@@ -125,6 +133,12 @@ class Experiment:
                     f"{text.layers} layers"
                 )
             self.unet()
+            autoencoder = self.autoencoder()
+            if autoencoder and self.image_size % autoencoder.factor:
+                raise ConfigError(
+                    f"config.data.image_size is {self.image_size}, no multiple of {autoencoder.factor}, as the "
+                    "autoencoder needs it"
+                )
             if self.diffusion.timesteps < 1:
                 raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
             schedule = self.schedule()
@@ -143,8 +157,29 @@ class Experiment:
             except ValueError as error:
                 raise ConfigError(f"config.sample cannot be used: {error}") from error
 
+    def _check_starts(self) -> None:
+        parts = PARTS[self.train.objective]
+        for part in parts:
+            keys = self._section(part)
+            if not isinstance(keys.get("frozen", False), bool):
+                raise ConfigError(f"config.{part}.frozen is {keys['frozen']!r}; it must be true or false")
+            if part in self.frozen and part not in self.starts and self.train.objective == "contrastive":
+                raise ConfigError(f"config.{part}.frozen is set, but no config.{part}.run, whose weights would stay")
+        if "autoencoder" in parts and "autoencoder" in self.config and "autoencoder" not in self.frozen:
+            raise ConfigError(
+                "config.autoencoder.frozen is false, but the autoencoder is not trained here; leave it out"
+            )
+        if self.train.objective == "diffusion" and {"text", "unet"} <= self.frozen:
+            raise ConfigError("config.text.frozen and config.unet.frozen are true, so nothing is trained")
+        if self.train.hold_text and "text" in self.frozen:
+            raise ConfigError("config.train.hold_text is set, but config.text.frozen holds the tower anyway")
+
     def _section(self, name: str) -> dict[str, Any]:
         return dict(self.config.get(name, {}))
+
+    def _network(self, part: str) -> dict[str, Any]:
+        """A network's section without what says where its weights come from."""
+        return {key: value for key, value in self._section(part).items() if key not in OF_A_START}
 
     @property
     def train(self) -> TrainSettings:
@@ -167,19 +202,29 @@ class Experiment:
         return self._section("tokenizer").get("context_length", 32)
 
     @property
-    def text_run(self) -> str | None:
-        """The run whose trained text tower is read, config.text.run."""
-        return self._section("text").get("run")
+    def starts(self) -> dict[str, str]:
+        """Where networks begin, by name: the run, or somebody's weights, that config.NAME.run names."""
+        parts = PARTS[self.train.objective]
+        return {part: self._section(part)["run"] for part in parts if "run" in self._section(part)}
+
+    @property
+    def frozen(self) -> set[str]:
+        """Networks that are read and not trained; a text tower that a U-Net listens to is one, if not said."""
+        read = {"text", "autoencoder"} if self.train.objective == "diffusion" else set()
+        parts = [part for part in PARTS[self.train.objective] if part in self.config]
+        return {part for part in parts if self._section(part).get("frozen", part in read)}
 
     @property
     def source(self) -> str:
-        """Where the data comes from: "shapes", "emoji", "folder", or "tfds:NAME"."""
-        return self._section("data").get("source", "shapes")
+        """Where the data comes from: "shapes", "emoji", "folder", or "tfds:NAME"; "" where none was named."""
+        return self._section("data").get("source", "")
 
     def dataset(self) -> records.CaptionedImages:
         """The builder of the records that the config's data section names."""
         keys = self._section("data")
         kind, _, name = self.source.partition(":")
+        if not kind:
+            raise ConfigError(f"config.data.source is missing; known are {', '.join(SOURCES)}")
         own = {key: keys.pop(key) for key in ("max_rejected",) if key in keys}
         directory = keys.pop("directory", "data")
         keys.pop("source", None)
@@ -193,18 +238,40 @@ class Experiment:
         return construct("tokenizer", partial(tokenizers.train, captions), self._section("tokenizer"))
 
     def text(self, vocab_size: int) -> TextTower:
-        keys = self._section("text")
-        keys.pop("run", None)
-        return construct("text", TextTower, keys, vocab_size=vocab_size, context_length=self.context_length)
+        """vocab_size: of the tokenizer; a tower that came with weights may have room for more."""
+        keys = self._network("text")
+        tower_size = keys.pop("vocab_size", vocab_size)
+        if tower_size < vocab_size:
+            raise ConfigError(f"config.text.vocab_size is {tower_size}, but the tokenizer has {vocab_size} tokens")
+        return construct("text", TextTower, keys, vocab_size=tower_size, context_length=self.context_length)
 
-    def vision(self) -> VisionTower:
-        return construct("vision", VisionTower, self._section("vision"), image_size=self.image_size)
+    def vision(self) -> VisionTower | ResNetTower:
+        keys = self._network("vision")
+        tower = choose("vision.kind", keys.pop("kind", "vit"), VISION_TOWERS)
+        return construct("vision", tower, keys, image_size=self.image_size)
 
-    def encoder(self, tokenizer: Tokenizer) -> DualEncoder:
-        return DualEncoder(self.text(tokenizer.vocab_size), self.vision())
+    def encoder(self, vocab_size: int) -> DualEncoder:
+        return construct(
+            "encoder", DualEncoder, self._section("encoder"), text=self.text(vocab_size), vision=self.vision()
+        )
 
     def unet(self) -> UNet:
-        return construct("unet", UNet, self._section("unet"), out_channels=3)
+        return construct("unet", UNet, self._network("unet"), out_channels=self.shape[-1])
+
+    def autoencoder(self) -> Autoencoder | None:
+        """What a U-Net's latents are of; None where it works in pixels."""
+        if "autoencoder" not in self.config:
+            return None
+        return construct("autoencoder", Autoencoder, self._network("autoencoder"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of what the U-Net works in, pixels or latents."""
+        autoencoder = self.autoencoder()
+        if autoencoder is None:
+            return self.image_size, self.image_size, 3
+        side = self.image_size // autoencoder.factor
+        return side, side, autoencoder.latent_channels
 
     def schedule(self) -> Schedule:
         return choose("diffusion.schedule", self.diffusion.schedule, SCHEDULES)(self.diffusion.timesteps)
@@ -219,48 +286,68 @@ class Experiment:
     def every(self) -> Every:
         return Every(self.train.log_every, self.train.save_every, self.train.sample_every)
 
-    def initial_state(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, frozen: Any = None) -> TrainState:
-        """Where training begins: parameters from the config's seed, placed on the mesh.
-
-        frozen: weights of the text tower, for a U-Net.
-        Raises ``ConfigError`` where the config's numbers make no network.
-        """
-        train, n = self.train, self.context_length
+    def initial_weights(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Parameters of every network, by name, from the config's seed."""
+        n, key = self.context_length, rng.stream(self.train.seed, "parameters")
         tokens, mask = jnp.zeros((1, n), jnp.int32), jnp.ones((1, n), bool)
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
-        text = self.text(tokenizer.vocab_size)
-        if train.objective == "contrastive":
-            network, inputs = self.encoder(tokenizer), (tokens, mask, image)
-        else:
-            context, pooled = jnp.zeros((1, n, text.width)), jnp.zeros((1, text.embed_dim))
-            network, inputs = self.unet(), (image, jnp.zeros((1,)), context, mask, pooled)
-        optimizer = self.optimizer()
+        if self.train.objective == "contrastive":
+            return self.encoder(tokenizer.vocab_size).init(key, tokens, mask, image)["params"]
+        text, unet, autoencoder = self.text(tokenizer.vocab_size), self.unet(), self.autoencoder()
+        context, pooled = jnp.zeros((1, n, text.width)), jnp.zeros((1, text.embed_dim or text.width))
+        weights = {
+            "text": text.init(key, tokens, mask)["params"],
+            "unet": unet.init(key, jnp.zeros((1, *self.shape)), jnp.zeros((1,)), context, mask, pooled)["params"],
+        }
+        return weights if autoencoder is None else weights | {"autoencoder": autoencoder.init(key, image)["params"]}
 
-        def begin(frozen) -> TrainState:
-            params = network.init(rng.stream(train.seed, "parameters"), *inputs)["params"]
-            average = jax.tree.map(jnp.copy, params) if train.ema_decay else None
-            return TrainState(jnp.int32(0), params, optimizer.init(params), average, frozen)
-
+    def shapes(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The shapes of ``initial_weights``. Raises ``ConfigError`` where the config's numbers make no network."""
         try:
-            return jax.jit(begin, out_shardings=meshes.everywhere(mesh))(frozen)
+            return jax.eval_shape(partial(self.initial_weights, tokenizer))
         except (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
-            sections = "config.text and config.vision" if train.objective == "contrastive" else "config.unet"
+            own = (part for part in PARTS[self.train.objective] if part in self.config and part not in self.starts)
+            sections = " and ".join(f"config.{part}" for part in own)
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"{sections} cannot be a network for images of {self.image_size} x {self.image_size}: {why}"
             ) from error
+
+    def initial_state(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, loaded: Mapping[str, Any]) -> TrainState:
+        """Where training begins: parameters from the config's seed, but for those ``loaded``, which are given up.
+
+        Raises ``ConfigError`` where the config's numbers make no network.
+        """
+        self.shapes(tokenizer)
+        begin = partial(self._begin, tokenizer)
+        return jax.jit(begin, out_shardings=meshes.everywhere(mesh), donate_argnums=0)(dict(loaded))
+
+    def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
+        """The shapes of a state and where they are placed, for a checkpoint to be read into."""
+        shapes = jax.eval_shape(partial(self._begin, tokenizer), self.shapes(tokenizer))
+        place = meshes.everywhere(mesh)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+
+    def _begin(self, tokenizer: Tokenizer, loaded: dict[str, Any]) -> TrainState:
+        weights = {**self.initial_weights(tokenizer), **loaded}
+        params = {part: tree for part, tree in weights.items() if part not in self.frozen}
+        frozen = {part: tree for part, tree in weights.items() if part in self.frozen}
+        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
+        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, frozen)
 
     def step(self, tokenizer: Tokenizer) -> Callable:
         """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up."""
         train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
         decay = train.ema_decay or None
         if train.objective == "contrastive":
-            one = steps.contrastive_step(self.encoder(tokenizer), optimizer, ema_decay=decay, hold_text=train.hold_text)
+            encoder = self.encoder(tokenizer.vocab_size)
+            one = steps.contrastive_step(encoder, optimizer, ema_decay=decay, hold_text=train.hold_text)
         else:
             tokens, mask = tokenizer.encode([""])
             one = steps.diffusion_step(
                 self.unet(),
                 text,
+                self.autoencoder(),
                 optimizer,
                 schedule=self.schedule(),
                 prediction_type=self.diffusion.prediction_type,
@@ -277,17 +364,17 @@ class Experiment:
 
         return jax.jit(averaged, donate_argnums=0)
 
-    def sampler(self, tokenizer: Tokenizer, text_params, unet_params) -> Sampler:
+    def sampler(self, tokenizer: Tokenizer, weights: Mapping[str, Any]) -> Sampler:
         """A sampler of given weights."""
         return Sampler(
             tokenizer=tokenizer,
             text=self.text(tokenizer.vocab_size),
             unet=self.unet(),
-            text_params=text_params,
-            unet_params=unet_params,
+            autoencoder=self.autoencoder(),
+            weights=weights,
             schedule=self.schedule(),
             prediction_type=self.diffusion.prediction_type,
-            shape=(self.image_size, self.image_size, 3),
+            shape=self.shape,
             settings=self.sample,
         )
 
@@ -296,66 +383,3 @@ def experiment(config: ConfigDict | Mapping) -> Experiment:
     """A checked experiment from a config file's ``get_config()`` or from a run's config.json."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     return Experiment(json.loads(json.dumps(plain)))
-
-
-def saved_experiment(workdir: epath.PathLike) -> Experiment:
-    """The experiment of a run."""
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise checkpoint.NoCheckpoint(
-            f"{workdir} is not a run: it has no config.json; train one, or name another with --workdir"
-        )
-    return experiment(json.loads(path.read_text()))
-
-
-def with_text_of_run(setup: Experiment, workdir: epath.PathLike) -> Experiment:
-    """A text-to-image experiment whose text tower and tokenizer are those of a trained run, as its config names it.
-
-    A run that was begun holds them itself; a new one takes them from config.text.run.
-    """
-    if setup.train.objective == "contrastive":
-        return setup
-    begun = (epath.Path(workdir) / "config.json").exists()
-    if not begun and setup.text_run is None:
-        raise ConfigError("config.text.run is missing; name the run of the dual encoder whose text tower is to be read")
-    kept = saved_experiment(workdir if begun else setup.text_run).config
-    if not begun and kept["train"]["objective"] != "contrastive":
-        raise ConfigError(f"config.text.run is {setup.text_run}, which draws; name the run of a dual encoder instead")
-    text = {**kept["text"], **setup.config.get("text", {})}
-    return Experiment({**setup.config, "text": text, "tokenizer": kept["tokenizer"]})
-
-
-def saved_tokenizer(workdir: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a run."""
-    return tokenizers.load(
-        epath.Path(workdir) / "tokenizer.json", context_length=saved_experiment(workdir).context_length
-    )
-
-
-def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoint.Checkpoints:
-    """The checkpoints of a run, to read, or where ``keep`` is said to write; close them after use."""
-    return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
-
-
-def restore_weights(workdir: epath.PathLike, sharding: jax.sharding.Sharding) -> tuple[Any, Any]:
-    """What a run learnt, averaged where it keeps an average, and what it read frozen. Raises ``NoCheckpoint``."""
-    saved_experiment(workdir)
-    with checkpoints(workdir) as store:
-        found = store.restore_parts(sharding, "ema", "frozen")
-        learnt = found["ema"] or store.restore_parts(sharding, "params")["params"]
-    return learnt, found["frozen"]
-
-
-def load(workdir: epath.PathLike) -> Sampler | Encoder:
-    """A run, ready to use: a ``Sampler`` of a text-to-image run, an ``Encoder`` of a contrastive one."""
-    setup, tokenizer = saved_experiment(workdir), saved_tokenizer(workdir)
-    learnt, frozen = restore_weights(workdir, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    if setup.train.objective == "contrastive":
-        return Encoder(tokenizer, setup.encoder(tokenizer), learnt)
-    return setup.sampler(tokenizer, frozen, learnt)
-
-
-def latest_step(workdir: epath.PathLike) -> int | None:
-    """The step of a run's newest checkpoint."""
-    with checkpoints(workdir) as store:
-        return store.latest

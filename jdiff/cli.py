@@ -19,7 +19,10 @@ USAGE = """jdiff VERB --flags
   train      train a model, or go on with it            --config --workdir
   sample     draw what sentences say                    --workdir 'a red circle' 'a blue star'
   evaluate   measure a trained model                    --workdir
+  convert    make a run of somebody's weights           SOURCE DESTINATION
   figures    draw a figure: forward                     --out
+
+Where a run is only read, a folder or file of somebody's weights does, too: CLIP's or Stable Diffusion's.
 
 `jdiff VERB --help` lists a verb's flags. A config is a file, or the name of one that jdiff ships ({configs});
 `NAME:tiny` takes two steps, and `--config.train.steps=100` changes a key."""
@@ -72,8 +75,37 @@ def _train() -> None:
     train(_experiment(), _needed("workdir"))
 
 
+def _define_hints() -> None:
+    flags.DEFINE_enum("activation", None, ["quick_gelu", "gelu"], "Of CLIP's towers, if their file does not say.")
+    flags.DEFINE_enum("prediction_type", None, ["eps", "v"], "Of a U-Net, if its file does not say.")
+    flags.DEFINE_string("tokenizer", None, "A vocabulary's file or folder, if none lies beside the weights.")
+
+
+def _hints(**more):
+    from jdiff.interop.foreign import Hints
+
+    return Hints(**{name: flags.FLAGS[name].value for name in ("activation", "prediction_type", "tokenizer")}, **more)
+
+
+def _define_convert() -> None:
+    _define_hints()
+    flags.DEFINE_integer("image_size", None, "Side in pixels to use a CLIP at, if not its own.", 1)
+
+
+def _convert() -> None:
+    from jdiff.verbs.convert import convert
+
+    paths = _arguments()
+    if len(paths) != 2:
+        raise UsageError(f"convert takes the weights and the run to make of them, two paths; found {len(paths)}")
+    convert(*paths, _hints(image_size=flags.FLAGS.image_size))
+
+
 def _define_sample() -> None:
-    flags.DEFINE_string("workdir", None, "Directory of the run to sample from.")
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run, or of somebody's weights; or name it before the prompts."
+    )
+    _define_hints()
     flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
     flags.DEFINE_string("negative", "", "What to move away from.")
     flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
@@ -92,9 +124,13 @@ def _sample() -> None:
 
     f = flags.FLAGS
     changes = {name: f[name].value for name in ("steps", "solver", "eta") if f[name].value is not None}
+    path, prompts = f.workdir, _arguments()
+    if path is None and prompts and Path(prompts[0]).exists():
+        path, *prompts = prompts
     sample(
-        _needed("workdir"),
-        prompts=_arguments(),
+        path or _needed("workdir"),
+        hints=_hints(),
+        prompts=prompts,
         prompts_file=f.prompts_file,
         negative=f.negative,
         num=f.num,
@@ -143,6 +179,7 @@ VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
     "train": (_config_and_workdir, _train),
     "sample": (_define_sample, _sample),
     "evaluate": (_define_evaluate, _evaluate),
+    "convert": (_define_convert, _convert),
     "figures": (_define_figures, _figures),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.models.clip import DualEncoder, TextTower, VisionTower
+from jdiff.models.clip import DualEncoder, ResNetTower, TextTower, VisionTower
 from jdiff.training.steps import images_of
 
 
@@ -19,15 +20,15 @@ class Encoder:
 
     tokenizer: Tokenizer
     network: DualEncoder
-    params: Any
+    weights: Mapping[str, Any]
 
     def embed_texts(self, captions: list[str]) -> jax.Array:
         """Captions as unit vectors, (n, embed_dim)."""
-        return _embed_texts(self.network.text, self.params["text"], *self.tokenizer.encode(captions))
+        return _embed_texts(self.network.text, self.weights["text"], *self.tokenizer.encode(captions))
 
     def embed_images(self, images) -> jax.Array:
         """Images (n, h, w, 3) uint8 as unit vectors, (n, embed_dim)."""
-        return _embed_images(self.network.vision, self.params["vision"], images)
+        return _embed_images(self.network.vision, self.weights["vision"], images)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -36,5 +37,5 @@ def _embed_texts(text: TextTower, params, tokens, mask) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed_images(vision: VisionTower, params, images) -> jax.Array:
+def _embed_images(vision: VisionTower | ResNetTower, params, images) -> jax.Array:
     return vision.apply({"params": params}, images_of({"image": images}))[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.guidance import guided
 from jdiff.diffusion.schedules import SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS, Tableau
+from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
 
@@ -27,13 +28,17 @@ class Settings:
     """How to sample, when the caller does not say.
 
     solver, spacing: names in SOLVERS and SPACINGS.   steps: network evaluations.
+    offset: added to the timesteps of leading spacing.   ends_clean: whether the last step ends at the clean image, or
+        at timestep 0, whose little noise stays; Stable Diffusion was shipped with 1 and the latter.
     eta: DDIM's noise, 0 for none.   variance: DDPM's, "small" or "large".
-    guidance_scale: 1 is the plain conditional model.   clip: hold the clean image in [-1, 1].
+    guidance_scale: 1 is the plain conditional model.   clip: hold the clean image in [-1, 1]; never latents.
     """
 
     solver: str = "ddim"
     steps: int = 50
     spacing: str = "trailing"
+    offset: int = 0
+    ends_clean: bool = True
     eta: float = 0.0
     variance: str = "small"
     guidance_scale: float = 4.0
@@ -45,24 +50,30 @@ class Settings:
             raise ValueError(
                 f"steps is {self.steps}, but it must be from 1 to {schedule.timesteps}, the schedule's timesteps"
             )
-        timesteps = SPACINGS[self.spacing](schedule.timesteps, self.steps)
+        timesteps = SPACINGS[self.spacing](schedule.timesteps, self.steps) + self.offset
+        if not 0 <= timesteps.min() <= timesteps.max() < schedule.timesteps:
+            raise ValueError(
+                f"offset is {self.offset}, and so the timesteps are from {timesteps.min()} to {timesteps.max()}, but "
+                f"there are 0 to {schedule.timesteps - 1}"
+            )
         options = {"ddim": {"eta": self.eta}, "ddpm": {"variance": self.variance}}[self.solver]
-        return SOLVERS[self.solver](schedule, timesteps, **options)
+        return SOLVERS[self.solver](schedule, timesteps, last=-1 if self.ends_clean else 0, **options)
 
 
 @dataclass(frozen=True)
 class Sampler:
     """A trained text-to-image model, ready to draw.
 
-    text, unet: networks.   text_params, unet_params: what they learnt.
-    shape: (h, w, c) of an image.
+    weights: of each network, by the name of its field.
+    autoencoder: where the U-Net works in latents; None where it works in pixels.
+    shape: (h, w, c) of what the U-Net works in.
     """
 
     tokenizer: Tokenizer
     text: TextTower
     unet: UNet
-    text_params: Any
-    unet_params: Any
+    autoencoder: Autoencoder | None
+    weights: Mapping[str, Any]
     schedule: Schedule
     prediction_type: str
     shape: tuple[int, int, int]
@@ -75,6 +86,7 @@ class Sampler:
         negative: str | Sequence[str] = "",
         guidance_scale: float | Sequence[float] | None = None,
         seed: int | Sequence[int] = 0,
+        noise: np.ndarray | None = None,
         settings: Settings | None = None,
         batch_size: int = 64,
         trajectory: bool = False,
@@ -84,6 +96,7 @@ class Sampler:
 
         negative: captions to move away from; the empty caption if not said.
         seed: image i of one seed has seed + i, so each can be drawn again alone.
+        noise: what to begin from in place of the seeds' own, (n, h, w, c) standard normal, of latents where there are.
         batch_size: images per run of the compiled program; an image does not depend on its batch.
         progress: goes through the batches in order, and may tell how far it is.
         Returns images (n, h, w, 3) uint8 and, on request, the denoiser's view of each image at
@@ -97,9 +110,20 @@ class Sampler:
         scales = np.broadcast_to(np.asarray(scale, np.float32), (n,))
         seeds = np.asarray(seed, np.uint32) + (np.arange(n, dtype=np.uint32) if np.ndim(seed) == 0 else 0)
         negatives = [negative] * n if isinstance(negative, str) else list(negative)
-        columns = (*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), scales, seeds)
+        columns = [*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), scales, seeds]
+        if noise is not None:
+            if np.shape(noise) != (n, *self.shape):
+                raise ValueError(f"noise is of shape {np.shape(noise)}, but must be {(n, *self.shape)}")
+            columns.append(np.asarray(noise, np.float32))
         program = _Program(
-            self.text, self.unet, self.prediction_type, self.shape, settings.clip, bool(np.any(scales != 1)), trajectory
+            self.text,
+            self.unet,
+            self.autoencoder,
+            self.prediction_type,
+            self.shape,
+            settings.clip and self.autoencoder is None,
+            bool(np.any(scales != 1)),
+            trajectory,
         )
         tableau = settings.tableau(self.schedule)
         batch_size = min(batch_size, n)
@@ -107,8 +131,7 @@ class Sampler:
         for first in progress(range(0, n, batch_size)):
             # The last batch is filled up with rows from the beginning, so that one program serves all.
             rows = np.arange(first, first + batch_size) % n
-            weights = self.text_params, self.unet_params
-            image, path = _draw(program, weights, tableau, [column[rows] for column in columns])
+            image, path = _draw(program, self.weights, tableau, [column[rows] for column in columns])
             images.append(np.asarray(image))
             paths.append(path if path is None else np.asarray(path))
         drawn = np.concatenate(images)[:n]
@@ -121,6 +144,7 @@ class _Program:
 
     text: TextTower
     unet: UNet
+    autoencoder: Autoencoder | None
     prediction_type: str
     shape: tuple[int, int, int]
     clip: bool
@@ -132,19 +156,23 @@ class _Program:
 def _draw(program: _Program, weights, tableau: Tableau, columns) -> tuple[Array, Array | None]:
     """Tokens in, images out.
 
-    weights: of the text tower and of the U-Net.
-    columns: tokens and mask, negative tokens and mask, (b, n) each; scales and seeds, (b,) each.
+    weights: of each network.   columns: tokens and mask, negative tokens and mask, (b, n) each; scales and seeds,
+        (b,) each; and, where it is not the seeds', noise (b, *shape).
     Returns images (b, h, w, 3) uint8 and the trajectory (steps, b, h, w, 3) uint8 or None.
     """
-    text_params, unet_params = weights
-    tokens, mask, negative_tokens, negative_mask, scales, seeds = columns
+    tokens, mask, negative_tokens, negative_mask, scales, seeds, *noise = columns
 
     def encode(tokens: Array, mask: Array):
-        hidden, pooled = program.text.apply({"params": text_params}, tokens, mask)
+        hidden, pooled = program.text.apply({"params": weights["text"]}, tokens, mask)
         return hidden, mask, pooled
 
     def network(xt: Array, timestep: Array, caption) -> Array:
-        return program.unet.apply({"params": unet_params}, xt, timestep, *caption)
+        return program.unet.apply({"params": weights["unet"]}, xt, timestep, *caption)
+
+    def image(x0: Array) -> Array:
+        if program.autoencoder is None:
+            return _to_bytes(x0)
+        return _to_bytes(program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="decode"))
 
     prompt = encode(tokens, mask)
     if program.guided:
@@ -158,9 +186,9 @@ def _draw(program: _Program, weights, tableau: Tableau, columns) -> tuple[Array,
     if program.clip:
         denoise = prediction.clipped(denoise)
     keys = rng.image_keys(seeds)
-    noise = sampler.start(keys, program.shape)
-    x0, path = sampler.sample(denoise, tableau, noise, keys=keys, trajectory=program.trajectory)
-    return _to_bytes(x0), (None if path is None else _to_bytes(path))
+    start = noise[0] if noise else sampler.start(keys, program.shape)
+    x0, path = sampler.sample(denoise, tableau, start, keys=keys, trajectory=program.trajectory)
+    return image(x0), (None if path is None else jax.lax.map(image, path))
 
 
 def _to_bytes(x: Array) -> Array:

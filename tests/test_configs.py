@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jdiff import build
+from jdiff import build, runs
 from jdiff.cli import shipped_configs
 from jdiff.construct import ConfigError
 from jdiff.data.emoji.glyphs import find_font
@@ -88,7 +88,7 @@ def test_two_tiny_steps_of_every_config(encoder, tmp_path):
         train(setup, str(tmp_path / name))
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
-        build.load(tmp_path / name)
+        runs.load(tmp_path / name)
         if config.data.source != "shapes":  # whose evaluation tests/test_path.py runs
             found = evaluate(str(tmp_path / name), num=2)
             assert (tmp_path / name / "evaluation" / "test" / "results.json").exists()

@@ -13,6 +13,7 @@ LAYERS = (
     ("training", "evaluation", "interop", "runtime"),
     ("sample", "embed", "construct"),
     ("build",),
+    ("runs",),
     ("sweep", "plan"),
     ("verbs",),
     ("cli",),

@@ -156,7 +156,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_bits(folder):
     jdiff(*common, "--workdir=runs/parts", cwd=folder)
     jdiff(*common, "--workdir=runs/whole", cwd=folder)
     parts, whole = (package.load(folder / "runs" / run) for run in ("parts", "whole"))
-    jax.tree.map(np.testing.assert_array_equal, parts.unet_params, whole.unet_params)
+    jax.tree.map(np.testing.assert_array_equal, parts.weights["unet"], whole.weights["unet"])
     assert lines.read_text() == (folder / "runs" / "whole" / "metrics.jsonl").read_text()
 
 
@@ -186,8 +186,8 @@ BAD = {
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.text.skip=1"): "config.text.skip is set",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.sample.steps=0"): "config.sample cannot be used",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.heads=(1,)"): "config.unet cannot be a network",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=nowhere"): "nowhere is not a run",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=runs/shapes"): "runs/shapes, which draws",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=nowhere"): "nowhere is neither a run",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.run=runs/shapes_clip"): "which has no unet",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.unet.blocks=1"): "unet",
     (
         "train",
@@ -195,7 +195,7 @@ BAD = {
         "--workdir=runs/shapes_clip",
         "--config.train.seed=1",
     ): "config.train.seed = 0",
-    ("sample", "--workdir=nowhere", "a circle"): "nowhere is not a run",
+    ("sample", "--workdir=nowhere", "a circle"): "nowhere is neither a run",
     ("sample", "--workdir=runs/shapes"): "there is no prompt",
     ("sample", "--workdir=runs/shapes_clip", "a circle"): "is a dual encoder, which cannot draw",
     ("sample", "--workdir=runs/shapes", "a circle", "--steps=2000"): "it must be from 1 to 1000",

@@ -65,9 +65,9 @@ def cosine(timesteps: int = 1000, *, offset: float = 0.008, beta_max: float = 0.
 SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
 
 
-def leading(timesteps: int, steps: int, *, offset: int = 0) -> np.ndarray:
+def leading(timesteps: int, steps: int) -> np.ndarray:
     """Every (T // steps)-th timestep from 0, as Stable Diffusion ships; it does not start at T - 1."""
-    return (np.arange(steps) * (timesteps // steps))[::-1] + offset
+    return (np.arange(steps) * (timesteps // steps))[::-1]
 
 
 def trailing(timesteps: int, steps: int) -> np.ndarray:

@@ -9,7 +9,8 @@ One step from level t to the cleaner level s is, for every method here,
     DDIM  of_x0 = alpha_s, of_eps = sqrt(sigma_s^2 - of_noise^2),              [ddim eq. 12]    (11)
           of_noise = eta sigma_s/sigma_t sqrt(1 - alpha_t^2/alpha_s^2)         [ddim eq. 16]
 
-Strides are of any length; the row after the last timestep is the clean image, alpha = 1.
+Strides are of any length; the row after the last timestep is the clean image, alpha = 1, unless it is said to be
+timestep 0, where Stable Diffusion ends.
 Tables are made in float64 on the host.
 """
 
@@ -51,30 +52,30 @@ def _tableau(timesteps: np.ndarray, level: Level, **coefficients: np.ndarray) ->
     return jax.tree.map(lambda column: jnp.asarray(column, jnp.float32), wide)
 
 
-def _ends(schedule: Schedule, timesteps: np.ndarray) -> tuple[Level, Level]:
-    """Levels at the start and at the end of each row."""
-    return schedule.rates(timesteps), schedule.rates(np.append(timesteps[1:], -1))
+def _ends(schedule: Schedule, timesteps: np.ndarray, last: int) -> tuple[Level, Level]:
+    """Levels at the start and at the end of each row. last: the timestep that the last row ends at."""
+    return schedule.rates(timesteps), schedule.rates(np.append(timesteps[1:], last))
 
 
 VARIANCES = ("small", "large")
 
 
-def ddpm(schedule: Schedule, timesteps: np.ndarray, *, variance: str = "small") -> Tableau:
-    """Ancestral sampling, equation (10). timesteps: (rows,) int, falling.
+def ddpm(schedule: Schedule, timesteps: np.ndarray, *, variance: str = "small", last: int = -1) -> Tableau:
+    """Ancestral sampling, equation (10). timesteps: (rows,) int, falling; last: where they end, -1 is the clean image.
 
     variance: "small" suits data that is one point, "large" data that is unit noise; the truth lies
     between [ddpm sec. 3.2], and the choice matters more the fewer the steps.
     """
-    level, cleaner = _ends(schedule, timesteps)
+    level, cleaner = _ends(schedule, timesteps, last)
     of_xt, of_x0, small = process.posterior(cleaner, level)
     large = level.sigma**2 - (level.alpha / cleaner.alpha) ** 2 * cleaner.sigma**2
     noise = {"small": small, "large": np.where(cleaner.sigma > 0, large, 0)}
     return _tableau(timesteps, level, of_xt=of_xt, of_x0=of_x0, of_noise=np.sqrt(noise[variance]))
 
 
-def ddim(schedule: Schedule, timesteps: np.ndarray, *, eta: float = 0.0) -> Tableau:
+def ddim(schedule: Schedule, timesteps: np.ndarray, *, eta: float = 0.0, last: int = -1) -> Tableau:
     """DDIM, equation (11): eta 0 follows the data's own flow without noise, eta 1 is DDPM with its small variance."""
-    level, cleaner = _ends(schedule, timesteps)
+    level, cleaner = _ends(schedule, timesteps, last)
     added = np.maximum(1 - (level.alpha / cleaner.alpha) ** 2, 0)
     noise = eta * cleaner.sigma / level.sigma * np.sqrt(added)
     direction = np.sqrt(np.maximum(cleaner.sigma**2 - noise**2, 0))

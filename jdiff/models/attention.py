@@ -30,10 +30,11 @@ class Attention(nn.Module):
 
     x: (b, n, width).   context: (b, m, any) keys and values come from; x itself if None.
     mask: (b, m) bool over the context; a row must show at least one key.
-    Returns (b, n, width).
+    Returns (b, n, features); as many features as x has if not said.
     """
 
     heads: int
+    features: int | None = None
     qkv_bias: bool = True
     causal: bool = False
     attend: Attend = dot_product
@@ -50,4 +51,4 @@ class Attention(nn.Module):
 
         query, key, value = heads_of(x, "q"), heads_of(context, "k"), heads_of(context, "v")
         seen = self.attend(query, key, value, mask=mask, causal=self.causal)
-        return Dense(width, dtype=self.dtype, name="out")(seen.reshape(x.shape))
+        return Dense(self.features or width, dtype=self.dtype, name="out")(seen.reshape(x.shape))

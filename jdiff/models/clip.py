@@ -1,25 +1,26 @@
-"""The dual encoder: a text tower and a vision tower that meet in one space of unit vectors [clip fig. 3]."""
+"""The dual encoder: a text tower and a vision tower that meet in one space of unit vectors [clip fig. 3].
+
+OpenAI's, open_clip's and Hugging Face's CLIP and SigLIP [siglip] are configurations of it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff.models.attention import Attend, dot_product
-from jdiff.models.layers import Dense, sinusoids
-from jdiff.models.transformer import Transformer
+from jdiff.models.attention import Attend, Attention, dot_product
+from jdiff.models.layers import Dense, sinusoids, standardised, unit
+from jdiff.models.resnet import ResNetTower
+from jdiff.models.transformer import Transformer, feed_forward
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_CAP = math.log(100.0)
-
-
-def unit(x: Array) -> Array:
-    """Vectors of length one along the last axis."""
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+LOGIT_BIAS_START = -10.0
 
 
 def patch_positions(side: int, width: int) -> Array:
@@ -47,6 +48,8 @@ class TextTower(nn.Module):
 
     skip: how many of the last layers ``hidden`` leaves out, under the same norm; Stable Diffusion 2 leaves out one.
     The embedding leaves out none.
+    embed_dim: 0 for a tower without projection, whose embedding is the state itself.
+    reads_padding: whether padding is read like words, the embedding at the last of it, as SigLIP was trained to.
     """
 
     vocab_size: int
@@ -56,14 +59,18 @@ class TextTower(nn.Module):
     heads: int = 8
     embed_dim: int = 512
     activation: str = "quick_gelu"
+    mlp_ratio: float = 4.0
     causal: bool = True
     epsilon: float = 1e-5
     skip: int = 0
+    projection_bias: bool = False
+    reads_padding: bool = False
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, Array]:
+        mask = jnp.ones_like(mask) if self.reads_padding else mask
         x = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), dtype=self.dtype, name="tokens"
         )(tokens)
@@ -72,26 +79,55 @@ class TextTower(nn.Module):
         states = Transformer(
             self.layers,
             self.heads,
-            activation=self.activation,
+            self.mlp_ratio,
+            self.activation,
             causal=self.causal,
             epsilon=self.epsilon,
             attend=self.attend,
             dtype=self.dtype,
             name="transformer",
-        )(x, None if self.causal else mask)
+        )(x, None if self.causal or self.reads_padding else mask)
         norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         last = jnp.sum(mask, axis=-1) - 1
         pooled = norm(jnp.take_along_axis(states[-1], last[:, None, None], axis=1))[:, 0]
-        projected = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
-        return norm(states[-1 - self.skip]), unit(projected.astype(jnp.float32))
+        if self.embed_dim:
+            pooled = Dense(self.embed_dim, use_bias=self.projection_bias, dtype=self.dtype, name="projection")(pooled)
+        return norm(states[-1 - self.skip]), unit(pooled.astype(jnp.float32))
+
+
+class AttentionPool(nn.Module):
+    """One state of many: what a learned query attends to, then a feed-forward layer [siglip; setformer].
+
+    x: (b, n, width).   Returns (b, width).
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-6
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, _, width = x.shape
+        query = self.param("query", nn.initializers.lecun_normal(), (1, width)).astype(x.dtype)
+        query = jnp.broadcast_to(query[None], (b, 1, width))
+        x = Attention(self.heads, attend=self.attend, dtype=self.dtype, name="attention")(query, x)
+        y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
+        return (x + feed_forward(y, self.mlp_ratio, self.activation, self.dtype))[:, 0]
 
 
 class VisionTower(nn.Module):
-    """Images to patch states and one embedding each: a ViT with a class token [vit], whose positions start as
-    ``patch_positions``.
+    """Images to patch states and one embedding each: a ViT [vit], whose positions start as ``patch_positions``.
 
     images: (b, h, w, 3) floats in [-1, 1].
-    Returns hidden (b, 1 + patches, width), before the last norm, and embedding (b, embed_dim) of unit length.
+    Returns hidden (b, patches, width), of the class token first where there is one and before the last norm, or of
+    the patches alone after it; and embedding (b, embed_dim) of unit length.
+
+    pooling: "class" reads a class token, through a norm and a projection; "attention" reads all patches after the
+    norm by an ``AttentionPool``, and has no norm before the blocks and no projection, so embed_dim is the width.
+    mean, std: of the pixels from 0 to 1 that the tower was trained on, by channel; one half leaves images as they are.
     """
 
     image_size: int
@@ -101,45 +137,69 @@ class VisionTower(nn.Module):
     heads: int = 12
     embed_dim: int = 512
     activation: str = "quick_gelu"
+    mlp_ratio: float = 4.0
     epsilon: float = 1e-5
+    pooling: str = "class"
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Array) -> tuple[Array, Array]:
-        b, width, patch = images.shape[0], self.width, self.patch_size
-        x = nn.Conv(width, (patch, patch), (patch, patch), "VALID", use_bias=False, dtype=self.dtype, name="patches")(
-            images
-        ).reshape(b, -1, width)
-        first = self.param("class_token", nn.initializers.normal(width**-0.5), (width,)).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, width)), x], axis=1)
-        places = self.param("positions", lambda _: patch_positions(self.image_size // patch, width))
-        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_in")(x + places.astype(x.dtype)[None])
+        b, width, patch, classed = images.shape[0], self.width, self.patch_size, self.pooling == "class"
+        x = nn.Conv(
+            width, (patch, patch), (patch, patch), "VALID", use_bias=not classed, dtype=self.dtype, name="patches"
+        )(standardised(images, self.mean, self.std)).reshape(b, -1, width)
+        if classed:
+            first = self.param("class_token", nn.initializers.normal(width**-0.5), (width,)).astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, width)), x], axis=1)
+        places = self.param("positions", lambda _: patch_positions(self.image_size // patch, width)[not classed :])
+        x = x + places.astype(x.dtype)[None]
+        if classed:
+            x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_in")(x)
         hidden = Transformer(
             self.layers,
             self.heads,
-            activation=self.activation,
+            self.mlp_ratio,
+            self.activation,
             epsilon=self.epsilon,
             attend=self.attend,
             dtype=self.dtype,
             name="transformer",
         )(x)[-1]
-        pooled = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_out")(hidden[:, 0])
-        projected = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
-        return hidden, unit(projected.astype(jnp.float32))
+        norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_out")
+        if classed:
+            pooled = norm(hidden[:, 0])
+            pooled = Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="projection")(pooled)
+        else:
+            hidden = norm(hidden)
+            pooled = AttentionPool(
+                self.heads, self.mlp_ratio, self.activation, self.epsilon, self.attend, self.dtype, name="pool"
+            )(hidden)
+        return hidden, unit(pooled.astype(jnp.float32))
+
+
+POOLINGS = ("class", "attention")
+VISION_TOWERS = {"vit": VisionTower, "resnet": ResNetTower}
 
 
 class DualEncoder(nn.Module):
     """Both towers and the learned ``logit_scale``, 1 / temperature, whose log is the parameter.
 
     Training caps the parameter at ``LOGIT_SCALE_CAP``; a cap in here would hold its gradient at 0 from then on.
-    Returns text and image embeddings, (b, embed_dim) each, and the scale, a scalar.
+    biased: whether a learned ``logit_bias`` is added to the scaled cosines, as SigLIP's loss needs it.
+    Returns text and image embeddings, (b, embed_dim) each, and the scale and the bias, scalars.
     """
 
     text: TextTower
-    vision: VisionTower
+    vision: VisionTower | ResNetTower
+    biased: bool = False
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array, images: Array) -> tuple[Array, Array, Array]:
+    def __call__(self, tokens: Array, mask: Array, images: Array) -> tuple[Array, Array, Array, Array]:
         log_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE_START), ())
-        return self.text(tokens, mask)[1], self.vision(images)[1], jnp.exp(log_scale)
+        bias = (
+            self.param("logit_bias", nn.initializers.constant(LOGIT_BIAS_START), ()) if self.biased else jnp.zeros(())
+        )
+        return self.text(tokens, mask)[1], self.vision(images)[1], jnp.exp(log_scale), bias

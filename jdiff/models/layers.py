@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -77,6 +79,23 @@ def sinusoids(position: Array, width: int) -> Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+def unit(x: Array) -> Array:
+    """Vectors of length one along the last axis."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def standardised(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Images in [-1, 1] as a network wants them whose pixels, from 0 to 1, were of this mean and deviation.
+
+    images: (b, h, w, c).   mean, std: (c) numbers.   At one half each, images stay as they are.
+    """
+    gain, shift = 0.5 / np.asarray(std), (0.5 - np.asarray(mean)) / np.asarray(std)
+    if np.all(gain == 1) and np.all(shift == 0):
+        return images
+    gain, shift = (jnp.asarray(a, images.dtype)[None, None, None] for a in (gain, shift))
+    return images * gain + shift
+
+
 def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, name: str, dtype=None) -> nn.Conv:
     """A square convolution with the padding that halves or keeps an even side."""
     start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
@@ -84,6 +103,41 @@ def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, n
     return nn.Conv(
         features, (size, size), (stride, stride), ((pad, pad), (pad, pad)), kernel_init=start, dtype=dtype, name=name
     )
+
+
+def doubled(x: Array) -> Array:
+    """Each pixel as a square of four. (b, h, w, c) -> (b, 2h, 2w, c)."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, which may be told the time between them: it shifts what the second norm reads, or, where
+    ``modulated``, scales and shifts what that norm gives [film; adm sec. 3.1].
+
+    x: (b, h, w, c).   time: (b, d), or None where there is none.   Returns (b, h, w, features).
+    """
+
+    features: int
+    groups: int = 32
+    epsilon: float = 1e-5
+    modulated: bool = False
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array | None = None) -> Array:
+        y = nn.silu(GroupNorm(self.groups, self.epsilon, name="norm1")(x))
+        y = conv(self.features, name="conv1", dtype=self.dtype)(y)
+        norm, modulation = GroupNorm(self.groups, self.epsilon, name="norm2"), None
+        if time is not None:
+            told = Dense(self.features * (2 if self.modulated else 1), dtype=self.dtype, name="time")(nn.silu(time))
+            if self.modulated:
+                modulation = jnp.split(told, 2, axis=-1)
+            else:
+                y = y + told[:, None, None]
+        y = conv(self.features, zero=True, name="conv2", dtype=self.dtype)(nn.silu(norm(y, modulation)))
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, name="shortcut", dtype=self.dtype)(x)
+        return x + y
 
 
 def space_to_depth(x: Array, block: int) -> Array:

@@ -10,6 +10,13 @@ from jdiff.models.attention import Attend, Attention, dot_product
 from jdiff.models.layers import ACTIVATIONS, Dense
 
 
+def feed_forward(x: Array, ratio: float, activation: str, dtype) -> Array:
+    """Two linear layers, ``mlp_1`` and ``mlp_2`` of the module that calls this, ``ratio`` times as wide in between."""
+    width = x.shape[-1]
+    y = ACTIVATIONS[activation](Dense(round(width * ratio), dtype=dtype, name="mlp_1")(x))
+    return Dense(width, dtype=dtype, name="mlp_2")(y)
+
+
 class Block(nn.Module):
     """x + attention(norm x), then x + mlp(norm x)."""
 
@@ -23,15 +30,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        width = x.shape[-1]
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_1")(x)
         y = Attention(self.heads, causal=self.causal, attend=self.attend, dtype=self.dtype, name="attention")(
             y, mask=mask
         )
         x = x + y
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_2")(x)
-        y = Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_1")(y)
-        return x + Dense(width, dtype=self.dtype, name="mlp_2")(ACTIVATIONS[self.activation](y))
+        return x + feed_forward(y, self.mlp_ratio, self.activation, self.dtype)
 
 
 class Transformer(nn.Module):

@@ -15,32 +15,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import Dense, GroupNorm, conv, depth_to_space, sinusoids, space_to_depth
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions, told the time between them: it shifts what the second norm reads, or, where
-    ``modulated``, scales and shifts what that norm gives [film; adm sec. 3.1].
-
-    x: (b, h, w, c).   time: (b, d).   Returns (b, h, w, features).
-    """
-
-    features: int
-    groups: int = 32
-    modulated: bool = False
-    dtype: jax.typing.DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, time: Array) -> Array:
-        y = nn.silu(GroupNorm(self.groups, name="norm1")(x))
-        y = conv(self.features, name="conv1", dtype=self.dtype)(y)
-        told = Dense(self.features * (2 if self.modulated else 1), dtype=self.dtype, name="time")(nn.silu(time))
-        norm = GroupNorm(self.groups, name="norm2")
-        y = nn.silu(norm(y, jnp.split(told, 2, axis=-1)) if self.modulated else norm(y + told[:, None, None]))
-        y = conv(self.features, zero=True, name="conv2", dtype=self.dtype)(y)
-        if x.shape[-1] != self.features:
-            x = conv(self.features, 1, name="shortcut", dtype=self.dtype)(x)
-        return x + y
+from jdiff.models.layers import (
+    Dense,
+    GroupNorm,
+    ResidualBlock,
+    conv,
+    depth_to_space,
+    doubled,
+    sinusoids,
+    space_to_depth,
+)
 
 
 class TransformerBlock(nn.Module):
@@ -109,6 +93,7 @@ class UNet(nn.Module):
     heads: attention heads of each level.
     patch_size: pixels of a square folded into channels before the first convolution.
     modulated: whether the time (and the caption, where ``pooled``) scales residual channels as well as shifts them.
+    reads_padding: whether the caption's padding is read like its words, as Stable Diffusion was trained to.
     """
 
     channels: Sequence[int] = (320, 640, 1280, 1280)
@@ -121,6 +106,7 @@ class UNet(nn.Module):
     patch_size: int = 1
     pooled: bool = False
     modulated: bool = False
+    reads_padding: bool = False
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
@@ -129,9 +115,10 @@ class UNet(nn.Module):
         self, xt: Array, timestep: Array, context: Array, mask: Array | None = None, pooled: Array | None = None
     ) -> Array:
         top, last = self.channels[0], len(self.channels) - 1
+        mask = None if self.reads_padding else mask
 
         def residual(x: Array, features: int, name: str) -> Array:
-            return ResidualBlock(features, self.groups, self.modulated, self.dtype, name=name)(x, time)
+            return ResidualBlock(features, self.groups, modulated=self.modulated, dtype=self.dtype, name=name)(x, time)
 
         def transformer(x: Array, level: int, name: str) -> Array:
             return SpatialTransformer(
@@ -169,8 +156,7 @@ class UNet(nn.Module):
                 if self.attention[level]:
                     x = transformer(x, level, f"up_{level}_transformer_{i}")
             if level > 0:
-                x = x.repeat(2, axis=1).repeat(2, axis=2)
-                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(x)
+                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(doubled(x))
 
         x = nn.silu(GroupNorm(self.groups, name="norm_out")(x))
         x = conv(self.out_channels * self.patch_size**2, zero=True, name="conv_out", dtype=self.dtype)(x)

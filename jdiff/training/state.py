@@ -15,6 +15,7 @@ class TrainState:
     """step: () int32, updates made.   params: what is trained.   opt_state: the optimizer's memory.
 
     ema: running average of ``params``, or None.   frozen: parameters that are read and never changed.
+    Both are by network: "text", "vision", "unet", "autoencoder", ...
     """
 
     step: Array
@@ -25,5 +26,5 @@ class TrainState:
 
     @property
     def best(self) -> Params:
-        """The parameters to use: the average where there is one."""
-        return self.params if self.ema is None else self.ema
+        """The parameters to use, of all networks: of what is trained the average where there is one."""
+        return {**self.frozen, **(self.params if self.ema is None else self.ema)}

@@ -14,6 +14,7 @@ from jdiff import rng
 from jdiff.contrastive.loss import softmax_loss
 from jdiff.diffusion import loss as diffusion
 from jdiff.diffusion.schedules import Schedule
+from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
 from jdiff.models.unet import UNet
 from jdiff.training import ema
@@ -56,15 +57,18 @@ def contrastive_step(
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         def loss_fn(params):
-            text, image, scale = encoder.apply({"params": params}, batch["tokens"], batch["mask"], images_of(batch))
+            weights = {**state.frozen, **params}
+            text, image, scale, _ = encoder.apply({"params": weights}, batch["tokens"], batch["mask"], images_of(batch))
             loss, report = softmax_loss(text, image, scale)
             return loss, report | {"logit_scale": scale}
 
         def constrain(params: dict) -> dict:
             """The logit scale at most 100 [clip sec. 2.5], the text tower as it was while it is held."""
-            held = state.step < hold_text
-            text = jax.tree.map(lambda old, new: jnp.where(held, old, new), state.params["text"], params["text"])
-            return params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP), "text": text}
+            params = params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP)}
+            if hold_text:
+                held, old = state.step < hold_text, state.params["text"]
+                params["text"] = jax.tree.map(lambda old, new: jnp.where(held, old, new), old, params["text"])
+            return params
 
         return _apply(state, loss_fn, optimizer, ema_decay, constrain)
 
@@ -87,6 +91,7 @@ class Captioning:
 def diffusion_step(
     unet: UNet,
     text: TextTower,
+    autoencoder: Autoencoder | None,
     optimizer: optax.GradientTransformation,
     *,
     schedule: Schedule,
@@ -99,26 +104,34 @@ def diffusion_step(
 ) -> Step:
     """The U-Net's step: noise each image, and find the noise with the help of its caption.
 
-    The text tower's parameters are ``state.frozen``. Timesteps, noise and caption dropout are
-    drawn per example from (seed, step, place in the global batch).
+    Weights are found by name, "text", "unet" and "autoencoder": those in ``state.params`` are trained, those in
+    ``state.frozen`` read. Timesteps, noise, caption dropout and, where there is an autoencoder, latents are drawn per
+    example from (seed, step, place in the global batch).
     """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        noise_keys = rng.example_keys(rng.stream(seed, "noise"), state.step, batch["index"])
-        drop_keys = rng.example_keys(rng.stream(seed, "caption_dropout"), state.step, batch["index"])
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, empty.dropout))(drop_keys)[:, None]
+        def keys(name: str) -> Array:
+            return rng.example_keys(rng.stream(seed, name), state.step, batch["index"])
+
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, empty.dropout))(keys("caption_dropout"))[:, None]
         tokens = jnp.where(dropped, empty.tokens[None], batch["tokens"])
         mask = jnp.where(dropped, empty.mask[None], batch["mask"])
-        hidden, pooled = text.apply({"params": state.frozen}, tokens, mask)
+        x0 = images_of(batch)
+        if autoencoder is not None:
+            mean, deviation = autoencoder.apply({"params": state.frozen["autoencoder"]}, x0, method="encode")
+            x0 = mean + deviation * rng.normal(keys("latents"), mean.shape[1:])
 
         def loss_fn(params):
+            weights = {**state.frozen, **params}
+            hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
+
             def predict(xt: Array, timestep: Array) -> Array:
-                return unet.apply({"params": params}, xt, timestep, hidden, mask, pooled)
+                return unet.apply({"params": weights["unet"]}, xt, timestep, hidden, mask, pooled)
 
             return diffusion.loss(
                 predict,
-                images_of(batch),
-                keys=noise_keys,
+                x0,
+                keys=keys("noise"),
                 schedule=schedule,
                 prediction_type=prediction_type,
                 weighting=weighting,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jdiff import build, grids
+from jdiff import grids, runs
 from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.contrastive import analogies
@@ -39,7 +39,7 @@ def evaluate(
 
     again: measure even what was measured of this checkpoint before.
     """
-    setup, step = build.saved_experiment(workdir), build.latest_step(workdir)
+    setup, step = runs.saved_experiment(workdir), runs.latest_step(workdir)
     num = num or NUM[setup.train.objective]
     if negatives and (setup.source, setup.train.objective) != ("shapes", "diffusion"):
         raise ConfigError(
@@ -56,7 +56,7 @@ def evaluate(
         print(f"{workdir} was measured already at step {step} on '{split}'")
     else:
         print(f"measuring {workdir} at step {step} on '{split}'")
-        loaded = build.load(workdir)
+        loaded = runs.load(workdir)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(loaded, Encoder):
             found = asked | _encoder(setup, loaded, held, asked, path.parent)

@@ -11,21 +11,15 @@ from etils import epath
 from rich.console import Console
 from rich.progress import track
 
-from jdiff import build, grids
+from jdiff import grids, runs
 from jdiff.construct import ConfigError
-from jdiff.sample import Sampler
-
-
-def _sampler(workdir: str) -> Sampler:
-    loaded = build.load(workdir)
-    if not isinstance(loaded, Sampler):
-        raise ConfigError(f"{workdir} is a dual encoder, which cannot draw; name a text-to-image run with --workdir")
-    return loaded
+from jdiff.interop.foreign import Hints
 
 
 def sample(
-    workdir: str,
+    path: str,
     *,
+    hints: Hints,
     prompts: Sequence[str],
     prompts_file: str | None,
     negative: str,
@@ -37,14 +31,23 @@ def sample(
     trajectory: bool,
     out: str | None,
 ) -> None:
-    """Draw images and write each with the JSON that reproduces it; those already there are not drawn again."""
+    """Draw images and write each with the JSON that reproduces it; those already there are not drawn again.
+
+    path: a run, or somebody's weights.   hints: what their files do not say.
+    out: directory for the images; inside a run if not said, but never inside somebody's weights.
+    """
     prompts = list(prompts)
     if prompts_file:
         lines = epath.Path(prompts_file).read_text().splitlines()
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError("there is no prompt; write one in quotes after the flags, or name a --prompts_file")
-    sampler = _sampler(workdir)
+    model = runs.find(path, hints)
+    if model.setup.train.objective != "diffusion":
+        raise ConfigError(f"{path} is a dual encoder, which cannot draw; name a text-to-image model with --workdir")
+    for note in model.notes:
+        print(f"{path}: {note}")
+    sampler = runs.sampler(model)
     settings = dataclasses.replace(sampler.settings, **changes)
     if guidance_scale is not None:
         settings = dataclasses.replace(settings, guidance_scale=guidance_scale)
@@ -52,9 +55,8 @@ def sample(
     for prompt in {*prompts, negative}:
         if not sampler.tokenizer.fits(prompt):
             print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")
-    directory = epath.Path(out or f"{workdir}/images")
-    step = build.latest_step(workdir)
-    common = {"workdir": str(workdir), "step": step, "negative": negative, **dataclasses.asdict(settings)}
+    directory = epath.Path(out or (f"{path}/images" if runs.is_run(path) else "images"))
+    common = {"workdir": str(path), "step": model.step, "negative": negative, **dataclasses.asdict(settings)}
     total = num or len(prompts)
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
     todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about, trajectory)]

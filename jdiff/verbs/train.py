@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jdiff import build, grids
+from jdiff import grids, runs
 from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.data import records
@@ -30,7 +30,7 @@ SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures dr
 def train(setup: Experiment, workdir: str) -> None:
     """Train to the config's last step, from the newest checkpoint if there is one."""
     path = epath.Path(workdir)
-    setup = build.with_text_of_run(setup, path)
+    setup = runs.with_starts(setup, path)
     train = setup.train
     builder = setup.dataset()
     dataset = records.records(builder, "train")
@@ -41,20 +41,17 @@ def train(setup: Experiment, workdir: str) -> None:
         )
     _check_unchanged(setup, path, builder)
     tokenizer = _tokenizer(setup, path, dataset)
-    everywhere, frozen, merged = meshes.everywhere(mesh), {}, None
-    if train.objective == "diffusion":
-        with build.checkpoints(path) as begun:
-            if begun.latest is None:
-                frozen = build.restore_weights(setup.text_run, everywhere)[0]["text"]
-            else:
-                frozen = begun.restore_parts(everywhere, "frozen")["frozen"]
-    state = setup.initial_state(tokenizer, mesh, frozen)
+    with runs.checkpoints(path) as begun:
+        new = begun.latest is None
+    if new:
+        merged = None
+        state = setup.initial_state(tokenizer, mesh, runs.starting_weights(setup, meshes.everywhere(mesh)))
     show_samples = _shower(setup, tokenizer, path, builder)
     _claim(setup, path, builder, tokenizer)
-    with build.checkpoints(path, keep=train.keep) as store:
-        if store.latest is not None:
-            state = store.restore(state)
-            merged = from_checkpoint(store.restore_parts(everywhere, "averages")["averages"])
+    with runs.checkpoints(path, keep=train.keep) as store:
+        if not new:
+            state = store.restore(setup.state_like(tokenizer, mesh))
+            merged = from_checkpoint(store.restore_parts(meshes.everywhere(mesh), "averages")["averages"])
         start = int(state.step)
         if start >= train.steps:
             print(f"{workdir} has all its {train.steps} steps already")
@@ -108,12 +105,12 @@ def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.Capti
 
 
 def _tokenizer(setup: Experiment, path: epath.Path, dataset) -> Tokenizer:
-    """The run's own, or for a new run that of its text tower, or one learnt from the captions."""
+    """The run's own, or for a new run that of the text tower it begins with, or one learnt from the captions."""
     if (path / CONFIG).exists():
-        return build.saved_tokenizer(path)
-    if setup.train.objective == "diffusion":
-        return build.saved_tokenizer(setup.text_run)
-    return setup.train_tokenizer(caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"])
+        return runs.saved_tokenizer(path)
+    return runs.starting_tokenizer(setup) or setup.train_tokenizer(
+        caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"]
+    )
 
 
 def _claim(setup: Experiment, path: epath.Path, builder: records.CaptionedImages, tokenizer: Tokenizer) -> None:
@@ -151,11 +148,11 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
         step = int(state.step)
         about = {"workdir": str(path), "step": step, "split": split, "captions": captions}
         if setup.train.objective == "diffusion":
-            images = setup.sampler(tokenizer, state.frozen, state.best).sample(captions, seed=0)
+            images = setup.sampler(tokenizer, state.best).sample(captions, seed=0)
             picture = grids.grid(images, columns=4, scale=grids.scale_for(setup.image_size))
             about |= {"seed": 0, **dataclasses.asdict(setup.sample)}
         else:
-            encoder = Encoder(tokenizer, setup.encoder(tokenizer), state.best)
+            encoder = Encoder(tokenizer, setup.encoder(tokenizer.vocab_size), state.best)
             images = np.stack([row["image"] for row in rows])
             similarity = encoder.embed_texts(captions) @ encoder.embed_images(images).T
             picture = grids.heat(np.asarray(similarity), cell=8)

@@ -18,9 +18,9 @@ EMPTY = np.array([1, 2] + [0] * 6, np.int32)
 
 def state(optimizer):
     context = jnp.zeros((1, 8, 16)), jnp.ones((1, 8), bool), jnp.zeros((1, 16))
-    params = UNET.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), *context)["params"]
+    params = {"unet": UNET.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), *context)["params"]}
     params = jax.tree.map(lambda p: p + 0.1, params)  # none at zero, so that the caption is heard
-    frozen = TEXT.init(jax.random.key(1), jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool))["params"]
+    frozen = {"text": TEXT.init(jax.random.key(1), jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool))["params"]}
     return TrainState(jnp.int32(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params), frozen)
 
 
@@ -41,7 +41,7 @@ def step(dropout, **changes):
         "ema_decay": 0.9,
         "seed": 0,
     }
-    return jax.jit(steps.diffusion_step(UNET, TEXT, optimizer, **make | changes)), state(optimizer)
+    return jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, **make | changes)), state(optimizer)
 
 
 def loss(dropout, word):
@@ -74,7 +74,7 @@ def test_a_model_learns_one_picture():
     make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "density": "uniform"}
     make |= {"ema_decay": None, "seed": 0}
     empty = steps.Captioning(EMPTY, EMPTY > 0, 0.1)
-    run = jax.jit(steps.diffusion_step(UNET, TEXT, optimizer, empty=empty, **make))
+    run = jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, empty=empty, **make))
     now = state(optimizer).replace(ema=None)
     data = batch(5)
     data["image"] = np.repeat(data["image"][:1], 8, axis=0)

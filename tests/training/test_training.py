@@ -11,7 +11,7 @@ import optax
 import pytest
 from etils import epath
 
-from jdiff import build, rng
+from jdiff import build, rng, runs
 from jdiff.sharding import mesh as meshes
 from jdiff.training import ema, loop, metrics
 from jdiff.training.optimizer import adamw, learning_rate_schedule
@@ -44,8 +44,8 @@ def run(workdir, *, stop_at=None, save_every=100):
     """Train CONFIG in ``workdir``, going on if there is a checkpoint; a SIGINT arrives at step ``stop_at``."""
     setup = build.experiment(CONFIG)
     mesh = setup.mesh()
-    with build.checkpoints(workdir, keep=2) as store:
-        state, merged = setup.initial_state(Words(), mesh), None
+    with runs.checkpoints(workdir, keep=2) as store:
+        state, merged = setup.initial_state(Words(), mesh, {}), None
         if store.latest is not None:
             state = store.restore(state)
             found = store.restore_parts(meshes.everywhere(mesh), "averages")["averages"]
@@ -94,9 +94,9 @@ def test_reading_leaves_alone_what_is_being_written(tmp_path):
     run(tmp_path, save_every=2)
     unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    assert build.latest_step(tmp_path) == 6
+    assert runs.latest_step(tmp_path) == 6
     assert unfinished.exists()
-    assert build.latest_step(tmp_path / "nowhere") is None
+    assert runs.latest_step(tmp_path / "nowhere") is None
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -106,9 +106,9 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
     def step(state, batch):
         pytest.fail("no step is due")
 
-    with build.checkpoints(tmp_path, keep=2) as store:
+    with runs.checkpoints(tmp_path, keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
-        state = setup.initial_state(Words(), setup.mesh())
+        state = setup.initial_state(Words(), setup.mesh(), {})
 
         class Signalling(loop._Progress):
             def __enter__(self):
@@ -134,7 +134,7 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
 def test_the_logit_scale_is_at_most_100_and_comes_down_again():
     setup = build.experiment(CONFIG | {"optimizer": {"learning_rate": 1e-3, "warmup_steps": 1}})
     mesh, step, scales = setup.mesh(), setup.step(Words()), []
-    state = setup.initial_state(Words(), mesh)
+    state = setup.initial_state(Words(), mesh, {})
     state = state.replace(params=state.params | {"logit_scale": jnp.float32(9.0)})
     for i in range(4):  # of pairs that do not belong together, which so sure a scale is wrong about
         state, _ = step(state, meshes.place(mesh, batch(i)))
@@ -146,7 +146,7 @@ def test_the_logit_scale_is_at_most_100_and_comes_down_again():
 def test_a_held_text_tower_stays_to_the_bit_and_then_learns():
     setup = build.experiment(CONFIG | {"train": CONFIG["train"] | {"hold_text": 2}})
     mesh, step, states = setup.mesh(), setup.step(Words()), []
-    state = setup.initial_state(Words(), mesh)
+    state = setup.initial_state(Words(), mesh, {})
     for i in range(4):
         states.append(jax.device_get(state.params))
         if i == 2:  # about to be let go: the moments have gone on, so that the first step is no longer than others
@@ -170,9 +170,9 @@ def test_lines_after_the_checkpoint_are_cut(tmp_path):
 
 def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
     setup = build.experiment(CONFIG)
-    with build.checkpoints(tmp_path, keep=2) as store:
+    with runs.checkpoints(tmp_path, keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
-        state = setup.initial_state(Words(), setup.mesh())
+        state = setup.initial_state(Words(), setup.mesh(), {})
         with jax.debug_nans(False), pytest.raises(loop.Diverged, match=r"config\.optimizer\.learning_rate"):
             loop.train(
                 state,
@@ -197,7 +197,7 @@ def test_devices_do_not_change_the_run():
     for devices in (1, 8):
         setup = build.experiment(CONFIG | {"mesh": {"data": devices}})
         mesh, step = setup.mesh(), setup.step(Words())
-        state = setup.initial_state(Words(), mesh)
+        state = setup.initial_state(Words(), mesh, {})
         for i in range(4):
             state, averages = step(state, meshes.place(mesh, batch(i)))
             losses.append(float(averages["loss"].compute()))

@@ -1,0 +1,108 @@
+"""CLIP's other vision tower: a ResNet that blurs before it strides and is read by attention [clip sec. 2.4]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jdiff.models.attention import Attend, Attention, dot_product
+from jdiff.models.layers import standardised, unit
+
+
+class HeldBatchNorm(nn.Module):
+    """Batch normalisation with its statistics held: those of the training that the weights come from.
+
+    They stay what they are in training, too, where those of a small batch would be worse. x: (b, h, w, c).
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = x.shape[-1]
+        scale, bias = (
+            self.param(n, i, (c,)) for n, i in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
+        )
+        mean, variance = (
+            jax.lax.stop_gradient(self.param(n, i, (c,)))
+            for n, i in (("mean", nn.initializers.zeros), ("variance", nn.initializers.ones))
+        )
+        gain = scale * jax.lax.rsqrt(variance + self.epsilon)
+        shift = bias - mean * gain
+        return (x * gain[None, None, None] + shift[None, None, None]).astype(x.dtype)
+
+
+def _pooled(x: Array, stride: int) -> Array:
+    """The mean of each square of stride x stride pixels."""
+    return x if stride == 1 else nn.avg_pool(x, (stride, stride), (stride, stride))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, added to what came in. x: (b, h, w, c).
+
+    Returns (b, h/stride, w/stride, 4 features).
+    """
+
+    features: int
+    stride: int = 1
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def step(x: Array, features: int, size: int, name: str) -> Array:
+            x = nn.Conv(features, (size, size), padding="SAME", use_bias=False, dtype=self.dtype, name=f"conv{name}")(x)
+            return HeldBatchNorm(name=f"norm{name}")(x)
+
+        y = nn.relu(step(x, self.features, 1, "1"))
+        y = nn.relu(step(y, self.features, 3, "2"))
+        y = step(_pooled(y, self.stride), 4 * self.features, 1, "3")
+        if self.stride > 1 or x.shape[-1] != 4 * self.features:
+            x = step(_pooled(x, self.stride), 4 * self.features, 1, "_shortcut")
+        return nn.relu(y + x)
+
+
+class ResNetTower(nn.Module):
+    """Images to states of places and one embedding each.
+
+    images: (b, h, w, 3) floats in [-1, 1]; the side is a multiple of 32.
+    Returns hidden (b, places, 32 width), of squares of 32 pixels, and embedding (b, embed_dim) of unit length.
+
+    layers: blocks of each of the four stages.   width: channels of the stem, 64 in a plain ResNet.
+    heads: of the attention that reads the last stage, width / 2 in CLIP's.
+    mean, std: of the pixels from 0 to 1 that the tower was trained on, by channel.
+    """
+
+    image_size: int
+    layers: Sequence[int] = (3, 4, 6, 3)
+    width: int = 64
+    heads: int = 32
+    embed_dim: int = 1024
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    attend: Attend = dot_product
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        x = standardised(images, self.mean, self.std)
+        for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
+            x = nn.Conv(
+                features, (3, 3), (stride, stride), ((1, 1), (1, 1)), use_bias=False, dtype=self.dtype, name=f"conv{i}"
+            )(x)
+            x = nn.relu(HeldBatchNorm(name=f"norm{i}")(x))
+        x = _pooled(x, 2)
+        for stage, blocks in enumerate(self.layers):
+            for i in range(blocks):
+                stride = 2 if stage and not i else 1
+                x = Bottleneck(self.width * 2**stage, stride, self.dtype, name=f"stage_{stage}_{i}")(x)
+        hidden = x.reshape(x.shape[0], -1, x.shape[-1])
+        # The query is the mean of all places, which is read too, as the first of them.
+        y = jnp.concatenate([hidden.mean(1, keepdims=True), hidden], axis=1)
+        places = 1 + (self.image_size // 32) ** 2
+        y = y + self.param("positions", nn.initializers.normal(y.shape[-1] ** -0.5), (places, y.shape[-1]))[None]
+        pool = Attention(self.heads, self.embed_dim, attend=self.attend, dtype=self.dtype, name="pool")
+        return hidden, unit(pool(y[:, :1], y)[:, 0].astype(jnp.float32))
