@@ -125,7 +125,9 @@ class Experiment:
             vision = self._section("vision")
             choose("vision.activation", vision.get("activation", "gelu"), ACTIVATIONS)
             choose("vision.pooling", vision.get("pooling", "class"), POOLINGS)
-            self.encoder(0)
+            # What a tower is that begins as somebody's is known when that is opened.
+            if "vision" not in self.starts or "patch_size" in vision or "kind" in vision:
+                self.encoder(0)
         else:
             if "layers" in self._section("text") and not 0 <= text.skip < text.layers:
                 raise ConfigError(

@@ -144,7 +144,11 @@ def _sample() -> None:
 
 
 def _define_evaluate() -> None:
-    flags.DEFINE_string("workdir", None, "Directory of the run to measure.")
+    flags.DEFINE_string("workdir", None, "Directory of the run to measure, or with --images of somebody's weights.")
+    flags.DEFINE_string("images", None, "Folder of pictures to measure a dual encoder on, captioned or sorted by kind.")
+    flags.DEFINE_string("templates", None, "With --images: sentences with {} for the kind; CLIP's 80 if not said.")
+    flags.DEFINE_string("out", None, "With --images: the JSON to write.")
+    _define_hints()
     flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
     flags.DEFINE_integer("num", None, "How many examples at most: 256 prompts, or 128 pairs, if not said.", 1)
     flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
@@ -153,8 +157,12 @@ def _define_evaluate() -> None:
 
 def _evaluate() -> None:
     from jdiff.verbs.evaluate import evaluate
+    from jdiff.verbs.evaluate_folder import evaluate_folder
 
     f = flags.FLAGS
+    if f.images:
+        evaluate_folder(_needed("workdir"), f.images, hints=_hints(), templates=f.templates, num=f.num, out=f.out)
+        return
     evaluate(_needed("workdir"), split=f.split, num=f.num, guidance_scales=f.guidance_scale, negatives=f.negatives)
 
 

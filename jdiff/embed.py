@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.models.clip import DualEncoder, ResNetTower, TextTower, VisionTower
 from jdiff.training.steps import images_of
+
+BATCH = 256  # captions or images embedded at a time
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,27 @@ class Encoder:
     network: DualEncoder
     weights: Mapping[str, Any]
 
-    def embed_texts(self, captions: list[str]) -> jax.Array:
+    def embed_texts(self, captions: Sequence[str]) -> np.ndarray:
         """Captions as unit vectors, (n, embed_dim)."""
-        return _embed_texts(self.network.text, self.weights["text"], *self.tokenizer.encode(captions))
 
-    def embed_images(self, images) -> jax.Array:
+        def embed(rows: np.ndarray) -> Array:
+            tokens, mask = self.tokenizer.encode([captions[i] for i in rows])
+            return _embed_texts(self.network.text, self.weights["text"], tokens, mask)
+
+        return _in_batches(embed, len(captions))
+
+    def embed_images(self, images: np.ndarray) -> np.ndarray:
         """Images (n, h, w, 3) uint8 as unit vectors, (n, embed_dim)."""
-        return _embed_images(self.network.vision, self.weights["vision"], images)
+        return _in_batches(
+            lambda rows: _embed_images(self.network.vision, self.weights["vision"], images[rows]), len(images)
+        )
+
+
+def _in_batches(embed: Callable[[np.ndarray], Array], n: int) -> np.ndarray:
+    """What ``embed`` makes of rows 0 to n, some at a time; the last batch is filled up, so that one program serves."""
+    size = min(n, BATCH)
+    done = [np.asarray(embed(np.arange(first, first + size) % n)) for first in range(0, n, size)]
+    return np.concatenate(done)[:n]
 
 
 @partial(jax.jit, static_argnums=0)

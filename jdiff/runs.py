@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Sharding
 
 from jdiff import build
-from jdiff.build import PARTS, Experiment
+from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.tokenizer import Tokenizer
@@ -104,39 +104,43 @@ def saved_experiment(workdir: epath.PathLike) -> Experiment:
     return build.experiment(json.loads((epath.Path(workdir) / "config.json").read_text()))
 
 
+# What comes with a network, besides its own section: a text tower means what its tokenizer says, a U-Net what it was
+# trained to predict, and in whose latents.
+COMES_WITH = {"text": ("tokenizer",), "unet": ("diffusion", "sample", "autoencoder")}
+
+
 def with_starts(setup: Experiment, workdir: epath.PathLike) -> Experiment:
     """An experiment whose networks are those of the models they begin from, as its config names them.
 
-    A run that was begun knows them itself; a new one asks config.text.run and the like. A text tower comes with its
-    tokenizer.
+    A run that was begun knows them itself; a new one asks config.text.run and the like.
     """
-    begun = is_run(workdir)
-    objective = setup.train.objective
-    if objective == "diffusion" and not begun and "text" not in setup.starts:
+    if is_run(workdir):
+        begun = saved_experiment(workdir).config
+        return _completed(setup, dict.fromkeys(begun, begun))
+    if setup.train.objective == "diffusion" and "text" not in setup.starts:
         raise ConfigError("config.text.run is missing; name the run of the dual encoder whose text tower is to be read")
-    config, kept = dict(setup.config), saved_experiment(workdir).config if begun else {}
-    for part in PARTS[objective]:
-        if not begun:
-            if part not in setup.starts:
-                continue
-            kept = _start(setup, part).setup.config
-        if part not in kept:
-            if begun:
-                continue
+    kept = {part: _start(setup, part).setup.config for part in setup.starts}
+    for part, config in kept.items():
+        if part not in config:
             raise ConfigError(f"config.{part}.run is {setup.starts[part]}, which has no {part}")
-        config[part] = {**kept[part], **config.get(part, {})}
-        if part == "text":
-            config["tokenizer"] = kept["tokenizer"]
-        if part == "unet" and not begun and ("autoencoder" in kept) != ("autoencoder" in config):
-            raise ConfigError(
-                f"config.unet.run is {setup.starts[part]}, whose U-Net works in "
-                f"{'latents; name its autoencoder with' if 'autoencoder' in kept else 'pixels; leave out'} "
-                "config.autoencoder.run"
-            )
-    if not begun and _is_pair(setup):
-        config["encoder"] = {**_start(setup, "text").setup.config.get("encoder", {}), **config.get("encoder", {})}
-    elif begun and "encoder" in kept:
-        config["encoder"] = {**kept["encoder"], **config.get("encoder", {})}
+    for part, more in COMES_WITH.items():
+        kept |= {name: kept[part] for name in more if part in kept and name not in kept and name in kept[part]}
+    if _is_pair(setup):
+        kept["encoder"] = kept["text"]
+    completed = _completed(setup, kept)
+    if "unet" in kept and "autoencoder" in completed.config and "autoencoder" not in setup.starts:
+        section = completed.config["autoencoder"] | {"run": setup.starts["unet"]}
+        completed = build.experiment(completed.config | {"autoencoder": section})
+    return completed
+
+
+def _completed(setup: Experiment, kept: dict[str, dict]) -> Experiment:
+    """An experiment whose sections say what those of ``kept``, of the configs by section, say besides."""
+    config = dict(setup.config)
+    for name, other in kept.items():
+        if name not in ("data", "train", "optimizer", "mesh") and name in other:
+            own = {} if name == "tokenizer" else config.get(name, {})
+            config[name] = {**other[name], **own}
     return build.experiment(config)
 
 

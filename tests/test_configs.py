@@ -14,6 +14,7 @@ from jdiff.data.emoji.glyphs import find_font
 from jdiff.verbs.evaluate import evaluate
 from jdiff.verbs.prepare import prepare
 from jdiff.verbs.train import train
+from tests.interop import toys
 
 CONFIGS = shipped_configs()
 ENCODERS = [name for name in CONFIGS if name.endswith("_clip")]
@@ -49,6 +50,8 @@ def test_python_and_json_build_the_same(name):
     assert built == again
     assert built.text(300) == again.text(300)
     assert hash(built.text(300)) == hash(again.text(300))
+    if "vision" in built.starts:
+        return  # a tower that begins as somebody's is known when that is opened
     if built.train.objective == "diffusion":
         assert hash(built.unet()) == hash(again.unet())
         assert built.sample == again.sample
@@ -56,7 +59,7 @@ def test_python_and_json_build_the_same(name):
         assert hash(built.vision()) == hash(again.vision())
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if not name.startswith("tune")])
 def test_both_models_of_a_world_read_the_same_data(encoder):
     """Configs are files that stand alone; where the two drifted apart, the second would prepare other data."""
     for variant in ("", "tiny"):
@@ -75,14 +78,19 @@ def test_unknown_variants_are_refused(name):
 def test_two_tiny_steps_of_every_config(encoder, tmp_path):
     if encoder.startswith("emoji") and not has_font():
         pytest.skip("the Noto Color Emoji font is not installed")
+    if encoder == "tune_clip":
+        toys.clip(tmp_path / "clip")
+        toys.stable_diffusion(tmp_path / "stable_diffusion")
     for name in (encoder, encoder.replace("_clip", "_t2i")):
         config, _ = get_config(name, "tiny")
         config.mesh.data = 2 if encoder == "demo_clip" else 1
         config.data.directory = str(tmp_path / "data")
         if config.data.source == "folder":
             config.data.path = str(own_images(tmp_path / "images"))
-        if "run" in config.text:
-            config.text.run = str(tmp_path / encoder)
+        for part in ("text", "vision", "unet"):
+            if "run" in config.get(part, {}):
+                start = {"tune_clip": "clip", "tune_t2i": "stable_diffusion"}.get(name, encoder)
+                config[part].run = str(tmp_path / start)
         setup = build.experiment(config)
         prepare(setup)
         train(setup, str(tmp_path / name))

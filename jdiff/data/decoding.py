@@ -147,7 +147,9 @@ def fit(image: np.ndarray, size: int, crop: str = "center") -> np.ndarray:
 
     image: (h, w, 3) uint8.   size: edge of the result in pixels.
     crop: "center" scales the shortest edge to ``size`` and keeps the middle; "squash" scales both
-        edges, each by its own factor; "pad" scales the longest edge and fills up with white.
+        edges, each by its own factor; "pad" scales the longest edge and fills up with white; "clip" is "center" in
+        whole pixels, as CLIP's own preprocessing counts them. "clip" and "squash" are Pillow's filter and nothing
+        else, so that weights see what they were trained on; the others first shrink a much larger picture roughly.
     Returns (size, size, 3) uint8.
     """
     check_fit(size, crop)
@@ -173,7 +175,14 @@ def _center(image: Image.Image, size: int) -> Image.Image:
 
 
 def _squash(image: Image.Image, size: int) -> Image.Image:
-    return _resize(image, (size, size), (0, 0, *image.size))
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _clip(image: Image.Image, size: int) -> Image.Image:
+    shortest = min(image.size)
+    width, height = (int(size * edge / shortest) for edge in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:
@@ -188,7 +197,7 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, 
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
-CROPS = {"center": _center, "squash": _squash, "pad": _pad}
+CROPS = {"center": _center, "squash": _squash, "pad": _pad, "clip": _clip}
 SRGB = ImageCms.createProfile("sRGB")
 Image.init()
 AVAILABLE = tuple(name for name in FORMATS if name in Image.OPEN)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 
-def recall(text: np.ndarray, image: np.ndarray, *, at: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Share of rows whose partner is among the k of greatest cosine, both ways.
+def recall(
+    text: np.ndarray, image: np.ndarray, *, of: np.ndarray | None = None, at: tuple[int, ...] = (1, 5, 10)
+) -> dict[str, float]:
+    """Share of captions whose image is among the k of greatest cosine, and of images one of whose captions is.
 
-    text, image: (n, d) unit vectors, row i of one belongs to row i of the other.
+    text: (n, d), image: (m, d) unit vectors.   of: (n,) the image each caption belongs to, every image named; row i
+    of one belongs to row i of the other if not said.
     Ties count against: a partner is found only if fewer than k others score as high.
     Returns {"text_to_image@1": ..., "image_to_text@1": ..., ...}.
     """
+    of = np.arange(len(text)) if of is None else of
     similarity = text @ image.T
-    partner = np.diag(similarity)
-    better_images = (similarity >= partner[:, None]).sum(1) - 1
-    better_texts = (similarity >= partner[None]).sum(0) - 1
+    own = of[:, None] == np.arange(len(image))
+    partner = similarity[np.arange(len(text)), of]
+    best = np.max(similarity, axis=0, where=own, initial=-np.inf)
+    better_images = np.sum((similarity >= partner[:, None]) & ~own, axis=1)
+    better_texts = np.sum((similarity >= best) & ~own, axis=0)
     return {
         f"{way}@{k}": float(np.mean(better < k))
         for k in at

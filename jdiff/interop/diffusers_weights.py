@@ -218,7 +218,6 @@ def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         "schedule": name,
         "timesteps": given.get("num_train_timesteps", 1000),
         "prediction_type": predicted,
-        "caption_dropout": 0.1,
     }
     sample = {
         "solver": "ddim",

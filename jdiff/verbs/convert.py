@@ -23,6 +23,8 @@ def convert(source: str, destination: str, hints: Hints) -> None:
     path = epath.Path(destination)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{destination} is there already; name a directory that is not, or empty it")
+    if not epath.Path(source).exists():
+        raise ConfigError(f"there is no {source}, to be converted")
     if runs.is_run(source):
         raise ConfigError(f"{source} is a run of jdiff already; nothing is to be converted")
     theirs = foreign.find(source, hints)

@@ -40,6 +40,10 @@ def evaluate(
     again: measure even what was measured of this checkpoint before.
     """
     setup, step = runs.saved_experiment(workdir), runs.latest_step(workdir)
+    if not setup.source:
+        raise ConfigError(
+            f"{workdir} was trained on no data that is known here; name a folder of pictures with --images"
+        )
     num = num or NUM[setup.train.objective]
     if negatives and (setup.source, setup.train.objective) != ("shapes", "diffusion"):
         raise ConfigError(

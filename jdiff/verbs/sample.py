@@ -56,7 +56,8 @@ def sample(
         if not sampler.tokenizer.fits(prompt):
             print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")
     directory = epath.Path(out or (f"{path}/images" if runs.is_run(path) else "images"))
-    common = {"workdir": str(path), "step": model.step, "negative": negative, **dataclasses.asdict(settings)}
+    said = {name: value for name, value in dataclasses.asdict(hints).items() if value is not None}
+    common = {"workdir": str(path), **said, "step": model.step, "negative": negative, **dataclasses.asdict(settings)}
     total = num or len(prompts)
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
     todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about, trajectory)]

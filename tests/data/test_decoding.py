@@ -377,7 +377,7 @@ def test_fit_leaves_the_right_size_alone():
 
 
 def test_fit_refuses_in_sentences():
-    with pytest.raises(ValueError, match="expected one of center, squash, pad"):
+    with pytest.raises(ValueError, match="expected one of center, squash, pad, clip"):
         fit(np.zeros((2, 2, 3), np.uint8), 2, crop="centre")
     with pytest.raises(ValueError, match=r"found \(2, 2\) float32"):
         fit(np.zeros((2, 2), np.float32), 2)

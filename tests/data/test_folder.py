@@ -308,7 +308,7 @@ def test_errors_are_sentences(tmp_path):
     with pytest.raises(ValueError, match="expected file_name, found image, caption"):
         Folder(write(tmp_path / "columns", {"a.png": picture(), "metadata.csv": table}))
     root = write(tmp_path / "good", {"a.png": picture(), "a.txt": "x"})
-    with pytest.raises(ValueError, match="expected one of center, squash, pad"):
+    with pytest.raises(ValueError, match="expected one of center, squash, pad, clip"):
         Folder(root, crop="middle")
     with pytest.raises(ValueError, match="test_fraction is 5"):
         Folder(root, test_fraction=5)

@@ -1,0 +1,38 @@
+"""Somebody's Stable Diffusion, taught one's own captioned images; --config.data.path names their folder.
+
+Aim     pictures like the folder's, following their captions.
+Run     jdiff prepare --config=tune_t2i && jdiff train --config=tune_t2i --workdir=runs/tuned
+Takes   a GPU of 40 GB or more in float32.
+Expect  the folder's look within some hundred steps; the text tower stays as it came, unless ``frozen=False``.
+Seen
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(source="folder", image_size=512, crop="center", max_rejected=0.05)
+    config.text = dict(run="weights/stable-diffusion", frozen=True)
+    config.unet = dict(run="weights/stable-diffusion", frozen=False)
+    config.diffusion = dict(weighting="min_snr", caption_dropout=0.1)
+    config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.01)
+    config.mesh = dict(data=-1)
+    config.train = dict(
+        objective="diffusion",
+        batch_size=16,
+        steps=5000,
+        seed=0,
+        ema_decay=0.999,
+        log_every=50,
+        save_every=1000,
+        sample_every=1000,
+    )
+    config.sample = dict(steps=50, guidance_scale=7.5)
+    if variant == "tiny":
+        config.data.image_size = 64
+        config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
+        config.sample.update(steps=2)
+    elif variant:
+        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
+    return config
