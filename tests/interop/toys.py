@@ -45,7 +45,7 @@ def theirs(weights, rules, prefix=""):
         if place.part is None:
             found[prefix + place.name] = np.ascontiguousarray(value)
         else:
-            thirds.setdefault(prefix + place.name, {})[place.part] = value
+            thirds.setdefault(prefix + place.name, {})[place.part] = np.ascontiguousarray(value)
     return found | {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in thirds.items()}
 
 
