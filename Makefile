@@ -35,6 +35,7 @@ test: setup
 
 parity: setup
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test,parity]"
+	$(VENV)/bin/python -m pip install --quiet --no-deps open_clip_torch  # for CLIP's vocabulary alone
 	$(VENV)/bin/python -m pytest --quiet tests/parity
 
 gpu-check: setup

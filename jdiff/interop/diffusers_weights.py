@@ -282,7 +282,7 @@ def single_file_config(stored: Mapping[str, Stored], prediction_type: str | None
     unet = {
         "channels": tuple(channels),
         "attention": tuple(attention),
-        "heads": (8,) * len(channels) if first else tuple(c // 64 for c in channels),
+        "heads": (8,) * len(channels) if first else tuple(max(c // 64, 1) for c in channels),
         "blocks": per_level[0],
         "reads_padding": True,
     }
