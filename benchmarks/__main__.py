@@ -8,7 +8,11 @@ import sys
 
 from jdiff.runtime import backend
 
-NAMES = {"path": "the demo and the shapes runs", "gpu_check": "a short training and sampling run on whatever JAX finds"}
+NAMES = {
+    "path": "the demo and the shapes runs",
+    "gpu_check": "a short training and sampling run on whatever JAX finds",
+    "weights": "other people's weights against their own libraries, which the extra 'parity' installs",
+}
 
 
 def main() -> int:
@@ -18,7 +22,11 @@ def main() -> int:
     parser.add_argument("--runs", default="runs", help="where the runs lie")
     arguments = parser.parse_args()
     backend.configure()
-    benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
+    try:
+        benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
+    except ModuleNotFoundError as error:
+        print(f"benchmarks: {error.name} is not installed; `make parity` installs it", file=sys.stderr)
+        return 1
     try:
         return benchmark.measure(quick=arguments.quick, runs=arguments.runs)
     except OSError as error:  # a run whose data is not there any more

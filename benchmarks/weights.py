@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import references
+from benchmarks import published, references
+from benchmarks.claims import Claim, settle
 from jdiff import runs
 from jdiff.interop.foreign import Hints
 from jdiff.training.steps import images_of
@@ -245,3 +250,91 @@ def images_differ(folder: Path, *, second: bool) -> int:
     settings = dataclasses.replace(sampler.settings, steps=20)
     ours = sampler.sample(list(references.PROMPTS), negative="dog", guidance_scale=3.0, noise=noise, settings=settings)
     return int(np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max())
+
+
+def measure(*, quick: bool, runs: str) -> int:
+    """Parity, published tables, whole pipelines; without --quick also full sizes and what loading one costs."""
+    return settle("weights", _claims(quick))
+
+
+def _claims(quick: bool) -> Iterator[Claim]:
+    with tempfile.TemporaryDirectory() as root:
+        for i, (name, errors) in enumerate(PARITY.items()):
+            found = errors(Path(root) / f"parity_{i}")
+            worst = max(found, key=found.get)
+            text = f"{name}: relative error of {len(found)} outputs"
+            yield Claim(text, found[worst], 1e-5, at_most=True, note=f"({worst})")
+        for second in (False, True):
+            largest = images_differ(Path(root) / f"images_{second}", second=second)
+            text = f"Stable Diffusion {1 + second}, tiny: largest difference of a pixel, of 255"
+            yield Claim(text, largest, 2, at_most=True)
+    for name, table in published.PUBLISHED.items():
+        wrong, count = published.problems(name)
+        tensors = len(table["shapes"])
+        yield Claim(f"{name}: of {tensors} tensors without a place", len(wrong), 0, at_most=True)
+        yield Claim(f"{name}: parameters beyond {table['params']:,}", abs(count - table["params"]), 0, at_most=True)
+    for name, (_, _, count) in published.COUNTS.items():
+        yield Claim(f"{name}: parameters beyond {count:,}", abs(published.counted(name) - count), 0, at_most=True)
+    if not quick:
+        for name, errors in FULL_SIZE.items():
+            with tempfile.TemporaryDirectory() as root:
+                found = errors(Path(root))
+            worst = max(found, key=found.get)
+            yield Claim(f"{name}, full size: relative error", found[worst], 1e-4, at_most=True, note=f"({worst})")
+        yield from _loading()
+
+
+# Its own process, so that its peak is that of loading alone; the file's pages are dropped before each reading.
+LOADING = """
+import json, os, sys, time
+import jax
+from benchmarks import published
+from jdiff.interop import tensors
+path, (model, inputs, parts, rules) = sys.argv[1], published.TABLES["sd15_unet"]
+def forget():
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+like = {"unet": published.shapes(model, inputs)}
+one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+jax.block_until_ready(jax.device_put(1.0, one))
+def plainly():
+    forget()
+    began = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        block = bytearray(2**24)
+        while file.readinto(block):
+            pass
+    return time.perf_counter() - began
+def memory(what):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(what))
+plain = plainly()
+forget()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak is counted from here
+before, began = memory("VmRSS"), time.perf_counter()
+file = tensors.File(tensors.scan(path), parts, rules)
+weights = tensors.read(like, [file], one, source=path)
+seconds = time.perf_counter() - began
+peak = memory("VmHWM")
+print(json.dumps({"plain": min(plain, plainly()), "seconds": seconds, "before": before, "peak": peak}))
+"""
+
+
+def _loading() -> Iterator[Claim]:
+    """What reading Stable Diffusion 1.5's U-Net takes, against reading its bytes. Linux only."""
+    generator = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as root:
+        path = Path(root) / "unet.safetensors"
+        shapes = published.PUBLISHED["sd15_unet"]["shapes"].items()
+        references.save({name: torch.randn(shape, generator=generator) for name, shape in shapes}, path)
+        os.sync()
+        size = path.stat().st_size
+        done = subprocess.run([sys.executable, "-c", LOADING, str(path)], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    grown, gigabytes = found["peak"] - found["before"], size / 1e9
+    name = "Stable Diffusion 1.5's U-Net"
+    note = f"({grown / 1e9:.2f} GB of {gigabytes:.2f}; the process {found['peak'] / 1e9:.2f})"
+    yield Claim(f"{name}: peak memory of loading, by its size", grown / size, 1.3, at_most=True, note=note)
+    note = f"({found['seconds']:.1f} s; the disk reads {gigabytes / found['plain']:.2f} GB/s)"
+    yield Claim(f"{name}: time of loading, by that of reading the file", found["seconds"] / found["plain"], note=note)

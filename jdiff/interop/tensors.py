@@ -211,9 +211,17 @@ def _read(tensor: Stored, where: Place, path: str, shape: tuple[int, ...], resiz
     if resize is not None:
         value = resize(value.astype(np.float32), shape[0])
     if path.endswith("/kernel") and not where.as_is:
-        value = value.reshape(_theirs(shape, path, Place("")))
-        value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
+        value = _turned(value.reshape(_theirs(shape, path, Place(""))))
     return np.asarray(value.reshape(shape), np.float32, order="C")
+
+
+def _turned(value: np.ndarray) -> np.ndarray:
+    """(out, in) as (in, out), or (out, in, h, w) as (h, w, in, out), some outputs at a time: caches like it."""
+    axes = (1, 0) if value.ndim == 2 else (2, 3, 1, 0)
+    turned = np.empty([value.shape[axis] for axis in axes], np.float32)
+    for first in range(0, len(value), 32):
+        turned[..., first : first + 32] = value[first : first + 32].transpose(axes)
+    return turned
 
 
 def flat(tree: Any) -> dict[str, Any]:

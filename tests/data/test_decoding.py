@@ -381,3 +381,39 @@ def test_fit_refuses_in_sentences():
         fit(np.zeros((2, 2, 3), np.uint8), 2, crop="centre")
     with pytest.raises(ValueError, match=r"found \(2, 2\) float32"):
         fit(np.zeros((2, 2), np.float32), 2)
+
+
+def bicubic(pixels, size):
+    """Keys' cubic convolution, a = -1/2, widened where it shrinks, rounded after each pass as bytes are."""
+
+    def along(image, after):
+        before = image.shape[0]
+        stretch = max(before / after, 1)
+        x = np.abs(((np.arange(after) + 0.5) * before / after - 0.5)[:, None] - np.arange(before)) / stretch
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+        weights /= weights.sum(1, keepdims=True)
+        return np.clip(np.rint(np.einsum("ab,bcd->acd", weights, image)), 0, 255)
+
+    wide = along(pixels.astype(np.float64).swapaxes(0, 1), size[1]).swapaxes(0, 1)
+    high = along(pixels.astype(np.float64), size[0])
+    return along(wide, size[0]), along(high.swapaxes(0, 1), size[1]).swapaxes(0, 1)
+
+
+def beside(found, *wanted):
+    """The largest difference to the nearer result: Pillow begins with the rows or the columns, as is cheaper."""
+    return min(np.abs(found.astype(int) - one).max() for one in wanted)
+
+
+@pytest.mark.parametrize(("shape", "scaled"), [((90, 121), (48, 64)), ((131, 60), (104, 48)), ((20, 30), (48, 72))])
+def test_clips_own_preprocessing(shape, scaled):
+    """The shortest edge to the size, the longest rounded down, then the middle in whole pixels [clip.py _transform]."""
+    pixels = np.random.default_rng(6).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    top, left = (round((edge - 48) / 2) for edge in scaled)
+    wanted = (whole[top : top + 48, left : left + 48] for whole in bicubic(pixels, scaled))
+    assert beside(fit(pixels, 48, crop="clip"), *wanted) <= 1
+
+
+def test_squash_is_bicubic_and_nothing_else():
+    pixels = np.random.default_rng(7).integers(0, 256, (300, 211, 3), dtype=np.uint8)
+    assert beside(fit(pixels, 32, crop="squash"), *bicubic(pixels, (32, 32))) <= 1
