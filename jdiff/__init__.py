@@ -14,8 +14,12 @@ else's weights:
 __version__ = "0.1.0"
 
 
-def load(path):
-    """A run or somebody's weights, ready to use: a ``Sampler`` of what draws, an ``Encoder`` of a dual encoder."""
-    from jdiff import runs
+def load(path, **hints):
+    """A run or somebody's weights, ready to use: a ``Sampler`` of what draws, an ``Encoder`` of a dual encoder.
 
-    return runs.load(path)
+    hints: what somebody's files do not say, such as activation="quick_gelu"; see ``interop.foreign.Hints``.
+    """
+    from jdiff import runs
+    from jdiff.interop.foreign import Hints
+
+    return runs.load(path, Hints(**hints))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import jdiff as jdiff_package
 from jdiff import build, runs
 from jdiff.construct import ConfigError
 from jdiff.interop import foreign, positions
@@ -52,6 +53,13 @@ def test_what_was_written_is_found_and_converts_to_an_equal_run(name, models, tm
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(ConfigError, match="there already"):
         convert(str(root / name), str(tmp_path / "run"), Hints())
+
+
+def test_in_python(models):
+    encoder = jdiff_package.load(models[0] / "openai" / "ViT.safetensors", activation="quick_gelu")
+    found = encoder.embed_texts(["a cat"] * 300)  # more than are embedded at a time
+    assert found.shape == (300, 16)
+    np.testing.assert_allclose(found[0], found[-1], atol=1e-6)
 
 
 def test_one_part_alone_is_read(models):
