@@ -79,6 +79,19 @@ def test_latents_are_decoded_and_an_image_is_its_seeds_own(models):
         sampler.sample(["a dog"], settings=settings, noise=noise[:, 1:])
 
 
+def test_sampling_is_as_shipped(models):
+    """Leading timesteps from 981 to 1, and the last step ends at timestep 0, not at the clean image."""
+    setup = runs.find(models[0] / "sd").setup
+    settings, schedule = dataclasses.replace(setup.sample, steps=50), setup.schedule()
+    tableau = settings.tableau(schedule)
+    assert (tableau.timestep[0], tableau.timestep[-1]) == (981, 1)
+    np.testing.assert_allclose(tableau.of_x0[-1], schedule.alpha_bar[0] ** 0.5, rtol=1e-6)
+    np.testing.assert_allclose(tableau.of_eps[-1], (1 - schedule.alpha_bar[0]) ** 0.5, rtol=1e-5)
+    assert not settings.clip
+    with pytest.raises(ValueError, match="offset is 20"):
+        dataclasses.replace(settings, steps=50, offset=20).tableau(schedule)
+
+
 def test_padding_is_read_where_it_was_trained_to_be(models):
     """The U-Net of Stable Diffusion looks at all 77 states, so a caption's padding matters."""
     sampler = runs.load(models[0] / "sd")

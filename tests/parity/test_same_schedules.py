@@ -29,10 +29,11 @@ def test_alpha_bar(ours, theirs):
     np.testing.assert_allclose(ours.alpha_bar, found, rtol=3e-4)  # theirs is a float32 product of a thousand
 
 
+@pytest.mark.parametrize("ends_clean", [True, False])
 @pytest.mark.parametrize("steps", [10, 50])
-def test_ddim_loop(steps):
+def test_ddim_loop(steps, ends_clean):
     """Whole loops with leading spacing, which diffusers has right, on a network that is a fixed function."""
-    scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=True)
+    scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=ends_clean)
     scheduler.set_timesteps(steps)
     start = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
     x = torch.tensor(start)
@@ -44,7 +45,7 @@ def test_ddim_loop(steps):
         level = level.over(xt)
         return (xt - level.sigma * eps) / level.alpha, eps
 
-    tableau = ddim(linear(1000), leading(1000, steps))
+    tableau = ddim(linear(1000), leading(1000, steps), last=-1 if ends_clean else 0)
     keys = jax.random.split(jax.random.key(0), 4)
     x0, _ = sampler.sample(denoise, tableau, jnp.asarray(start), keys=keys)
     np.testing.assert_allclose(x0, x.numpy(), rtol=1e-3, atol=1e-4)
