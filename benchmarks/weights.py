@@ -19,7 +19,9 @@ import torch
 from benchmarks import published, references
 from benchmarks.claims import Claim, settle
 from jdiff import runs
-from jdiff.interop.foreign import Hints
+from jdiff.interop import diffusers_weights, tensors
+from jdiff.interop.foreign import NO_HINTS, Hints
+from jdiff.models.unet import UNet
 from jdiff.training.steps import images_of
 
 Errors = dict[str, float]  # of each output, |ours - theirs| / |theirs|
@@ -43,10 +45,10 @@ def relative(ours, theirs: torch.Tensor) -> float:
     return float(np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs))
 
 
-def _open(path: Path, hints: Hints | None = None):
+def _open(path: Path, hints: Hints = NO_HINTS):
     """A model, and its weights on the first device."""
     model = runs.find(path, hints)
-    return model, model.weights(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    return model, model.weights(runs.first_device())
 
 
 def _images(side: int) -> np.ndarray:
@@ -149,16 +151,10 @@ def clip_resnet(
 
 
 def unet(folder: Path, *, second: bool, side: int = 16, **sizes) -> Errors:
+    """A U-Net alone, on two timesteps and captions of seven states."""
     reference = references.unet(second=second, **sizes)
-    reference.save_pretrained(folder / "unet")
-    return _compare_unet(folder, reference, side)
-
-
-def _compare_unet(folder: Path, reference, side: int) -> Errors:
-    from jdiff.interop import diffusers_weights, tensors
-    from jdiff.models.unet import UNet
-
-    section = diffusers_weights.unet_config(json.loads((folder / "unet" / "config.json").read_text()))
+    reference.save_pretrained(folder)
+    section = diffusers_weights.unet_config(json.loads((folder / "config.json").read_text()))
     network = UNet(**section)
     generator = np.random.default_rng(0)
     xt = generator.standard_normal((2, 4, side, side)).astype(np.float32)
@@ -167,11 +163,10 @@ def _compare_unet(folder: Path, reference, side: int) -> Errors:
     with torch.no_grad():
         theirs = reference(torch.tensor(xt), torch.tensor(timestep), torch.tensor(context)).sample
     inputs = [jnp.asarray(a) for a in (xt.transpose(0, 2, 3, 1), timestep, context)]
-    like = {"unet": jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]}
-    stored = tensors.scan_folder(folder / "unet", ("diffusion_pytorch_model",))
+    like = {"unet": published.shapes(network, inputs)}
+    stored = tensors.scan_folder(folder, ("diffusion_pytorch_model",))
     file = tensors.File(stored, ("unet",), diffusers_weights.diffusers_unet(len(section["channels"])))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = tensors.read(like, [file], one, source=folder)["unet"]
+    params = tensors.read(like, [file], runs.first_device(), source=folder)["unet"]
     ours = jax.jit(network.apply)({"params": params}, *inputs)
     return {"prediction": relative(ours.transpose(0, 3, 1, 2), theirs)}
 
@@ -270,8 +265,7 @@ def _claims(quick: bool) -> Iterator[Claim]:
             yield Claim(text, largest, 2, at_most=True)
     for name, table in published.PUBLISHED.items():
         wrong, count = published.problems(name)
-        tensors = len(table["shapes"])
-        yield Claim(f"{name}: of {tensors} tensors without a place", len(wrong), 0, at_most=True)
+        yield Claim(f"{name}: of {len(table['shapes'])} tensors without a place", len(wrong), 0, at_most=True)
         yield Claim(f"{name}: parameters beyond {table['params']:,}", abs(count - table["params"]), 0, at_most=True)
     for name, (_, _, count) in published.COUNTS.items():
         yield Claim(f"{name}: parameters beyond {count:,}", abs(published.counted(name) - count), 0, at_most=True)

@@ -7,7 +7,8 @@ nearest right one in its sentence, and no key can go unread.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -160,18 +161,17 @@ class Experiment:
                 raise ConfigError(f"config.sample cannot be used: {error}") from error
 
     def _check_starts(self) -> None:
-        parts = PARTS[self.train.objective]
-        for part in parts:
+        for part in PARTS[self.train.objective]:
             keys = self._section(part)
             if not isinstance(keys.get("frozen", False), bool):
                 raise ConfigError(f"config.{part}.frozen is {keys['frozen']!r}; it must be true or false")
             if part in self.frozen and part not in self.starts and self.train.objective == "contrastive":
                 raise ConfigError(f"config.{part}.frozen is set, but no config.{part}.run, whose weights would stay")
-        if "autoencoder" in parts and "autoencoder" in self.config and "autoencoder" not in self.frozen:
+        if "autoencoder" in self.config and "autoencoder" not in self.frozen:
             raise ConfigError(
                 "config.autoencoder.frozen is false, but the autoencoder is not trained here; leave it out"
             )
-        if self.train.objective == "diffusion" and {"text", "unet"} <= self.frozen:
+        if {"text", "unet"} <= self.frozen:
             raise ConfigError("config.text.frozen and config.unet.frozen are true, so nothing is trained")
         if self.train.hold_text and "text" in self.frozen:
             raise ConfigError("config.train.hold_text is set, but config.text.frozen holds the tower anyway")
@@ -303,10 +303,11 @@ class Experiment:
         }
         return weights if autoencoder is None else weights | {"autoencoder": autoencoder.init(key, image)["params"]}
 
-    def shapes(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """The shapes of ``initial_weights``. Raises ``ConfigError`` where the config's numbers make no network."""
+    @contextmanager
+    def _making_networks(self) -> Iterator[None]:
+        """Says which sections are wrong, as a ``ConfigError``, where the config's numbers make no network."""
         try:
-            return jax.eval_shape(partial(self.initial_weights, tokenizer))
+            yield
         except (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
             own = (part for part in PARTS[self.train.objective] if part in self.config and part not in self.starts)
             sections = " and ".join(f"config.{part}" for part in own)
@@ -315,14 +316,19 @@ class Experiment:
                 f"{sections} cannot be a network for images of {self.image_size} x {self.image_size}: {why}"
             ) from error
 
+    def shapes(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The shapes of ``initial_weights``. Raises ``ConfigError`` where the config's numbers make no network."""
+        with self._making_networks():
+            return jax.eval_shape(partial(self.initial_weights, tokenizer))
+
     def initial_state(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, loaded: Mapping[str, Any]) -> TrainState:
         """Where training begins: parameters from the config's seed, but for those ``loaded``, which are given up.
 
         Raises ``ConfigError`` where the config's numbers make no network.
         """
-        self.shapes(tokenizer)
-        begin = partial(self._begin, tokenizer)
-        return jax.jit(begin, out_shardings=meshes.everywhere(mesh), donate_argnums=0)(dict(loaded))
+        begin = jax.jit(partial(self._begin, tokenizer), out_shardings=meshes.everywhere(mesh), donate_argnums=0)
+        with self._making_networks():
+            return begin(dict(loaded))
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
         """The shapes of a state and where they are placed, for a checkpoint to be read into."""

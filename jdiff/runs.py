@@ -23,7 +23,7 @@ from jdiff.data import tokenizer as tokenizers
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.embed import Encoder
 from jdiff.interop import foreign
-from jdiff.interop.foreign import Foreign, Hints
+from jdiff.interop.foreign import NO_HINTS, Foreign, Hints
 from jdiff.sample import Sampler
 from jdiff.training import checkpoint
 
@@ -49,7 +49,7 @@ def is_run(path: epath.PathLike) -> bool:
     return config.exists() and "train" in json.loads(config.read_text())
 
 
-def find(path: epath.PathLike, hints: Hints | None = None) -> Model:
+def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> Model:
     """The model at ``path``: a run, or somebody's weights (a folder, or a safetensors file).
 
     hints: what somebody's files do not say.
@@ -57,7 +57,7 @@ def find(path: epath.PathLike, hints: Hints | None = None) -> Model:
     """
     if is_run(path):
         return Model(saved_experiment(path), saved_tokenizer(path), partial(restore_weights, path), latest_step(path))
-    theirs = foreign.find(path, hints or Hints())
+    theirs = foreign.find(path, hints)
     if theirs is None:
         saved_experiment(path)  # says what is missing
     return of_foreign(theirs)
@@ -73,7 +73,7 @@ def of_foreign(theirs: Foreign) -> Model:
     return Model(setup, theirs.tokenizer, weights, notes=theirs.notes)
 
 
-def load(path: epath.PathLike, hints: Hints | None = None) -> Sampler | Encoder:
+def load(path: epath.PathLike, hints: Hints = NO_HINTS) -> Sampler | Encoder:
     """A model, ready to use: a ``Sampler`` of a text-to-image model, an ``Encoder`` of a dual encoder."""
     model = find(path, hints)
     return encoder(model) if model.setup.train.objective == "contrastive" else sampler(model)
@@ -81,16 +81,17 @@ def load(path: epath.PathLike, hints: Hints | None = None) -> Sampler | Encoder:
 
 def sampler(model: Model) -> Sampler:
     """A text-to-image model with its weights read, on the first device."""
-    return model.setup.sampler(model.tokenizer, model.weights(_first_device()))
+    return model.setup.sampler(model.tokenizer, model.weights(first_device()))
 
 
 def encoder(model: Model) -> Encoder:
     """A dual encoder with its weights read, on the first device."""
     network = model.setup.encoder(model.tokenizer.vocab_size)
-    return Encoder(model.tokenizer, network, model.weights(_first_device()))
+    return Encoder(model.tokenizer, network, model.weights(first_device()))
 
 
-def _first_device() -> Sharding:
+def first_device() -> Sharding:
+    """Where a model is placed that no mesh was asked for."""
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
@@ -109,34 +110,35 @@ def saved_experiment(workdir: epath.PathLike) -> Experiment:
 COMES_WITH = {"text": ("tokenizer",), "unet": ("diffusion", "sample", "autoencoder")}
 
 
-def with_starts(setup: Experiment, workdir: epath.PathLike) -> Experiment:
-    """An experiment whose networks are those of the models they begin from, as its config names them.
+def with_starts(setup: Experiment, workdir: epath.PathLike) -> tuple[Experiment, dict[str, Model]]:
+    """An experiment whose networks are those of the models they begin from, as its config names them, and these models.
 
-    A run that was begun knows them itself; a new one asks config.text.run and the like.
+    A run that was begun knows its networks itself, and one with a checkpoint begins from no other model.
     """
     if is_run(workdir):
         begun = saved_experiment(workdir).config
-        return _completed(setup, dict.fromkeys(begun, begun))
+        completed = _completed(setup.config, dict.fromkeys(begun, begun))
+        return completed, ({} if latest_step(workdir) is not None else _open_starts(completed))
     if setup.train.objective == "diffusion" and "text" not in setup.starts:
         raise ConfigError("config.text.run is missing; name the run of the dual encoder whose text tower is to be read")
-    kept = {part: _start(setup, part).setup.config for part in setup.starts}
-    for part, config in kept.items():
-        if part not in config:
+    config, starts = dict(setup.config), _open_starts(setup)
+    for part, model in starts.items():
+        if part not in model.setup.config:
             raise ConfigError(f"config.{part}.run is {setup.starts[part]}, which has no {part}")
+    kept = {part: model.setup.config for part, model in starts.items()}
     for part, more in COMES_WITH.items():
         kept |= {name: kept[part] for name in more if part in kept and name not in kept and name in kept[part]}
-    if _is_pair(setup):
+    if "autoencoder" in kept and "autoencoder" not in starts:
+        starts["autoencoder"] = starts["unet"]
+        config["autoencoder"] = {"run": setup.starts["unet"], **config.get("autoencoder", {})}
+    if _are_a_pair(starts):
         kept["encoder"] = kept["text"]
-    completed = _completed(setup, kept)
-    if "unet" in kept and "autoencoder" in completed.config and "autoencoder" not in setup.starts:
-        section = completed.config["autoencoder"] | {"run": setup.starts["unet"]}
-        completed = build.experiment(completed.config | {"autoencoder": section})
-    return completed
+    return _completed(config, kept), starts
 
 
-def _completed(setup: Experiment, kept: dict[str, dict]) -> Experiment:
+def _completed(config: dict[str, Any], kept: dict[str, dict]) -> Experiment:
     """An experiment whose sections say what those of ``kept``, of the configs by section, say besides."""
-    config = dict(setup.config)
+    config = dict(config)
     for name, other in kept.items():
         if name not in ("data", "train", "optimizer", "mesh") and name in other:
             own = {} if name == "tokenizer" else config.get(name, {})
@@ -144,47 +146,49 @@ def _completed(setup: Experiment, kept: dict[str, dict]) -> Experiment:
     return build.experiment(config)
 
 
-def starting_weights(setup: Experiment, sharding: Sharding) -> dict[str, Any]:
-    """The weights that a new run begins with, of every network that its config names a model for.
+def starting_weights(starts: dict[str, Model], sharding: Sharding) -> dict[str, Any]:
+    """The weights that a new run begins with, of every network that has a model to begin from.
 
     Two towers of one model bring their temperature with them.
     """
-    found = {part: _start(setup, part).weights(sharding, only=(part,))[part] for part in setup.starts}
-    if _is_pair(setup):
-        model = _start(setup, "text")
-        scalars = [name for name in model.setup.shapes(model.tokenizer) if name.startswith("logit_")]
-        found |= model.weights(sharding, only=scalars)
+    found: dict[str, Any] = {}
+    for model in {id(model): model for model in starts.values()}.values():
+        wanted = [part for part in starts if starts[part] is model]
+        if _are_a_pair(starts):
+            wanted += [name for name in model.setup.shapes(model.tokenizer) if name.startswith("logit_")]
+        found |= model.weights(sharding, only=wanted)
     return found
 
 
-def _is_pair(setup: Experiment) -> bool:
+def _are_a_pair(starts: dict[str, Model]) -> bool:
     """Whether both towers of a dual encoder begin as those of one model."""
-    return setup.train.objective == "contrastive" and len(setup.starts) == 2 and len({*setup.starts.values()}) == 1
+    return starts.keys() == {"text", "vision"} and starts["text"] is starts["vision"]
 
 
-def starting_tokenizer(setup: Experiment) -> Tokenizer | None:
-    """The tokenizer of the text tower that a new run begins with."""
-    return _start(setup, "text").tokenizer if "text" in setup.starts else None
+def _open_starts(setup: Experiment) -> dict[str, Model]:
+    """The models that networks begin with, by network, each opened once.
 
-
-def _start(setup: Experiment, part: str) -> Model:
-    """The model that a network begins with; a vision tower's positions are brought to the config's image size."""
-    path = setup.starts[part]
-    model = find(path, Hints(image_size=setup.image_size) if part == "vision" else None)
-    if part == "vision" and model.setup.image_size != setup.image_size:
+    A vision tower's positions are brought to the config's image size.
+    """
+    seen = setup.starts.get("vision")
+    opened = {
+        path: find(path, Hints(image_size=setup.image_size if path == seen else None))
+        for path in dict.fromkeys(setup.starts.values())
+    }
+    if seen and (size := opened[seen].setup.image_size) != setup.image_size:
         raise ConfigError(
-            f"config.data.image_size is {setup.image_size}, but the vision tower of config.vision.run, {path}, is for "
-            f"{model.setup.image_size}"
+            f"config.data.image_size is {setup.image_size}, but the vision tower of config.vision.run, {seen}, is for "
+            f"{size}"
         )
-    return model
+    return {part: opened[path] for part, path in setup.starts.items()}
 
 
 def saved_tokenizer(workdir: epath.PathLike) -> Tokenizer:
     """The tokenizer of a run."""
-    keys = saved_experiment(workdir).config.get("tokenizer", {})
+    setup = saved_experiment(workdir)
+    keys = setup.config.get("tokenizer", {})
     spoken = {key: keys[key] for key in ("dialect", "pad") if key in keys}
-    context_length = saved_experiment(workdir).context_length
-    return tokenizers.load(epath.Path(workdir) / "tokenizer.json", context_length=context_length, **spoken)
+    return tokenizers.load(epath.Path(workdir) / "tokenizer.json", context_length=setup.context_length, **spoken)
 
 
 def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoint.Checkpoints:

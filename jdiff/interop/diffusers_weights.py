@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jdiff.diffusion.schedules import SPACINGS
 from jdiff.interop import clip_weights
 from jdiff.interop.tensors import Rule, Stored, WrongWeights
 
@@ -214,6 +215,7 @@ def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         _must(key, given.get(key, usual), usual)
     predicted = _known("prediction_type", given.get("prediction_type", "epsilon"), PREDICTIONS)
     spacing = given.get("timestep_spacing", "leading")
+    _known("timestep_spacing", spacing, SPACINGS)
     diffusion = {
         "schedule": name,
         "timesteps": given.get("num_train_timesteps", 1000),
@@ -222,7 +224,7 @@ def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     sample = {
         "solver": "ddim",
         "steps": 50,
-        "spacing": spacing if spacing in ("leading", "trailing", "linspace") else "leading",
+        "spacing": spacing,
         "offset": given.get("steps_offset", 0) if spacing == "leading" else 0,
         "ends_clean": given.get("set_alpha_to_one", True),
         "guidance_scale": 7.5,
@@ -236,62 +238,31 @@ def single_file_config(stored: Mapping[str, Stored], prediction_type: str | None
 
     prediction_type: of a Stable Diffusion 2, whose file does not tell.
     """
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in stored:
-            raise WrongWeights(f"it has no tensor {name}, so it is no Stable Diffusion 1 or 2")
-        return stored[name].shape
-
     first = f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight" in stored
     if first:
-        vocab_size, width = shape(f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight")
-        layers = f"{TEXT_1_IN_FILE}text_model.encoder.layers"
-        text = {
-            "vocab_size": vocab_size,
-            "width": width,
-            "layers": clip_weights.count(stored, rf"{re.escape(layers)}\.(\d+)\."),
-            "heads": width // 64,
-            "mlp_ratio": shape(f"{layers}.0.mlp.fc1.weight")[0] / width,
-            "embed_dim": 0,
-        }
-        positions = f"{TEXT_1_IN_FILE}text_model.embeddings.position_embedding.weight"
+        text, positions = _first_text(stored), f"{TEXT_1_IN_FILE}text_model.embeddings.position_embedding.weight"
     else:
-        shape(f"{TEXT_2_IN_FILE}token_embedding.weight")
-        text = clip_weights.openai_text(stored, activation="gelu", prefix=TEXT_2_IN_FILE)
-        projection = stored.get(f"{TEXT_2_IN_FILE}text_projection")
-        text |= {"skip": 1, "embed_dim": projection.shape[1] if projection else 0}
-        positions = f"{TEXT_2_IN_FILE}positional_embedding"
+        text, positions = _second_text(stored), f"{TEXT_2_IN_FILE}positional_embedding"
         if prediction_type is None:
             raise WrongWeights(
                 "it is a Stable Diffusion 2, and does not tell what it predicts; say --prediction_type=v (the one for "
                 "768 pixels) or --prediction_type=eps (the base, for 512)"
             )
-    channels, attention = [], []
-    blocks = f"{UNET_IN_FILE}input_blocks"
-    number, per_level = 1, []
-    while f"{blocks}.{number}.0.in_layers.2.weight" in stored:
-        found = 0
-        while f"{blocks}.{number}.0.in_layers.2.weight" in stored:
-            channels[len(per_level) :] = [shape(f"{blocks}.{number}.0.in_layers.2.weight")[0]]
-            attention[len(per_level) :] = [f"{blocks}.{number}.1.norm.weight" in stored]
-            number, found = number + 1, found + 1
-        per_level.append(found)
-        number += 1
-    if not per_level or len(set(per_level)) > 1:
-        raise WrongWeights(f"its U-Net has {per_level} blocks at its levels, so it is no Stable Diffusion 1 or 2")
+    channels, attention, blocks = _unet_levels(stored)
     unet = {
-        "channels": tuple(channels),
-        "attention": tuple(attention),
+        "channels": channels,
+        "attention": attention,
         "heads": (8,) * len(channels) if first else tuple(max(c // 64, 1) for c in channels),
-        "blocks": per_level[0],
+        "blocks": blocks,
         "reads_padding": True,
     }
     down = rf"{re.escape(VAE_IN_FILE)}encoder\.down\.(\d+)\."
     levels = range(clip_weights.count(stored, down))
+    widths = (_shape(stored, f"{VAE_IN_FILE}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels)
     autoencoder = {
-        "channels": tuple(shape(f"{VAE_IN_FILE}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels),
+        "channels": tuple(widths),
         "blocks": clip_weights.count(stored, rf"{re.escape(VAE_IN_FILE)}encoder\.down\.0\.block\.(\d+)\."),
-        "latent_channels": shape(f"{VAE_IN_FILE}post_quant_conv.weight")[0],
+        "latent_channels": _shape(stored, f"{VAE_IN_FILE}post_quant_conv.weight")[0],
     }
     predicted = {"eps": "epsilon", "v": "v_prediction"}[prediction_type or "eps"]
     diffusion, sample = scheduler_config(
@@ -307,13 +278,60 @@ def single_file_config(stored: Mapping[str, Stored], prediction_type: str | None
     )
     return {
         "data": {"image_size": 768 if predicted == "v_prediction" else 512},
-        "tokenizer": {"context_length": shape(positions)[0]},
+        "tokenizer": {"context_length": _shape(stored, positions)[0]},
         "text": text,
         "unet": unet,
         "autoencoder": autoencoder,
         "diffusion": diffusion,
         "sample": sample,
     }
+
+
+def _shape(stored: Mapping[str, Stored], name: str) -> tuple[int, ...]:
+    if name not in stored:
+        raise WrongWeights(f"it has no tensor {name}, so it is no Stable Diffusion 1 or 2")
+    return stored[name].shape
+
+
+def _first_text(stored: Mapping[str, Stored]) -> dict[str, Any]:
+    """The text section of a first version, whose tower is named as Hugging Face does."""
+    layers = f"{TEXT_1_IN_FILE}text_model.encoder.layers"
+    vocab_size, width = _shape(stored, f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight")
+    return {
+        "vocab_size": vocab_size,
+        "width": width,
+        "layers": clip_weights.count(stored, rf"{re.escape(layers)}\.(\d+)\."),
+        "heads": width // 64,
+        "mlp_ratio": _shape(stored, f"{layers}.0.mlp.fc1.weight")[0] / width,
+        "embed_dim": 0,
+    }
+
+
+def _second_text(stored: Mapping[str, Stored]) -> dict[str, Any]:
+    """The text section of a second version, whose tower is whole, and read before its last layer."""
+    _shape(stored, f"{TEXT_2_IN_FILE}token_embedding.weight")
+    projection = stored.get(f"{TEXT_2_IN_FILE}text_projection")
+    text = clip_weights.openai_text(stored, activation="gelu", prefix=TEXT_2_IN_FILE)
+    return text | {"skip": 1, "embed_dim": projection.shape[1] if projection else 0}
+
+
+def _unet_levels(stored: Mapping[str, Stored]) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
+    """Channels of each level of a single file's U-Net, whether it has attention, and the blocks of every level."""
+    levels, number = [[]], 1
+    while True:
+        block = f"{UNET_IN_FILE}input_blocks.{number}"
+        if f"{block}.0.in_layers.2.weight" in stored:
+            levels[-1].append(block)
+        elif f"{block}.0.op.weight" in stored:
+            levels.append([])
+        else:
+            break
+        number += 1
+    counts = [len(level) for level in levels]
+    if not counts[0] or len(set(counts)) > 1:
+        raise WrongWeights(f"its U-Net has {counts} blocks at its levels, so it is no Stable Diffusion 1 or 2")
+    channels = tuple(stored[f"{level[-1]}.0.in_layers.2.weight"].shape[0] for level in levels)
+    return channels, tuple(f"{level[-1]}.1.norm.weight" in stored for level in levels), counts[0]
 
 
 def _known(key: str, name: Any, table: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from jdiff.data import tokenizer as jdiff_tokenizers
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.interop import clip_weights, diffusers_weights, positions, tensors
 from jdiff.interop.tensors import File, WrongWeights, scan, scan_folder
+from jdiff.models.autoencoder import Autoencoder
 
 VOCABULARIES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 
@@ -33,6 +34,9 @@ class Hints:
     prediction_type: str | None = None
     tokenizer: epath.PathLike | None = None
     image_size: int | None = None
+
+
+NO_HINTS = Hints()
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Foreign:
         return tensors.read(like, self.files, sharding, source=self.source, only=only)
 
 
-def find(path: epath.PathLike, hints: Hints = Hints()) -> Foreign | None:
+def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> Foreign | None:
     """Describe the model at ``path``: a folder or a safetensors file; None where there is none.
 
     Raises ``WrongWeights`` at one that cannot be read here, with the reason.
@@ -86,11 +90,10 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _config(objective: str, sections: dict[str, Any], *, dialect: str, pad: int | None = None) -> dict[str, Any]:
+def _config(objective: str, sections: dict[str, Any], *, dialect: str) -> dict[str, Any]:
     """A run's config of somebody's weights: no training was done, and what it would need is some other config's."""
-    spoken = {"dialect": dialect} | ({} if pad is None else {"pad": pad})
     train = {"objective": objective, "batch_size": 1, "steps": 1}
-    return {**sections, "tokenizer": {**sections["tokenizer"], **spoken}, "train": train}
+    return {**sections, "tokenizer": {**sections["tokenizer"], "dialect": dialect}, "train": train}
 
 
 def _vocabulary(path: epath.Path, hints: Hints) -> epath.Path:
@@ -107,27 +110,22 @@ def _vocabulary(path: epath.Path, hints: Hints) -> epath.Path:
 
 
 def _clip_tokenizer(path: epath.Path, hints: Hints, config: dict[str, Any]) -> Tokenizer:
-    merges, vocabulary = jdiff_tokenizers.clip_merges(_vocabulary(path, hints))
-    return jdiff_tokenizers.clip(merges, vocabulary, **config["tokenizer"])
+    """CLIP's tokenizer; the padding token that a Hugging Face folder names goes into ``config``."""
+    vocabulary = _vocabulary(path, hints)
+    merges, numbers = jdiff_tokenizers.clip_merges(vocabulary)
+    if config["tokenizer"]["dialect"] == "hugging_face" and numbers is not None:
+        named = _pad_token(vocabulary.parent)
+        config["tokenizer"] |= {} if named is None else {"pad": numbers[named]}
+    return jdiff_tokenizers.clip(merges, numbers, **config["tokenizer"])
 
 
 def _pad_token(path: epath.Path) -> str | None:
     """The padding token that a Hugging Face tokenizer's folder names."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        given = json.loads((path / name).read_text()).get("pad_token") if (path / name).exists() else None
+        given = _json(path / name).get("pad_token") if (path / name).exists() else None
         if given is not None:
             return given["content"] if isinstance(given, dict) else given
     return None
-
-
-def _hugging_face_tokenizer(path: epath.Path, hints: Hints, config: dict[str, Any]) -> Tokenizer:
-    """CLIP's tokenizer as a Hugging Face folder has it; its pad goes into ``config``."""
-    vocabulary = _vocabulary(path, hints)
-    merges, numbers = jdiff_tokenizers.clip_merges(vocabulary)
-    named = _pad_token(vocabulary.parent)
-    if named is not None and numbers is not None:
-        config["tokenizer"]["pad"] = numbers[named]
-    return jdiff_tokenizers.clip(merges, numbers, **config["tokenizer"])
 
 
 def _hugging_face(path: epath.Path, given: dict[str, Any], hints: Hints) -> Foreign:
@@ -138,7 +136,7 @@ def _hugging_face(path: epath.Path, given: dict[str, Any], hints: Hints) -> Fore
     sections = clip_weights.hugging_face_config(given, _json(preprocessor) if preprocessor.exists() else {})
     config = _config("contrastive", sections, dialect="hugging_face" if kind == "clip" else "siglip")
     if kind == "clip":
-        tokenizer = _hugging_face_tokenizer(path, hints, config)
+        tokenizer = _clip_tokenizer(path, hints, config)
     else:
         source = epath.Path(hints.tokenizer or path)
         source = source if source.is_file() else source / "tokenizer.json"
@@ -204,10 +202,9 @@ def _diffusers(path: epath.Path, hints: Hints) -> Foreign:
         "diffusion": diffusion,
         "sample": sample,
     }
-    factor = 2 ** (len(sections["autoencoder"]["channels"]) - 1)
-    sections["data"] = {"image_size": unet.get("sample_size", 64) * factor}
+    sections["data"] = {"image_size": unet.get("sample_size", 64) * Autoencoder(**sections["autoencoder"]).factor}
     config = _config("diffusion", sections, dialect="hugging_face")
-    tokenizer = _hugging_face_tokenizer(path / "tokenizer", hints, config)
+    tokenizer = _clip_tokenizer(path / "tokenizer", hints, config)
     stored = {
         "unet": scan_folder(path / "unet", ("diffusion_pytorch_model",)),
         "autoencoder": scan_folder(path / "vae", ("diffusion_pytorch_model",)),

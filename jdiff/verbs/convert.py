@@ -36,7 +36,7 @@ def convert(source: str, destination: str, hints: Hints) -> None:
     model = runs.of_foreign(theirs)
     for note in model.notes:
         print(f"{source}: {note}")
-    weights = model.weights(jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    weights = model.weights(runs.first_device())
     count = sum(leaf.size for leaf in jax.tree.leaves(weights))
     print(f"read {count / 1e6:.2f} M parameters of {', '.join(weights)} from {source}")
     with runs.checkpoints(path, keep=1) as store:

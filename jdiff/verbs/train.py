@@ -18,6 +18,7 @@ from jdiff.data import records
 from jdiff.data.pipeline import Batches
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.embed import Encoder
+from jdiff.runs import Model
 from jdiff.sharding import mesh as meshes
 from jdiff.training import loop
 from jdiff.training.metrics import Writer, from_checkpoint
@@ -30,7 +31,7 @@ SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures dr
 def train(setup: Experiment, workdir: str) -> None:
     """Train to the config's last step, from the newest checkpoint if there is one."""
     path = epath.Path(workdir)
-    setup = runs.with_starts(setup, path)
+    setup, starts = runs.with_starts(setup, path)
     train = setup.train
     builder = setup.dataset()
     dataset = records.records(builder, "train")
@@ -40,12 +41,11 @@ def train(setup: Experiment, workdir: str) -> None:
             f"config.train.batch_size is {train.batch_size}, which {mesh.size} devices cannot share evenly"
         )
     _check_unchanged(setup, path, builder)
-    tokenizer = _tokenizer(setup, path, dataset)
-    with runs.checkpoints(path) as begun:
-        new = begun.latest is None
+    tokenizer = _tokenizer(setup, path, starts, dataset)
+    new = runs.latest_step(path) is None
     if new:
         merged = None
-        state = setup.initial_state(tokenizer, mesh, runs.starting_weights(setup, meshes.everywhere(mesh)))
+        state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, meshes.everywhere(mesh)))
     show_samples = _shower(setup, tokenizer, path, builder)
     _claim(setup, path, builder, tokenizer)
     with runs.checkpoints(path, keep=train.keep) as store:
@@ -104,13 +104,13 @@ def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.Capti
             )
 
 
-def _tokenizer(setup: Experiment, path: epath.Path, dataset) -> Tokenizer:
+def _tokenizer(setup: Experiment, path: epath.Path, starts: dict[str, Model], dataset) -> Tokenizer:
     """The run's own, or for a new run that of the text tower it begins with, or one learnt from the captions."""
     if (path / CONFIG).exists():
         return runs.saved_tokenizer(path)
-    return runs.starting_tokenizer(setup) or setup.train_tokenizer(
-        caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"]
-    )
+    if "text" in starts:
+        return starts["text"].tokenizer
+    return setup.train_tokenizer(caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"])
 
 
 def _claim(setup: Experiment, path: epath.Path, builder: records.CaptionedImages, tokenizer: Tokenizer) -> None:

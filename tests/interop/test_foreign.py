@@ -41,7 +41,7 @@ HINTS = {"openai/ViT.safetensors": Hints(activation="quick_gelu")}
 @pytest.mark.parametrize("name", ["clip", "openai/ViT.safetensors", "sd"])
 def test_what_was_written_is_found_and_converts_to_an_equal_run(name, models, tmp_path):
     root, weights = models
-    model = runs.find(root / name, HINTS.get(name))
+    model = runs.find(root / name, HINTS.get(name, Hints()))
     jax.tree.map(np.testing.assert_array_equal, model.weights(ONE), weights[name])
     convert(str(root / name), str(tmp_path / "run"), HINTS.get(name, Hints()))
     again = runs.find(tmp_path / "run")
@@ -207,13 +207,13 @@ def config(**sections):
 def test_what_comes_with_a_network(models, tmp_path):
     """A text tower brings its tokenizer; a U-Net its autoencoder, what it predicts and how it is sampled."""
     start = str(models[0] / "sd")
-    setup = runs.with_starts(config(text={"run": start}, unet={"run": start}), tmp_path)
+    setup, starts = runs.with_starts(config(text={"run": start}, unet={"run": start}), tmp_path)
     theirs = runs.find(start).setup
     assert setup.unet() == theirs.unet() and setup.autoencoder() == theirs.autoencoder()
     assert setup.diffusion == theirs.diffusion and setup.sample == theirs.sample
     assert setup.config["tokenizer"] == theirs.config["tokenizer"]
     assert setup.frozen == {"text", "autoencoder"}
-    assert runs.starting_weights(setup, ONE).keys() == {"text", "unet", "autoencoder"}
+    assert runs.starting_weights(starts, ONE).keys() == {"text", "unet", "autoencoder"}
 
 
 @pytest.mark.parametrize(
@@ -224,9 +224,9 @@ def test_only_what_is_not_frozen_moves(text, unet, trained, models, tmp_path):
     start = str(models[0] / "sd")
     more = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}, "mesh": {"data": 1}}
     setup = config(text={"run": start, **text}, unet={"run": start, **unet}, **more)
-    setup = runs.with_starts(setup, tmp_path)
-    tokenizer, mesh = runs.starting_tokenizer(setup), setup.mesh()
-    state = setup.initial_state(tokenizer, mesh, runs.starting_weights(setup, ONE))
+    setup, starts = runs.with_starts(setup, tmp_path)
+    tokenizer, mesh = starts["text"].tokenizer, setup.mesh()
+    state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, ONE))
     before = jax.tree.map(np.asarray, state.best)
     tokens, mask = tokenizer.encode(["a cat", "a dog"])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
