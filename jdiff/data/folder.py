@@ -152,15 +152,10 @@ class Folder:
     def _files(self) -> dict[str, _File]:
         """Every file by its name relative to the folder; composed Unicode, as some disks keep it in pieces."""
         root, files = epath.Path(self.path), {}
-        for folder, folders, names in root.walk():
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = folder.relative_to(root)
-            if not any(part.startswith(".") for part in inside.parts):
-                for path in (folder / name for name in names if not name.startswith(".")):
-                    if path.is_file():
-                        stat = path.stat()
-                        key = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-                        files[key] = _File(path, stat.length, stat.mtime)
+        for path in files_below(root):
+            stat = path.stat()
+            key = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+            files[key] = _File(path, stat.length, stat.mtime)
         return files
 
     @functools.cached_property
@@ -209,6 +204,17 @@ class Folder:
                 except ValueError as error:
                     rows[key] = _Row(where, (), f"{where}: {error}")
         return rows, problems
+
+
+def files_below(root: epath.Path) -> Iterator[epath.Path]:
+    """Every file in a folder and in those inside it whose names do not begin with a dot."""
+    for folder, folders, names in root.walk():
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = folder.relative_to(root)
+        if not any(part.startswith(".") for part in inside.parts):
+            yield from (
+                path for path in (folder / name for name in names if not name.startswith(".")) if path.is_file()
+            )
 
 
 def _image_key(row: dict | str, folder: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from jdiff.data.decoding import check_fit, decode, fit
-from jdiff.data.folder import IMAGE_SUFFIXES
+from jdiff.data.folder import IMAGE_SUFFIXES, files_below
 from jdiff.data.records import Rejected, reject
 
 NAMES = "classes.txt"
@@ -53,7 +53,7 @@ class Labelled:
     def examples(self) -> Iterator[tuple[np.ndarray, int] | Rejected]:
         """Every image (size, size, 3) uint8 with the number of its class, or why it cannot be used; classes in turn."""
         classes = [
-            [(path, label) for path in sorted(_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES]
+            [(path, label) for path in sorted(files_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES]
             for label, folder in enumerate(self.folders())
         ]
         for path, label in (found for turn in zip_longest(*classes) for found in turn if found):
@@ -61,10 +61,3 @@ class Labelled:
                 yield fit(decode(path.read_bytes()), self.image_size, crop=self.crop), label
             except (OSError, ValueError) as error:
                 yield reject(str(path), error)
-
-
-def _below(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file below a folder whose name, and whose folders' names, do not begin with a dot."""
-    for inside, folders, names in folder.walk():
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (inside / name for name in names if not name.startswith("."))

@@ -81,10 +81,7 @@ def _show(found: dict) -> None:
         for name in next(iter(found["scales"].values())):
             table.add_row(name, *(_share(row[name]) for row in found["scales"].values()))
     else:
-        table = Table("measure", "value")
-        for name, value in found.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                table.add_row(name, f"{value:.4g}")
+        table = numbers(found)
     Console().print(table)
     if "negatives" in found:
         table = Table("shown by pictures that can be read", "no negative prompt", "as the negative prompt")
@@ -93,6 +90,15 @@ def _show(found: dict) -> None:
         Console().print(table)
     if "overlap" in found:
         print(f"{found['prompts']} prompts, {found['scenes']} scenes, of which training showed {found['overlap']}")
+
+
+def numbers(found: dict) -> Table:
+    """The figures in what was found, one a row."""
+    table = Table("measure", "value")
+    for name, value in found.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            table.add_row(name, f"{value:.4g}")
+    return table
 
 
 def _share(row: dict) -> str:

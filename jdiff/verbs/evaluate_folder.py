@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from jdiff import runs
 from jdiff.construct import ConfigError
@@ -21,6 +20,7 @@ from jdiff.embed import BATCH, Encoder
 from jdiff.evaluation import retrieval, zero_shot
 from jdiff.evaluation.prompt_accuracy import interval
 from jdiff.interop.foreign import Hints
+from jdiff.verbs.evaluate import numbers
 
 
 def evaluate_folder(
@@ -51,16 +51,12 @@ def evaluate_folder(
     else:
         sentences = zero_shot.read_templates(*([templates] if templates else []))
         found = _zero_shot(encoder, Labelled(images, size, crop), sentences, num)
-    found = {"model": str(path), "step": model.step, "images": str(images), **found}
     where = epath.Path(path) / "evaluation" if runs.is_run(path) else epath.Path()
     target = epath.Path(out) if out else where / f"{epath.Path(images).absolute().name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
+    Console().print(numbers(found))
+    found = {"model": str(path), "step": model.step, "images": str(images), **found}
     target.write_text(json.dumps(found, indent=2) + "\n")
-    table = Table("measure", "value")
-    for name, value in found.items():
-        if isinstance(value, int | float) and name != "step":
-            table.add_row(name, f"{value:.4g}")
-    Console().print(table)
     print(f"wrote {target}")
     return found
 
