@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -22,7 +23,10 @@ class Level:
 
     @property
     def logsnr(self) -> Array:
-        """log(alpha**2 / sigma**2): falls as noise grows; infinite at the clean end."""
+        """log(alpha**2 / sigma**2): falls as noise grows; infinite at the clean end, minus infinite at pure noise."""
+        if isinstance(self.alpha, np.ndarray):
+            with np.errstate(divide="ignore"):
+                return 2 * (np.log(self.alpha) - np.log(self.sigma))
         return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
     def over(self, x: Array) -> Level:
@@ -33,3 +37,6 @@ class Level:
             return jnp.reshape(rate, rate.shape + (1,) * (x.ndim - rate.ndim))
 
         return Level(widen(self.alpha), widen(self.sigma))
+
+
+CLEAN = Level(np.array(1.0), np.array(0.0))

@@ -8,7 +8,8 @@ and x_t = alpha x0 + sigma eps is a second equation; two unknowns, so
 
     det = alpha ce - sigma cx,   x0 = (ce xt - sigma p) / det,   eps = (alpha p - cx xt) / det.  (6)
 
-eps is DDPM's [ddpm eq. 14], v is [distillation app. D]. A squared error in one type is a
+eps is DDPM's [ddpm eq. 14], v is [distillation app. D], score is the gradient of log p(xt) [sde eq. 7], flow the
+velocity from data to noise [flow eq. 23]. A squared error in one type is a
 weighted squared error in x0:
 
     |p - target|^2 = (det / sigma)^2 |x0_hat - x0|^2,                                            (7)
@@ -19,7 +20,9 @@ so a loss weight that is meant for x0, as min-SNR is [minsnr eq. 5], is a differ
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -29,7 +32,83 @@ PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
     "eps": lambda level: (0.0, 1.0),
     "x0": lambda level: (1.0, 0.0),
     "v": lambda level: (-level.sigma, level.alpha),
+    "score": lambda level: (0.0, -1 / level.sigma),
+    "flow": lambda level: (-1.0, 1.0),
 }
+BLIND_AT_ZERO_SNR = ("eps", "score")  # where alpha is 0, these say nothing of the image
+
+
+class Answer(NamedTuple):
+    """What a denoiser makes of a noised batch.
+
+    x0, eps: like xt.   fraction: like xt, in [0, 1], where between its two bounds the network puts the log of the
+    variance of a step; None where it was not asked.
+    """
+
+    x0: Array
+    eps: Array
+    fraction: Array | None = None
+
+
+def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:
+    """What the network should have said, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level.over(x0))
+    return of_x0 * x0 + of_eps * eps
+
+
+def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> Answer:
+    """The clean image and the noise that a prediction implies, equation (6).
+
+    prediction, xt: (b, *dims).   level: rates (b,).
+    """
+    level = level.over(xt)
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
+    det = level.alpha * of_eps - level.sigma * of_x0
+    x0 = (of_eps * xt - level.sigma * prediction) / det
+    return Answer(x0, (level.alpha * prediction - of_x0 * xt) / det)
+
+
+def divided(output: Array, xt: Array) -> tuple[Array, Array | None]:
+    """A network's output as its prediction and, where it has twice the channels of xt, the fraction of ``Answer``."""
+    c = xt.shape[-1]
+    return (output, None) if output.shape[-1] == c else (output[..., :c], (output[..., c:] + 1) / 2)
+
+
+def denoiser(predict: Callable, prediction_type: str) -> Callable:
+    """A network with its parameterisation solved.
+
+    predict: (xt, timestep) -> output.   Returns (xt, row) -> ``Answer``, of whose row the timestep and level are read.
+    """
+
+    def denoise(xt: Array, row) -> Answer:
+        prediction, fraction = divided(predict(xt, row.timestep), xt)
+        return solve(prediction_type, prediction, xt, row.level)._replace(fraction=fraction)
+
+    return denoise
+
+
+def clipped(answer: Answer, xt: Array, level: Level, *, whether: Array | bool = True, percentile: Array = 0.0) -> Answer:
+    """An answer whose clean image stays in [-1, 1], and whose noise is what then explains xt.
+
+    whether: (b,) or one for all.   percentile: (b,) or one for all; where above 0, an image is first divided by that
+    percentile of its absolute values, if above 1: dynamic thresholding [imagen sec. 2.3].
+    """
+    shape = (xt.shape[0],) + (1,) * (xt.ndim - 1)
+    whether, percentile = (jnp.broadcast_to(jnp.asarray(a), shape[:1]).reshape(shape) for a in (whether, percentile))
+
+    def bound(x0: Array) -> Array:
+        size = jnp.sort(jnp.abs(x0).reshape(xt.shape[0], -1), axis=-1)
+        place = jnp.ravel(percentile) / 100 * (size.shape[-1] - 1)
+        low = jnp.floor(place).astype(jnp.int32)[:, None]
+        pair = jnp.take_along_axis(size, jnp.minimum(jnp.concatenate([low, low + 1], 1), size.shape[-1] - 1), axis=1)
+        found = pair[:, 0] + (place - low[:, 0]) * (pair[:, 1] - pair[:, 0])
+        return jnp.where(percentile > 0, jnp.maximum(found.reshape(shape), 1), 1)
+
+    most = jax.lax.cond(jnp.any(percentile > 0), bound, lambda x0: jnp.ones(shape, x0.dtype), answer.x0)
+    x0 = jnp.clip(answer.x0, -most, most) / most
+    level = level.over(xt)
+    eps = (xt - level.alpha * x0) / level.sigma
+    return answer._replace(x0=jnp.where(whether, x0, answer.x0), eps=jnp.where(whether, eps, answer.eps))
 
 
 def simple(prediction_type: str, level: Level) -> Array:
@@ -37,17 +116,42 @@ def simple(prediction_type: str, level: Level) -> Array:
     return jnp.ones_like(level.alpha)
 
 
+def snr(prediction_type: str, level: Level) -> Array:
+    """SNR in x0, so that errors of the noise count the same, whatever the network says. As ``simple``."""
+    return _of_eps(prediction_type, level)
+
+
 def min_snr(prediction_type: str, level: Level, *, cap: float = 5.0) -> Array:
     """min(SNR, cap) in x0: nearly clean images do not drown the rest [minsnr eq. 5]. As ``simple``."""
-    # sigma^2 is multiplied in first, so that a clean image does not divide by zero.
-    return jnp.minimum(level.alpha**2, cap * level.sigma**2) / _det(prediction_type, level) ** 2
+    # min(1, cap / SNR) of an error of the noise, without dividing by an alpha of 0.
+    held = cap * level.sigma**2 / jnp.maximum(level.alpha**2, cap * level.sigma**2)
+    return _of_eps(prediction_type, level) * held
+
+
+def p2(prediction_type: str, level: Level, *, gamma: float = 1.0, k: float = 1.0) -> Array:
+    """1 / (k + SNR)^gamma of an error of the noise: nearly clean images count less [p2 eq. 8]. As ``simple``."""
+    return _of_eps(prediction_type, level) * (level.sigma**2 / (k * level.sigma**2 + level.alpha**2)) ** gamma
+
+
+def sigmoid(prediction_type: str, level: Level, *, bias: float = 0.0) -> Array:
+    """S(bias - log SNR) of an error of the noise, S the logistic [elbo sec. 5.1, without the speed of the schedule]."""
+    noise = jnp.exp(bias) * level.sigma**2
+    return _of_eps(prediction_type, level) * noise / (level.alpha**2 + noise)
+
+
+def edm(prediction_type: str, level: Level, *, data_std: float = 0.5) -> Array:
+    """(s^2 + d^2) / (s d)^2 in x0, s = sigma / alpha, d of the data: a network of EDM's scaling counts all levels
+    alike [edm table 1]. Infinite for eps and score at pure noise, where they say nothing of x0. As ``simple``."""
+    share = (level.sigma**2 + (level.alpha * data_std) ** 2) / data_std**2
+    return share / _det(prediction_type, level) ** 2
 
 
 def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: float = 2.0) -> Array:
     """sqrt(SNR) = alpha / sigma in x0, held in [floor, cap]; found by trial, see benchmarks/RESULTS.md.
 
     Half way between counting errors of x0 and of eps alike, since |x0 error| |eps error| = (alpha / sigma)
-    |x0 error|^2. The floor keeps the noisiest levels, where a scene is laid out. As ``simple``.
+    |x0 error|^2. The floor keeps the noisiest levels, where a scene is laid out. Infinite for eps and score at pure
+    noise. As ``simple``.
     """
     held = jnp.clip(level.alpha, floor * level.sigma, cap * level.sigma)
     return held * level.sigma / _det(prediction_type, level) ** 2
@@ -59,45 +163,20 @@ def _det(prediction_type: str, level: Level) -> Array:
     return level.alpha * of_eps - level.sigma * of_x0
 
 
-WEIGHTINGS = {"simple": simple, "min_snr": min_snr, "root_snr": root_snr}
-
-
-def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:
-    """What the network should have said, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level.over(x0))
-    return of_x0 * x0 + of_eps * eps
-
-
-def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> tuple[Array, Array]:
-    """The clean image and the noise that a prediction implies, equation (6).
-
-    prediction, xt: (b, *dims).   level: rates (b,).   Returns (x0, eps), like xt.
-    """
-    level = level.over(xt)
+def _of_eps(prediction_type: str, level: Level) -> Array:
+    """(alpha / det)^2: how a squared error in a type counts as one of the noise, at pure noise too."""
     of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
-    det = level.alpha * of_eps - level.sigma * of_x0
-    x0 = (of_eps * xt - level.sigma * prediction) / det
-    return x0, (level.alpha * prediction - of_x0 * xt) / det
+    if prediction_type in BLIND_AT_ZERO_SNR:  # alpha cancels
+        return jnp.ones_like(level.alpha) / of_eps**2
+    return (level.alpha / (level.alpha * of_eps - level.sigma * of_x0)) ** 2
 
 
-def denoiser(predict: Callable, prediction_type: str) -> Callable:
-    """A network with its parameterisation solved.
-
-    predict: (xt, timestep) -> prediction.   Returns (xt, timestep, level) -> (x0, eps).
-    """
-
-    def denoise(xt: Array, timestep: Array, level: Level) -> tuple[Array, Array]:
-        return solve(prediction_type, predict(xt, timestep), xt, level)
-
-    return denoise
-
-
-def clipped(denoise: Callable) -> Callable:
-    """A denoiser whose clean image stays in [-1, 1], and whose noise is what then explains xt."""
-
-    def clip(xt: Array, timestep: Array, level: Level) -> tuple[Array, Array]:
-        x0 = jnp.clip(denoise(xt, timestep, level)[0], -1, 1)
-        wide = level.over(xt)
-        return x0, (xt - wide.alpha * x0) / wide.sigma
-
-    return clip
+WEIGHTINGS = {
+    "simple": simple,
+    "snr": snr,
+    "min_snr": min_snr,
+    "p2": p2,
+    "sigmoid": sigmoid,
+    "edm": edm,
+    "root_snr": root_snr,
+}

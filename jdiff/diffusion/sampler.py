@@ -18,23 +18,72 @@ def start(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 def sample(
-    denoise: Callable, tableau: Tableau, xt: Array, *, keys: Array, trajectory: bool = False
+    denoise: Callable,
+    tableau: Tableau,
+    xt: Array,
+    *,
+    keys: Array,
+    memory: Array | None = None,
+    history: Array | None = None,
+    trajectory: bool = False,
 ) -> tuple[Array, Array | None]:
     """Run every row of a tableau, equation (9) of ``solvers``, under one ``lax.scan``.
 
-    denoise: (xt, timestep (b,), level of (b,)) -> (x0, eps).
-    xt: (b, *dims) the noise to start from.   keys: (b,) one per image: an image's noise is its own.
+    Rows that are idle in every image are passed over, and noise is drawn only where a row asks for it, both by a scalar
+    condition: what is not used costs nothing. An image's noise is its own, by its key and the number of the row.
+
+    denoise: (xt, row) -> ``Answer``, the fields of row being (b,); with a memory (xt, row, memory) -> (``Answer``, memory).
+    tableau: one for all images, or one for each.   xt: (b, *dims) the noise to start from.   keys: (b,) one per image.
+    memory: what denoise remembers from row to row, at the start.
+    history: (depth, b, *dims) the d of (9) before the first row, latest first; nothing is known if not given.
     Returns x0 (b, *dims) and, on request, the denoiser's x0 at every row, (rows, b, *dims).
     """
     b = xt.shape[0]
+    wide = (b, *(1,) * (xt.ndim - 1))
+    depth = tableau.weights.shape[1]
+    if history is None:
+        history = jnp.zeros((depth, *xt.shape), xt.dtype)
 
-    def step(xt: Array, row: tuple[Array, Tableau]) -> tuple[Array, Array | None]:
-        number, at = row
-        timestep, level = jax.tree.map(lambda value: jnp.broadcast_to(value, (b,)), (at.timestep, at.level))
-        x0, eps = denoise(xt, timestep, level)
-        z = rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), xt.shape[1:])
-        xs = at.of_xt * xt + at.of_x0 * x0 + at.of_eps * eps + at.of_noise * z
-        return xs, (x0 if trajectory else None)
+    def of_image(column: Array) -> Array:
+        return jnp.broadcast_to(column, (*column.shape[:-1], b)) if column.ndim > 1 else column
 
-    rows = tableau.timestep.shape[0]
-    return jax.lax.scan(step, xt, (jnp.arange(1, rows + 1), tableau))
+    def over(column: Array) -> Array:
+        return jnp.broadcast_to(column, (b,)).astype(xt.dtype).reshape(wide)
+
+    def run(number: Array, row: Tableau, state):
+        xt, history, memory = state
+        told = jax.tree.map(lambda column: jnp.broadcast_to(column, (b,)), _without_weights(row))
+        answer, memory = (denoise(xt, told), None) if memory is None else denoise(xt, told, memory)
+        found = over(row.of_x0) * answer.x0 + over(row.of_eps) * answer.eps
+        history = jnp.concatenate([found[None], history[:-1]])
+        xs = over(row.of_xt) * xt
+        for j in range(depth):
+            xs = xs + over(row.weights[j]) * history[j]
+
+        def noisy(xs: Array) -> Array:
+            z = rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), xs.shape[1:])
+            size = over(row.of_noise)
+            if answer.fraction is not None:
+                size = size * jnp.exp(answer.fraction * over(row.noise_range))
+            return xs + size * z
+
+        xs = jax.lax.cond(jnp.any(row.of_noise != 0), noisy, lambda xs: xs, xs)
+        return (xs, history, memory), (answer.x0 if trajectory else None)
+
+    def step(state, numbered):
+        number, row = numbered
+
+        def idle(state):
+            return state, (jnp.zeros_like(xt) if trajectory else None)
+
+        return jax.lax.cond(jnp.any(row.active), lambda state: run(number, row, state), idle, state)
+
+    numbers = jnp.arange(1, tableau.rows + 1)
+    tableau = jax.tree.map(jnp.asarray, tableau)
+    (x0, _, _), path = jax.lax.scan(step, (xt, history, memory), (numbers, tableau))
+    return x0, path
+
+
+def _without_weights(row: Tableau) -> Tableau:
+    """A row as a denoiser may read it."""
+    return Tableau(**{**vars(row), "weights": jnp.zeros(())})

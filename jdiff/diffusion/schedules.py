@@ -1,7 +1,24 @@
 """Noise schedules: how much of the image is left at each timestep.
 
+Discrete, of T timesteps 0..T-1, as a table:
+
     alpha_bar(t) = prod_{s <= t} (1 - beta(s))                                  [ddpm eq. 4]     (1)
     cosine: alpha_bar = f(t + 1) / f(0), f(t) = cos^2((t/T + s) / (1 + s) pi/2)  [iddpm eq. 17]   (2)
+
+Betas are those of 1000 timesteps; for another T each step keeps (1 - beta)^(1000/T), so that every T ends as noisy.
+
+Continuous, at a time u = timestep / T in (0, 1], as a log SNR:
+
+    linear, scaled_linear: logsnr = -log(exp(B) - 1), B(u) = the integral of 1000 beta   [sde eq. 33]   (13)
+    cosine:   logsnr = -2 log tan(u pi/2), between two ends                              [vdmpp eq. 5]  (14)
+    sigmoid:  1 - alpha_bar = (S(a + u (b - a)) - S(a)) / (S(b) - S(a)), S the logistic  [noising alg. 1] (15)
+    logsnr:   a straight line                                                            [vdm sec. 4.1] (16)
+
+Either kind can be shifted to larger images, whose neighbouring pixels average noise away, and brought to end at pure
+noise:
+
+    shifted:  logsnr - 2 log(ratio of sides)                                    [vdmpp eq. 6]    (17)
+    zero terminal SNR: alpha = (alpha - alpha_T) alpha_0 / (alpha_0 - alpha_T)  [zsnr alg. 1]    (18)
 
 Tables are made once, in float64 on the host, where 1 - alpha_bar keeps its digits, and reach
 the device as rates (alpha, sigma), never as their squares.
@@ -9,8 +26,10 @@ the device as rates (alpha, sigma), never as their squares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -19,8 +38,8 @@ from jdiff.levels import Level
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A discrete schedule. alpha_bar: (T,) float64, falling, of timesteps 0..T-1."""
+class Discrete:
+    """A schedule of whole timesteps. alpha_bar: (T,) float64, falling, of timesteps 0..T-1."""
 
     alpha_bar: np.ndarray
 
@@ -29,55 +48,317 @@ class Schedule:
         """T, the number of steps of the forward process."""
         return len(self.alpha_bar)
 
+    @property
+    def first(self) -> float:
+        """The cleanest timestep."""
+        return 0.0
+
+    @property
+    def last(self) -> float:
+        """The noisiest timestep."""
+        return self.timesteps - 1.0
+
     def rates(self, timestep: np.ndarray) -> Level:
-        """Levels of integer timesteps in float64 on the host; timestep -1 is the clean image."""
-        alpha_bar = np.append(self.alpha_bar, 1.0)[timestep]
-        return Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
+        """Levels in float64 on the host; timestep -1 is the clean image.
+
+        Between whole timesteps, which some grids ask for, the point (alpha, sigma) of the chord, brought to the circle.
+        """
+        return self._along(self._table, np.asarray(timestep, np.float64), np)
 
     def level(self, timestep: Array) -> Level:
-        """Levels of timesteps on the device. timestep: (b,) int in 0..T-1. Returns rates of shape (b,)."""
-        table = self.rates(np.arange(self.timesteps))
-        return Level(jnp.asarray(table.alpha, jnp.float32)[timestep], jnp.asarray(table.sigma, jnp.float32)[timestep])
+        """Levels of timesteps on the device. timestep: (b,) in 0..T-1. Returns rates of shape (b,)."""
+        table = jax.tree.map(lambda rate: jnp.asarray(rate, jnp.result_type(float)), self._table)
+        return self._along(table, timestep, jnp)
+
+    def timestep(self, logsnr: np.ndarray) -> np.ndarray:
+        """The inverse of ``rates``: the timestep, whole or not, of a log SNR; held in -1..T-1."""
+        at, table = _rates(np.asarray(logsnr, np.float64), np), self._table
+        angles = np.arctan2(table.sigma, table.alpha)
+        i = np.clip(np.searchsorted(angles, np.arctan2(at.sigma, at.alpha)) - 1, 0, self.timesteps - 1)
+        turn = at.sigma * np.diff(table.alpha)[i] - at.alpha * np.diff(table.sigma)[i]
+        share = (at.alpha * table.sigma[i] - at.sigma * table.alpha[i]) / turn
+        return i - 1 + np.clip(share, 0, 1)
+
+    @property
+    def _table(self) -> Level:
+        """Rates of timesteps -1..T-1."""
+        alpha_bar = np.insert(self.alpha_bar, 0, 1.0)
+        return Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
+
+    def _along(self, table: Level, timestep: Array, xp) -> Level:
+        whole = xp.floor(timestep)
+        i = whole.astype(int) + 1
+        share, after = timestep - whole, xp.minimum(i + 1, self.timesteps)
+        alpha, sigma = (rate[i] + share * (rate[after] - rate[i]) for rate in (table.alpha, table.sigma))
+        size = xp.where(share == 0, 1.0, xp.hypot(alpha, sigma))
+        return Level(alpha / size, sigma / size)
+
+    def drawn(self, share: Array) -> Array:
+        """The timestep at a share, in [0, 1), of all; even shares make even timesteps."""
+        return jnp.minimum(jnp.floor(self.timesteps * share), self.last)
+
+    def shifted(self, ratio: float) -> Discrete:
+        """(17): as noisy for images whose sides are ``ratio`` times as long."""
+        return Discrete(self.alpha_bar / (self.alpha_bar + ratio**2 * (1 - self.alpha_bar)))
+
+    def zero_terminal(self) -> Discrete:
+        """(18): the last timestep is pure noise."""
+        alpha = np.sqrt(self.alpha_bar)
+        return Discrete(((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2)
 
 
-def from_betas(beta: np.ndarray) -> Schedule:
+@dataclass(frozen=True)
+class Continuous:
+    """A schedule of any time, told to networks as timestep = T u in [T/1000, T].
+
+    logsnr: (u, xp) -> log SNR, xp being numpy or jax.numpy.   time: its inverse, in float64.
+    """
+
+    timesteps: int
+    logsnr: Callable
+    time: Callable
+
+    @property
+    def first(self) -> float:
+        """The cleanest timestep that is trained: at time 0 there is no noise to find."""
+        return self.timesteps / 1000
+
+    @property
+    def last(self) -> float:
+        """The noisiest timestep."""
+        return float(self.timesteps)
+
+    def rates(self, timestep: np.ndarray) -> Level:
+        """Levels in float64 on the host; timestep -1 is the clean image."""
+        timestep = np.asarray(timestep, np.float64)
+        with np.errstate(divide="ignore"):
+            level = _rates(self.logsnr(np.maximum(timestep, 0) / self.timesteps, np), np)
+        clean = timestep < 0
+        return Level(np.where(clean, 1.0, level.alpha), np.where(clean, 0.0, level.sigma))
+
+    def timestep(self, logsnr: np.ndarray) -> np.ndarray:
+        """The inverse of ``rates``, held in 0..T."""
+        with np.errstate(over="ignore", divide="ignore"):
+            return np.clip(self.time(np.asarray(logsnr, np.float64)), 0, 1) * self.timesteps
+
+    def level(self, timestep: Array) -> Level:
+        """Levels of timesteps on the device. timestep: (b,). Returns rates of shape (b,)."""
+        return _rates(self.logsnr(timestep / self.timesteps, jnp), jnp)
+
+    def drawn(self, share: Array) -> Array:
+        """The timestep at a share, in [0, 1), of all."""
+        return self.first + (self.last - self.first) * share
+
+    def shifted(self, ratio: float) -> Continuous:
+        """(17): as noisy for images whose sides are ``ratio`` times as long."""
+        shift = 2 * np.log(ratio)
+        return replace(self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda l: self.time(l + shift))
+
+    def zero_terminal(self) -> Continuous:
+        """(18): time 1 is pure noise."""
+        with np.errstate(divide="ignore"):
+            ends = _rates(self.logsnr(np.array([0.0, 1.0]), np), np)
+        start, end = ends.alpha
+        lost = ends.sigma[0] ** 2 / (1 + start)  # 1 - alpha, without cancellation
+
+        def logsnr(u, xp):
+            level = _rates(self.logsnr(u, xp), xp)
+            gone = level.sigma**2 / (1 + level.alpha)
+            less = lost + start * (gone - lost) / (start - end)
+            alpha = xp.where(u >= 1, 0.0, 1 - less)
+            return 2 * xp.log(alpha) - xp.log(less * (1 + alpha))
+
+        def time(logsnr):
+            alpha = _rates(logsnr, np).alpha * (start - end) / start + end
+            return np.where(alpha <= end, 1.0, self.time(2 * np.log(alpha) - np.log1p(-(alpha**2))))
+
+        return replace(self, logsnr=logsnr, time=time)
+
+
+Schedule = Discrete | Continuous
+
+
+def _rates(logsnr, xp) -> Level:
+    """alpha and sigma of a log SNR, each with its own digits."""
+    return Level(xp.exp(-xp.logaddexp(0.0, -logsnr) / 2), xp.exp(-xp.logaddexp(0.0, logsnr) / 2))
+
+
+def from_betas(beta: np.ndarray) -> Discrete:
     """(1): the schedule whose single steps add variance ``beta``. beta: (T,) float64 in (0, 1)."""
-    return Schedule(np.cumprod(1 - beta))
+    return Discrete(np.cumprod(1 - beta))
 
 
-def linear(timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def linear(timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
     """DDPM's own schedule: beta grows evenly from start to end [ddpm sec. 4]."""
-    return from_betas(np.linspace(beta_start, beta_end, timesteps))
+    return from_betas(_per_step(np.linspace(beta_start, beta_end, timesteps)))
 
 
-def scaled_linear(timesteps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+def scaled_linear(timesteps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Discrete:
     """Stable Diffusion's schedule: the root of beta grows evenly [ldm]."""
-    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2)
+    return from_betas(_per_step(np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2))
 
 
-def cosine(timesteps: int = 1000, *, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
+def _per_step(beta: np.ndarray) -> np.ndarray:
+    """Betas meant for 1000 timesteps as those of as many as there are."""
+    return beta if len(beta) == 1000 else -np.expm1(1000 / len(beta) * np.log1p(-beta))
+
+
+def cosine(timesteps: int = 1000, *, offset: float = 0.008, beta_max: float = 0.999) -> Discrete:
     """(2): noise comes slowly at both ends; each beta is held below ``beta_max``, so no level is pure noise."""
     edge = np.arange(timesteps + 1) / timesteps
     signal = np.cos((edge + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - signal[1:] / signal[:-1], beta_max))
 
 
-SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
+def sigmoid(timesteps: int = 1000) -> Discrete:
+    """(15) at times (t + 1) / T: most timesteps lie where neither image nor noise has won."""
+    return _sampled(continuous_sigmoid(timesteps))
 
 
-def leading(timesteps: int, steps: int) -> np.ndarray:
-    """Every (T // steps)-th timestep from 0, as Stable Diffusion ships; it does not start at T - 1."""
-    return (np.arange(steps) * (timesteps // steps))[::-1]
+def logsnr(timesteps: int = 1000) -> Discrete:
+    """(16) at times (t + 1) / T: every timestep takes the same share of the log SNR."""
+    return _sampled(continuous_logsnr(timesteps))
 
 
-def trailing(timesteps: int, steps: int) -> np.ndarray:
-    """Even strides down from T - 1, so sampling starts where training ended [zsnr table 2]."""
-    return np.round(timesteps - np.arange(steps) * (timesteps / steps)).astype(int) - 1
+def _sampled(schedule: Continuous) -> Discrete:
+    return Discrete(schedule.rates(np.arange(1, schedule.timesteps + 1)).alpha ** 2)
 
 
-def linspace(timesteps: int, steps: int) -> np.ndarray:
-    """Evenly from T - 1 to 0, both included."""
-    return np.round(np.linspace(timesteps - 1, 0, steps)).astype(int)
+def continuous_linear(timesteps: int = 1000, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Continuous:
+    """(13) of DDPM's betas, 1000 times as large: its limit of many steps."""
+    rise = beta_max - beta_min
+
+    def logsnr(u, xp):
+        return -xp.log(xp.expm1(u * (beta_min + u * rise / 2)))
+
+    def time(logsnr):
+        total = np.logaddexp(0, -logsnr)
+        return 2 * total / (beta_min + np.sqrt(beta_min**2 + 2 * rise * total))
+
+    return Continuous(timesteps, logsnr, time)
 
 
-SPACINGS = {"leading": leading, "trailing": trailing, "linspace": linspace}
+def continuous_scaled_linear(timesteps: int = 1000, *, beta_min: float = 0.85, beta_max: float = 12.0) -> Continuous:
+    """(13) of Stable Diffusion's betas, 1000 times as large."""
+    low, rise = beta_min**0.5, beta_max**0.5 - beta_min**0.5
+
+    def logsnr(u, xp):
+        root = low + rise * u
+        return -xp.log(xp.expm1(u * (root**2 + root * low + low**2) / 3))
+
+    def time(logsnr):
+        return (np.cbrt(low**3 + 3 * rise * np.logaddexp(0, -logsnr)) - low) / rise
+
+    return Continuous(timesteps, logsnr, time)
+
+
+def continuous_cosine(timesteps: int = 1000, *, logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> Continuous:
+    """(14): alpha and sigma are a cosine and a sine, of an angle that grows evenly between the two ends."""
+    low, high = np.arctan(np.exp(-logsnr_max / 2)), np.arctan(np.exp(-logsnr_min / 2))
+
+    def logsnr(u, xp):
+        return -2 * xp.log(xp.tan(low + u * (high - low)))
+
+    def time(logsnr):
+        return (np.arctan(np.exp(-logsnr / 2)) - low) / (high - low)
+
+    return Continuous(timesteps, logsnr, time)
+
+
+def continuous_sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float = 3.0) -> Continuous:
+    """(15), with at least 1e-9 of alpha_bar left, as published."""
+    low, high = (1 / (1 + np.exp(-edge)) for edge in (start, end))
+
+    def risen(at, move, xp):
+        """S(x + move) - S(x) for at = S(x), as a product, which keeps its digits where the two are near."""
+        return at * (1 - at) * xp.expm1(move) / (1 + at * xp.expm1(move))
+
+    def logsnr(u, xp):
+        noise = risen(low, (end - start) * u, xp)
+        signal = risen(low + noise, (end - start) * (1 - u), xp)
+        return xp.log(xp.maximum(signal / (high - low), 1e-9)) - xp.log(noise / (high - low))
+
+    def time(logsnr):
+        share = low + (high - low) * np.exp(-np.logaddexp(0, logsnr))
+        return (np.log(share) - np.log1p(-share) - start) / (end - start)
+
+    return Continuous(timesteps, logsnr, time)
+
+
+def continuous_logsnr(timesteps: int = 1000, *, logsnr_max: float = 10.0, logsnr_min: float = -10.0) -> Continuous:
+    """(16), between about the ends of DDPM's schedule."""
+    fall = logsnr_min - logsnr_max
+    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda l: (l - logsnr_max) / fall)
+
+
+SCHEDULES = {
+    "linear": (linear, continuous_linear),
+    "scaled_linear": (scaled_linear, continuous_scaled_linear),
+    "cosine": (cosine, continuous_cosine),
+    "sigmoid": (sigmoid, continuous_sigmoid),
+    "logsnr": (logsnr, continuous_logsnr),
+}
+
+
+def make(
+    name: str,
+    timesteps: int = 1000,
+    *,
+    continuous: bool = False,
+    shift: float = 1.0,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """A schedule by its name in ``SCHEDULES``, then shifted by (17) and brought to zero terminal SNR by (18)."""
+    schedule = SCHEDULES[name][continuous](timesteps)
+    schedule = schedule if shift == 1 else schedule.shifted(shift)
+    return schedule.zero_terminal() if zero_terminal_snr else schedule
+
+
+def leading(schedule: Schedule, steps: int) -> np.ndarray:
+    """Even strides up from the first timestep, as Stable Diffusion ships; they do not start at the last."""
+    if isinstance(schedule, Discrete):
+        return (np.arange(steps) * (schedule.timesteps // steps))[::-1]
+    return (schedule.first + np.arange(steps) * (schedule.timesteps / steps))[::-1]
+
+
+def trailing(schedule: Schedule, steps: int) -> np.ndarray:
+    """Even strides down from the last timestep, so sampling starts where training ended [zsnr table 2]."""
+    timesteps = schedule.timesteps - np.arange(steps) * (schedule.timesteps / steps)
+    return np.round(timesteps).astype(int) - 1 if isinstance(schedule, Discrete) else timesteps
+
+
+def linspace(schedule: Schedule, steps: int) -> np.ndarray:
+    """Evenly from the last timestep to the first, both included."""
+    timesteps = np.linspace(schedule.last, schedule.first, steps)
+    return np.round(timesteps).astype(int) if isinstance(schedule, Discrete) else timesteps
+
+
+def karras(schedule: Schedule, steps: int, *, rho: float = 7.0) -> np.ndarray:
+    """Even in the rho-th root of sigma / alpha, from the noisiest level to the cleanest [edm eq. 5]."""
+    return _between(schedule, steps, of=lambda l: np.exp(-l / 2 / rho), to=lambda root: -2 * rho * np.log(root))
+
+
+def logsnr_uniform(schedule: Schedule, steps: int) -> np.ndarray:
+    """Even in the log SNR, from the noisiest level to the cleanest [dpmsolver sec. 3.4]."""
+    return _between(schedule, steps, of=lambda l: l, to=lambda l: l)
+
+
+def _between(schedule: Schedule, steps: int, *, of: Callable, to: Callable) -> np.ndarray:
+    """Timesteps, whole or not, evenly spaced in a function ``of`` the log SNR, whose inverse is ``to``.
+
+    A pure noise that a schedule may end with has no log SNR; it is taken as it is, and the rest begins one below.
+    """
+    noisiest = schedule.last
+    pure = [noisiest] if schedule.rates(np.array(noisiest)).alpha == 0 else []
+    ends = schedule.rates(np.array([noisiest - len(pure), schedule.first])).logsnr
+    between = schedule.timestep(to(np.linspace(of(ends[0]), of(ends[1]), steps - len(pure))))
+    return np.concatenate([pure, between])
+
+
+SPACINGS = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "karras": karras,
+    "logsnr": logsnr_uniform,
+}

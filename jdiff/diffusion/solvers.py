@@ -2,30 +2,62 @@
 
 One step from level t to the cleaner level s is, for every method here,
 
-    xs = of_xt xt + of_x0 x0 + of_eps eps + of_noise z,    z ~ N(0, 1),                          (9)
+    d_k = of_x0 x0 + of_eps eps,   xs = of_xt xt + sum_j weights_j d_(k-j) + of_noise z,   z ~ N(0, 1),         (9)
 
-    DDPM  of_xt, of_x0 from q(xs | xt, x0), equation (4)                       [ddpm eq. 7]     (10)
-          of_noise^2 = the posterior's variance ("small") or v of (4) ("large")
-    DDIM  of_x0 = alpha_s, of_eps = sqrt(sigma_s^2 - of_noise^2),              [ddim eq. 12]    (11)
-          of_noise = eta sigma_s/sigma_t sqrt(1 - alpha_t^2/alpha_s^2)         [ddim eq. 16]
+with d_(k-j) what the rows before found. A method that asks twice in a step takes two rows.
 
-Strides are of any length; the row after the last timestep is the clean image, alpha = 1, unless it is said to be
-timestep 0, where Stable Diffusion ends.
+    DDPM  q(xs | xt, x0), equation (4), with x0 as found                                       [ddpm eq. 7]    (10)
+          of_noise^2 = the posterior's variance ("small"); v of (4) ("large"); between the two as the network
+          says, in the log ("learned") [iddpm eq. 15]; or the posterior's and what is unknown of x0,
+          small + of_x0^2 Var[x0 | xt] ("analytic") [analytic eq. 7]
+    DDIM  alpha_s x0 + sqrt(sigma_s^2 - of_noise^2) eps, of_noise = eta sqrt(small)            [ddim eq. 12, 16] (11)
+
+The others integrate the probability-flow ODE, which in two coordinates has no linear part:
+
+    d(xt / alpha) / d(sigma / alpha) = eps                                                     [ddim eq. 14]   (19)
+    d(xt / sigma) / d lambda = exp(lambda) x0,   lambda = logsnr / 2                           [dpmpp eq. 8]   (20)
+
+    Euler            one point of (19): the DDIM of eta 0
+    Heun             the trapezium of (19), from Euler's end                                   [edm alg. 1]    (21)
+    Adams-Bashforth  the polynomial through the last four eps, integrated over (19); on even   [plms eq. 12]   (22)
+                     strides of sigma / alpha these are the weights (55, -59, 37, -9) / 24
+    DPM-Solver++     the polynomial through the last x0, integrated over (20); 2M halves the   [dpmpp alg. 2]  (23)
+                     second moment as published, which keeps its order
+    UniPC            the same, and each step once more with what was found at its end          [unipc alg. 1]  (24)
+
+or the reverse SDE dx = (-x/2 - score) dB + dw in B = -log alpha^2, of whose ends the ODE has the same:
+
+    Euler-Maruyama   xt (1 + B/2) - B eps / sigma + sqrt(B) z, B = log(alpha_s^2/alpha_t^2)    [sde eq. 6, 32] (25)
+    Euler-ancestral  Euler to a level below and noise up again: the DDIM of eta 1              [kdiffusion]    (26)
+    SDE-DPM-Solver++ 2M  (23) with the noise of (10)                                           [dpmpp sec. 5]  (27)
+
+Published 3M weights count the second divided difference half, in every library we read, and are of order 2; here 3M is
+the quadratic itself, of order 3.
+
+Strides are of any length; the step after the last timestep ends at the clean image, alpha = 1, unless it is said to be
+timestep 0, where Stable Diffusion ends. A step to the clean image is of first order in (20), whose end lies at
+infinity: it gives the last x0. So is a step that begins at pure noise, an SNR below 1e-6, where (19) has no or hardly
+a coordinate: in every method it is DDIM's, of eta 1 in methods that add noise, and no later step looks back at it.
 Tables are made in float64 on the host.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import hyp1f1
 
 from jdiff.diffusion import process
 from jdiff.diffusion.schedules import Schedule
 from jdiff.levels import Level
+
+PURE_NOISE = 1e-6  # an SNR
+DEPTH = 4  # how many answers, the row's own among them, a row may look at
+VARIANCES = ("small", "large", "learned", "analytic")
 
 
 @jax.tree_util.register_dataclass
@@ -33,53 +65,356 @@ from jdiff.levels import Level
 class Tableau:
     """A sampling method on a grid: what to tell the network, and the coefficients of (9).
 
-    Every field is of shape (rows,); a sampler scans them from the noisiest row to the last.
+    Every field is of shape (rows,), or (rows, b) where each image has its own; weights have an axis (depth,) after
+    the rows. A sampler scans them from the noisiest row to the last.
+
+    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest of_noise over the least, for networks that
+    say where between them it lies; else 0.   active: false in rows that only fill up.
     """
 
     timestep: Array
     level: Level
+    guidance_scale: Array
     of_xt: Array
     of_x0: Array
     of_eps: Array
+    weights: Array
     of_noise: Array
+    noise_range: Array
+    active: Array
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, those that only fill up among them."""
+        return self.timestep.shape[0]
 
 
-def _tableau(timesteps: np.ndarray, level: Level, **coefficients: np.ndarray) -> Tableau:
-    zeros = np.zeros(len(timesteps))
-    names = {field.name for field in fields(Tableau)} - {"timestep", "level"}
-    columns = {name: coefficients.get(name, zeros) for name in names}
-    wide = Tableau(timestep=timesteps, level=level, **columns)
-    return jax.tree.map(lambda column: jnp.asarray(column, jnp.float32), wide)
+@dataclass(frozen=True)
+class Grid:
+    """The levels that a sampler visits. timestep: (n,), falling.   level: rates (n + 1,) with the end, in float64."""
+
+    timestep: np.ndarray
+    level: Level
+
+    @property
+    def steps(self) -> range:
+        """The numbers of the steps, from 0 to n - 1."""
+        return range(len(self.timestep))
+
+    def at(self, i: int) -> Level:
+        """One level."""
+        return Level(self.level.alpha[i], self.level.sigma[i])
+
+    @property
+    def pure(self) -> int:
+        """How many levels at the start, none or one, are as good as pure noise."""
+        return int(self.level.alpha[0] ** 2 < PURE_NOISE * self.level.sigma[0] ** 2)
+
+    @property
+    def edm_sigma(self) -> np.ndarray:
+        """sigma / alpha: infinite at pure noise, 0 at the clean image."""
+        with np.errstate(divide="ignore"):
+            return self.level.sigma / self.level.alpha
 
 
-def _ends(schedule: Schedule, timesteps: np.ndarray, last: int) -> tuple[Level, Level]:
-    """Levels at the start and at the end of each row. last: the timestep that the last row ends at."""
-    return schedule.rates(timesteps), schedule.rates(np.append(timesteps[1:], last))
+def grid(schedule: Schedule, timesteps: np.ndarray, *, last: float = -1) -> Grid:
+    """Levels of falling timesteps. last: where the final step ends; -1 is the clean image."""
+    return Grid(np.asarray(timesteps, np.float64), schedule.rates(np.append(timesteps, last)))
 
 
-VARIANCES = ("small", "large")
+@dataclass
+class _Row:
+    """One row of a tableau as it is put together."""
+
+    timestep: float
+    level: Level
+    of_xt: float = 0.0
+    of_x0: float = 0.0
+    of_eps: float = 0.0
+    weights: Sequence[float] = (1.0,)
+    of_noise: float = 0.0
+    noise_range: float = 0.0
 
 
-def ddpm(schedule: Schedule, timesteps: np.ndarray, *, variance: str = "small", last: int = -1) -> Tableau:
-    """Ancestral sampling, equation (10). timesteps: (rows,) int, falling; last: where they end, -1 is the clean image.
+def _tableau(rows: Sequence[_Row]) -> Tableau:
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(row, name) for row in rows], np.float64)
+
+    weights = np.zeros((len(rows), DEPTH))
+    for row, given in zip(weights, (row.weights for row in rows)):
+        row[: len(given)] = given
+    depth = 1 + int(np.max(np.nonzero(weights)[1], initial=0))
+    return Tableau(
+        timestep=column("timestep"),
+        level=Level(np.array([row.level.alpha for row in rows]), np.array([row.level.sigma for row in rows])),
+        guidance_scale=np.ones(len(rows)),
+        of_xt=column("of_xt"),
+        of_x0=column("of_x0"),
+        of_eps=column("of_eps"),
+        weights=weights[:, :depth],
+        of_noise=column("of_noise"),
+        noise_range=column("noise_range"),
+        active=np.ones(len(rows), bool),
+    )
+
+
+def ddpm(grid: Grid, *, variance: str = "small", x0_variance: Callable | None = None) -> Tableau:
+    """Ancestral sampling, equation (10).
 
     variance: "small" suits data that is one point, "large" data that is unit noise; the truth lies
-    between [ddpm sec. 3.2], and the choice matters more the fewer the steps.
+    between [ddpm sec. 3.2], and the choice matters more the fewer the steps. "learned" asks the network,
+    "analytic" ``x0_variance``: a function of levels that tells the mean over dimensions of Var[x0 | xt].
     """
-    level, cleaner = _ends(schedule, timesteps, last)
-    of_xt, of_x0, small = process.posterior(cleaner, level)
-    large = level.sigma**2 - (level.alpha / cleaner.alpha) ** 2 * cleaner.sigma**2
-    noise = {"small": small, "large": np.where(cleaner.sigma > 0, large, 0)}
-    return _tableau(timesteps, level, of_xt=of_xt, of_x0=of_x0, of_noise=np.sqrt(noise[variance]))
+    rows = []
+    for i in grid.steps:
+        level, cleaner = grid.at(i), grid.at(i + 1)
+        of_xt, of_x0, small = process.posterior(cleaner, level)
+        large = level.sigma**2 - (level.alpha / cleaner.alpha) ** 2 * cleaner.sigma**2
+        row = _Row(grid.timestep[i], level, of_xt, of_x0)
+        if cleaner.sigma > 0:
+            noise = large if variance == "large" else small
+            if variance == "analytic":
+                noise = small + of_x0**2 * float(x0_variance(level))
+            row.of_noise = np.sqrt(noise)
+            row.noise_range = np.log(large / small) / 2 if variance == "learned" else 0.0
+        rows.append(row)
+    return _tableau(rows)
 
 
-def ddim(schedule: Schedule, timesteps: np.ndarray, *, eta: float = 0.0, last: int = -1) -> Tableau:
+def ddim(grid: Grid, *, eta: float = 0.0) -> Tableau:
     """DDIM, equation (11): eta 0 follows the data's own flow without noise, eta 1 is DDPM with its small variance."""
-    level, cleaner = _ends(schedule, timesteps, last)
-    added = np.maximum(1 - (level.alpha / cleaner.alpha) ** 2, 0)
-    noise = eta * cleaner.sigma / level.sigma * np.sqrt(added)
+    return _tableau([_ddim_row(grid, i, eta) for i in grid.steps])
+
+
+def _ddim_row(grid: Grid, i: int, eta: float) -> _Row:
+    level, cleaner = grid.at(i), grid.at(i + 1)
+    noise = eta * np.sqrt(process.posterior(cleaner, level)[2])
     direction = np.sqrt(np.maximum(cleaner.sigma**2 - noise**2, 0))
-    return _tableau(timesteps, level, of_x0=cleaner.alpha, of_eps=direction, of_noise=noise)
+    return _Row(grid.timestep[i], level, of_x0=cleaner.alpha, of_eps=direction, of_noise=noise)
 
 
-SOLVERS = {"ddpm": ddpm, "ddim": ddim}
+def euler(grid: Grid) -> Tableau:
+    """Euler's method on (19), which is the DDIM of eta 0."""
+    return ddim(grid)
+
+
+def euler_ancestral(grid: Grid) -> Tableau:
+    """Euler down past the level and noise up to it, (26), which is the DDIM of eta 1."""
+    return ddim(grid, eta=1.0)
+
+
+def heun(grid: Grid) -> Tableau:
+    """Heun's method on (19), equation (21): two rows a step, but for one that begins at pure noise or ends clean."""
+    sigma, rows = grid.edm_sigma, []
+    for i in grid.steps:
+        if i < grid.pure:
+            rows.append(_ddim_row(grid, i, 0.0))
+            continue
+        level, cleaner = grid.at(i), grid.at(i + 1)
+        move = cleaner.alpha * (sigma[i + 1] - sigma[i])
+        rows.append(_Row(grid.timestep[i], level, cleaner.alpha / level.alpha, of_eps=1.0, weights=[move]))
+        if sigma[i + 1] > 0 and i + 1 in grid.steps:
+            rows.append(_Row(grid.timestep[i + 1], cleaner, 1.0, of_eps=1.0, weights=[move / 2, -move / 2]))
+    return _tableau(rows)
+
+
+def plms(grid: Grid, *, order: int = 4) -> Tableau:
+    """Adams-Bashforth on (19), equation (22), of ``order`` once as many answers are known."""
+    sigma, rows, first = grid.edm_sigma, [], grid.pure
+    for i in grid.steps:
+        if i < first:
+            rows.append(_ddim_row(grid, i, 0.0))
+            continue
+        level, cleaner = grid.at(i), grid.at(i + 1)
+        seen = np.arange(min(order, i - first + 1))
+        move = sigma[i + 1] - sigma[i]
+        weights = _quadrature((sigma[i - seen] - sigma[i]) / move, 1 / (seen + 1))
+        of_xt = cleaner.alpha / level.alpha
+        rows.append(_Row(grid.timestep[i], level, of_xt, of_eps=1.0, weights=cleaner.alpha * move * weights))
+    return _tableau(rows)
+
+
+def dpmpp_2m(grid: Grid) -> Tableau:
+    """DPM-Solver++ of two steps, equation (23), as published."""
+    return _exponential(grid, 2)
+
+
+def dpmpp_3m(grid: Grid) -> Tableau:
+    """DPM-Solver++ of three steps, equation (23): the quadratic through three x0."""
+    return _exponential(grid, 3)
+
+
+def unipc_2(grid: Grid) -> Tableau:
+    """UniPC of order 2, equation (24): DPM-Solver++ 2M, corrected."""
+    return _exponential(grid, 2, corrected=True)
+
+
+def unipc_3(grid: Grid) -> Tableau:
+    """UniPC of order 3, equation (24): DPM-Solver++ 3M, corrected."""
+    return _exponential(grid, 3, corrected=True)
+
+
+def _exponential(grid: Grid, order: int, *, corrected: bool = False) -> Tableau:
+    """(23), or with the correction (24).
+
+    A corrected step is written into the row after it, which takes back the prediction and puts the correction there:
+    xs = sigma_s/sigma_t (xt + alpha_t (correction - prediction)) + alpha_s prediction.
+    """
+    lam = grid.level.logsnr / 2
+    rows: list[_Row] = []
+    first, n = grid.pure, len(grid.timestep)
+    predicted = np.zeros(DEPTH)
+    for i in grid.steps:
+        level, cleaner = grid.at(i), grid.at(i + 1)
+        move = lam[i + 1] - lam[i]
+        left = n - i if np.isinf(lam[n]) else order
+        use = 1 if i < first else min(order, i - first + 1, left)
+        weights = np.zeros(DEPTH)
+        if i - 1 >= first and corrected:
+            behind = lam[i] - lam[i - 1]
+            known = int(np.count_nonzero(predicted))
+            nodes = np.append(1.0, (lam[i - 1 - np.arange(known)] - lam[i - 1]) / behind)
+            weights[: known + 1] = _quadrature(nodes, _moments(behind, known + 1, halved=known == 1))
+            weights[1:] -= predicted[:-1]
+            weights *= cleaner.sigma / level.sigma * level.alpha
+        predicted = np.zeros(DEPTH)
+        if use == 1:
+            predicted[0] = -np.expm1(-move)
+        else:
+            nodes = (lam[i - np.arange(use)] - lam[i]) / move
+            predicted[:use] = _quadrature(nodes, _moments(move, use, halved=use == 2))
+        weights += cleaner.alpha * predicted
+        rows.append(_Row(grid.timestep[i], level, cleaner.sigma / level.sigma, of_x0=1.0, weights=weights))
+    return _tableau(rows)
+
+
+def euler_maruyama(grid: Grid) -> Tableau:
+    """The reverse SDE by Euler and Maruyama, equation (25); the last step, to the clean image, is x0 itself."""
+    rows = []
+    for i in grid.steps:
+        level, cleaner = grid.at(i), grid.at(i + 1)
+        if i < grid.pure or cleaner.sigma == 0:
+            rows.append(_ddim_row(grid, i, 1.0))
+            continue
+        b = 2 * np.log(cleaner.alpha / level.alpha)
+        rows.append(
+            _Row(grid.timestep[i], level, 1 + b / 2, of_eps=1.0, weights=[-b / level.sigma], of_noise=np.sqrt(b))
+        )
+    return _tableau(rows)
+
+
+def dpmpp_2m_sde(grid: Grid) -> Tableau:
+    """SDE-DPM-Solver++ 2M, equation (27), as published."""
+    lam, rows, first = grid.level.logsnr / 2, [], grid.pure
+    for i in grid.steps:
+        level, cleaner = grid.at(i), grid.at(i + 1)
+        move = lam[i + 1] - lam[i]
+        gain = -np.expm1(-2 * move)
+        weights = np.array([1.0, 0.0])
+        if i - 1 >= first and np.isfinite(move):
+            back = move / (lam[i] - lam[i - 1]) / 2
+            weights = np.array([1 + back, -back])
+        rows.append(
+            _Row(
+                grid.timestep[i],
+                level,
+                cleaner.sigma / level.sigma * np.exp(-move),
+                of_x0=1.0,
+                weights=cleaner.alpha * gain * weights,
+                of_noise=cleaner.sigma * np.sqrt(gain),
+            )
+        )
+    return _tableau(rows)
+
+
+def _quadrature(nodes: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Weights of values at ``nodes`` that integrate every polynomial of as many terms, given the powers' integrals."""
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
+
+
+def _moments(move: float, count: int, *, halved: bool = False) -> np.ndarray:
+    """The integrals over u in [0, 1] of move exp(-move (1 - u)) u^k, k < count, by Kummer's function.
+
+    halved: the second as half of the first, which is what both papers publish for two nodes.
+    """
+    k = np.arange(count)
+    found = move / (k + 1) * hyp1f1(1, k + 2, -move)
+    if halved:
+        found[1] = found[0] / 2
+    return found
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A method and what it promises.
+
+    order: the power of the stride that its error falls with, from exact starting values: of an image where nothing is
+    random, else of the distribution (weak order).   options: which keywords it takes beside the grid.
+    """
+
+    rows: Callable[..., Tableau]
+    order: int
+    stochastic: bool = False
+    options: tuple[str, ...] = field(default=())
+
+
+SOLVERS = {
+    "ddpm": Solver(ddpm, 1, stochastic=True, options=("variance", "x0_variance")),
+    "ddim": Solver(ddim, 1, options=("eta",)),
+    "euler": Solver(euler, 1),
+    "heun": Solver(heun, 2),
+    "euler_maruyama": Solver(euler_maruyama, 1, stochastic=True),
+    "euler_ancestral": Solver(euler_ancestral, 1, stochastic=True),
+    "plms": Solver(plms, 4),
+    "dpmpp_2m": Solver(dpmpp_2m, 2),
+    "dpmpp_3m": Solver(dpmpp_3m, 3),
+    "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 1, stochastic=True),
+    "unipc_2": Solver(unipc_2, 2),
+    "unipc_3": Solver(unipc_3, 3),
+}
+
+
+def stacked(tableaux: Sequence[Tableau], rows: int) -> Tableau:
+    """One tableau for a batch whose images have each their own, filled up with idle rows to ``rows``.
+
+    Returns fields of (rows, b) and weights of (rows, DEPTH, b), in float32.
+    """
+
+    def column(values: Sequence[np.ndarray], idle: Callable) -> np.ndarray:
+        filled = [np.concatenate([v, np.broadcast_to(idle(v), (rows - len(v), *v.shape[1:]))]) for v in values]
+        return np.stack(filled, axis=-1)
+
+    def of(name: str, idle: Callable) -> np.ndarray:
+        return column([getattr(t, name) for t in tableaux], idle).astype(np.float32)
+
+    def wide(tableau: Tableau) -> np.ndarray:
+        return np.pad(tableau.weights, ((0, 0), (0, DEPTH - tableau.weights.shape[1])))
+
+    def last(v: np.ndarray) -> np.ndarray:
+        return v[-1]
+
+    def nothing(v: np.ndarray) -> float:
+        return 0.0
+
+    def one(v: np.ndarray) -> float:
+        return 1.0
+
+    levels = [column([getattr(t.level, rate) for t in tableaux], last).astype(np.float32) for rate in ("alpha", "sigma")]
+    return Tableau(
+        timestep=of("timestep", last),
+        level=Level(*levels),
+        guidance_scale=of("guidance_scale", one),
+        of_xt=of("of_xt", one),
+        of_x0=of("of_x0", nothing),
+        of_eps=of("of_eps", nothing),
+        weights=column([wide(t) for t in tableaux], nothing).astype(np.float32),
+        of_noise=of("of_noise", nothing),
+        noise_range=of("noise_range", nothing),
+        active=column([t.active for t in tableaux], nothing).astype(bool),
+    )
+
+
+def with_guidance(tableau: Tableau, scale: float, *, low: float = -np.inf, high: float = np.inf) -> Tableau:
+    """The tableau with a guidance scale, 1 where the log SNR is outside [low, high] [interval]."""
+    logsnr = tableau.level.logsnr
+    return replace(tableau, guidance_scale=np.where((logsnr >= low) & (logsnr <= high), scale, 1.0))
