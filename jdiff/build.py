@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jdiff import rng
@@ -23,8 +24,9 @@ from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
+from jdiff.diffusion import schedules
 from jdiff.diffusion.loss import DENSITIES
-from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS
+from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.models.autoencoder import Autoencoder
@@ -73,11 +75,17 @@ class TrainSettings:
 class DiffusionSettings:
     """config.diffusion.
 
-    density: how timesteps are drawn.   caption_dropout: share of captions replaced by the empty one.
+    continuous, shift, zero_terminal_snr: see ``schedules.make``.   density: how timesteps are drawn.
+    learned_variance: whether the U-Net also learns how much noise a step of DDPM adds.
+    caption_dropout: share of captions replaced by the empty one.
     """
 
     schedule: str = "cosine"
     timesteps: int = 1000
+    continuous: bool = False
+    shift: float = 1.0
+    zero_terminal_snr: bool = False
+    learned_variance: bool = False
     prediction_type: str = "v"
     weighting: str = "simple"
     density: str = "uniform"
@@ -144,8 +152,22 @@ class Experiment:
                 )
             if self.diffusion.timesteps < 1:
                 raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
+            if self.diffusion.shift <= 0:
+                raise ConfigError(f"config.diffusion.shift is {self.diffusion.shift}; it must be above 0")
             schedule = self.schedule()
             choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
+            if self.diffusion.zero_terminal_snr and self.diffusion.prediction_type in BLIND_AT_ZERO_SNR:
+                raise ConfigError(
+                    f"config.diffusion.prediction_type is '{self.diffusion.prediction_type}', which says nothing of an "
+                    "image at pure noise, where config.diffusion.zero_terminal_snr ends; take 'v', 'x0' or 'flow'"
+                )
+            if self.diffusion.learned_variance and self.diffusion.continuous:
+                raise ConfigError(
+                    "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
+                    "config.diffusion.continuous has none"
+                )
+            if self.sample.variance == "learned" and not self.diffusion.learned_variance:
+                raise ConfigError("config.sample.variance is 'learned', but not config.diffusion.learned_variance set")
             choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
             choose("diffusion.density", self.diffusion.density, DENSITIES)
             if not 0 <= self.diffusion.caption_dropout <= 1:
@@ -156,7 +178,7 @@ class Experiment:
             choose("sample.spacing", self.sample.spacing, SPACINGS)
             choose("sample.variance", self.sample.variance, VARIANCES)
             try:
-                self.sample.tableau(schedule)
+                self.sample.tableau(schedule, self.diffusion.prediction_type)
             except ValueError as error:
                 raise ConfigError(f"config.sample cannot be used: {error}") from error
 
@@ -258,7 +280,8 @@ class Experiment:
         )
 
     def unet(self) -> UNet:
-        return construct("unet", UNet, self._network("unet"), out_channels=self.shape[-1])
+        outputs = self.shape[-1] * (2 if self.diffusion.learned_variance else 1)
+        return construct("unet", UNet, self._network("unet"), out_channels=outputs)
 
     def autoencoder(self) -> Autoencoder | None:
         """What a U-Net's latents are of; None where it works in pixels."""
@@ -276,7 +299,15 @@ class Experiment:
         return side, side, autoencoder.latent_channels
 
     def schedule(self) -> Schedule:
-        return choose("diffusion.schedule", self.diffusion.schedule, SCHEDULES)(self.diffusion.timesteps)
+        d = self.diffusion
+        choose("diffusion.schedule", d.schedule, SCHEDULES)
+        return schedules.make(
+            d.schedule,
+            d.timesteps,
+            continuous=d.continuous,
+            shift=d.shift,
+            zero_terminal_snr=d.zero_terminal_snr,
+        )
 
     def optimizer(self):
         return construct("optimizer", adamw, self._section("optimizer"), steps=self.train.steps)
@@ -343,8 +374,11 @@ class Experiment:
         average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
         return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, frozen)
 
-    def step(self, tokenizer: Tokenizer) -> Callable:
-        """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up."""
+    def step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
+        """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up.
+
+        spectrum: of what the U-Net works in, for the report of a diffusion loss.
+        """
         train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
         decay = train.ema_decay or None
         if train.objective == "contrastive":
@@ -361,6 +395,7 @@ class Experiment:
                 prediction_type=self.diffusion.prediction_type,
                 weighting=self.diffusion.weighting,
                 density=self.diffusion.density,
+                spectrum=spectrum,
                 empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
                 ema_decay=decay,
                 seed=train.seed,
@@ -384,6 +419,7 @@ class Experiment:
             prediction_type=self.diffusion.prediction_type,
             shape=self.shape,
             settings=self.sample,
+            learned_variance=self.diffusion.learned_variance,
         )
 
 

@@ -101,7 +101,16 @@ def _convert() -> None:
     convert(*paths, _hints(image_size=flags.FLAGS.image_size))
 
 
+OF_SETTINGS = (
+    *("steps", "solver", "spacing", "eta", "variance", "guidance_scale", "guidance_from", "guidance_to"),
+    *("rescale", "parallel", "norm", "momentum", "percentile"),
+)
+
+
 def _define_sample() -> None:
+    from jdiff.diffusion.schedules import SPACINGS
+    from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+
     flags.DEFINE_string(
         "workdir", None, "Directory of the run, or of somebody's weights; or name it before the prompts."
     )
@@ -112,8 +121,17 @@ def _define_sample() -> None:
     flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0, 2**31 - 1)
     flags.DEFINE_float("guidance_scale", None, "1 is the plain conditional model; the config's if not said.")
     flags.DEFINE_integer("steps", None, "Network evaluations; the config's if not said.", 1)
-    flags.DEFINE_enum("solver", None, ["ddim", "ddpm"], "The config's if not said.")
+    flags.DEFINE_enum("solver", None, list(SOLVERS), "The config's if not said.")
+    flags.DEFINE_enum("spacing", None, list(SPACINGS), "Of the grid's levels; the config's if not said.")
     flags.DEFINE_float("eta", None, "DDIM's noise, 0 for none.", 0)
+    flags.DEFINE_enum("variance", None, list(VARIANCES), "DDPM's; the config's if not said.")
+    flags.DEFINE_float("guidance_from", None, "Least log SNR that is guided.")
+    flags.DEFINE_float("guidance_to", None, "Greatest log SNR that is guided.")
+    flags.DEFINE_float("rescale", None, "Share of guidance's contrast that is brought back to the prompt's.", 0, 1)
+    flags.DEFINE_float("parallel", None, "APG: share of guidance along the image itself.")
+    flags.DEFINE_float("norm", None, "APG: the longest guidance, as its root mean square.", 0)
+    flags.DEFINE_float("momentum", None, "APG: how much of the step before is added; below 0 as published.")
+    flags.DEFINE_float("percentile", None, "Of dynamic thresholding, such as 99.5; 0 for none.", 0, 100)
     flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", 1)
     flags.DEFINE_boolean("trajectory", False, "Also write the denoising as a strip and an animation.")
     flags.DEFINE_string("out", None, "Directory for the images; WORKDIR/images if not said.")
@@ -123,7 +141,7 @@ def _sample() -> None:
     from jdiff.verbs.sample import sample
 
     f = flags.FLAGS
-    changes = {name: f[name].value for name in ("steps", "solver", "eta") if f[name].value is not None}
+    changes = {name: f[name].value for name in OF_SETTINGS if f[name].value is not None}
     path, prompts = f.workdir, _arguments()
     if path is None and prompts and Path(prompts[0]).exists():
         path, *prompts = prompts
@@ -135,7 +153,6 @@ def _sample() -> None:
         negative=f.negative,
         num=f.num,
         seed=f.seed,
-        guidance_scale=f.guidance_scale,
         changes=changes,
         batch_size=f.batch_size,
         trajectory=f.trajectory,

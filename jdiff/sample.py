@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,24 +14,29 @@ from jax import Array
 
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion import prediction, sampler
-from jdiff.diffusion.guidance import guided
+from jdiff.diffusion import prediction, sampler, solvers
+from jdiff.diffusion.guidance import Corrections, guided, two_captions
+from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
 from jdiff.diffusion.schedules import SPACINGS, Schedule
-from jdiff.diffusion.solvers import SOLVERS, Tableau
+from jdiff.diffusion.solvers import SOLVERS, VARIANCES, Tableau
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
+
+MAX_ROWS = 1000  # of a tableau, in the program that is compiled if nothing else is asked for
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to sample, when the caller does not say.
 
-    solver, spacing: names in SOLVERS and SPACINGS.   steps: network evaluations.
+    solver, spacing: names in SOLVERS and SPACINGS.   steps: of the grid; "heun" asks the network twice in each.
     offset: added to the timesteps of leading spacing.   ends_clean: whether the last step ends at the clean image, or
         at timestep 0, whose little noise stays; Stable Diffusion was shipped with 1 and the latter.
-    eta: DDIM's noise, 0 for none.   variance: DDPM's, "small" or "large".
-    guidance_scale: 1 is the plain conditional model.   clip: hold the clean image in [-1, 1]; never latents.
+    eta: DDIM's noise, 0 for none.   variance: DDPM's, of VARIANCES.
+    guidance_scale: 1 is the plain conditional model.   guidance_from, guidance_to: the log SNRs between which it is
+        used; everywhere if not said.   rescale, parallel, norm, momentum: see ``guidance.Corrections``.
+    clip: hold the clean image in [-1, 1]; never latents.   percentile: of dynamic thresholding, 0 for none.
     """
 
     solver: str = "ddim"
@@ -42,22 +47,49 @@ class Settings:
     eta: float = 0.0
     variance: str = "small"
     guidance_scale: float = 4.0
+    guidance_from: float | None = None
+    guidance_to: float | None = None
+    rescale: float = 0.0
+    parallel: float = 1.0
+    norm: float | None = None
+    momentum: float = 0.0
     clip: bool = True
+    percentile: float = 0.0
 
-    def tableau(self, schedule: Schedule) -> Tableau:
-        """The coefficients these settings ask for."""
+    def tableau(self, schedule: Schedule, prediction_type: str = "x0", x0_variance: Callable | None = None) -> Tableau:
+        """The coefficients these settings ask for. Raises ``ValueError`` where they cannot be had.
+
+        x0_variance: what "analytic" needs, a function of levels.
+        """
+        if self.solver not in SOLVERS or self.spacing not in SPACINGS or self.variance not in VARIANCES:
+            raise ValueError(
+                f"solver, spacing and variance are {self.solver}, {self.spacing} and {self.variance}; known are "
+                f"{', '.join(SOLVERS)}; {', '.join(SPACINGS)}; {', '.join(VARIANCES)}"
+            )
         if not 1 <= self.steps <= schedule.timesteps:
             raise ValueError(
                 f"steps is {self.steps}, but it must be from 1 to {schedule.timesteps}, the schedule's timesteps"
             )
-        timesteps = SPACINGS[self.spacing](schedule.timesteps, self.steps) + self.offset
-        if not 0 <= timesteps.min() <= timesteps.max() < schedule.timesteps:
+        timesteps = SPACINGS[self.spacing](schedule, self.steps) + self.offset
+        if not schedule.first <= timesteps.min() <= timesteps.max() <= schedule.last:
             raise ValueError(
-                f"offset is {self.offset}, and so the timesteps are from {timesteps.min()} to {timesteps.max()}, but "
-                f"there are 0 to {schedule.timesteps - 1}"
+                f"offset is {self.offset}, and so the timesteps are from {timesteps.min():g} to {timesteps.max():g}, "
+                f"but there are {schedule.first:g} to {schedule.last:g}"
             )
-        options = {"ddim": {"eta": self.eta}, "ddpm": {"variance": self.variance}}[self.solver]
-        return SOLVERS[self.solver](schedule, timesteps, last=-1 if self.ends_clean else 0, **options)
+        grid = solvers.grid(schedule, timesteps, last=-1 if self.ends_clean else schedule.first)
+        if grid.level.alpha[0] == 0 and prediction_type in BLIND_AT_ZERO_SNR:
+            raise ValueError(
+                f"the first level is pure noise, of which a prediction of {prediction_type} says nothing; spacing "
+                "'leading' starts below it"
+            )
+        if self.variance == "analytic" and self.solver == "ddpm" and x0_variance is None:
+            raise ValueError("variance is 'analytic', but what is unknown of x0 was not measured for this model")
+        solver = SOLVERS[self.solver]
+        given = {"eta": self.eta, "variance": self.variance, "x0_variance": x0_variance}
+        low = -np.inf if self.guidance_from is None else self.guidance_from
+        high = np.inf if self.guidance_to is None else self.guidance_to
+        tableau = solver.rows(grid, **{name: given[name] for name in solver.options})
+        return solvers.with_guidance(tableau, self.guidance_scale, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -67,6 +99,7 @@ class Sampler:
     weights: of each network, by the name of its field.
     autoencoder: where the U-Net works in latents; None where it works in pixels.
     shape: (h, w, c) of what the U-Net works in.
+    learned_variance: whether the U-Net also says, in as many channels more, how much noise a step of DDPM adds.
     """
 
     tokenizer: Tokenizer
@@ -78,6 +111,7 @@ class Sampler:
     prediction_type: str
     shape: tuple[int, int, int]
     settings: Settings = field(default_factory=Settings)
+    learned_variance: bool = False
 
     def sample(
         self,
@@ -87,55 +121,111 @@ class Sampler:
         guidance_scale: float | Sequence[float] | None = None,
         seed: int | Sequence[int] = 0,
         noise: np.ndarray | None = None,
-        settings: Settings | None = None,
+        settings: Settings | Sequence[Settings] | None = None,
         batch_size: int = 64,
+        max_rows: int = MAX_ROWS,
         trajectory: bool = False,
         progress: Callable[[Sequence], Iterable] = iter,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Draw an image for each prompt.
 
+        One compiled program for a batch size and ``max_rows`` draws everything: what is said here is data, and each
+        image may have its own.
+
         negative: captions to move away from; the empty caption if not said.
+        guidance_scale: in place of that of the settings.
         seed: image i of one seed has seed + i, so each can be drawn again alone.
         noise: what to begin from in place of the seeds' own, (n, h, w, c) standard normal, of latents where there are.
+        settings: how to sample, for all or for each.
         batch_size: images per run of the compiled program; an image does not depend on its batch.
+        max_rows: the most rows that a method may take; those that none takes cost nothing.
         progress: goes through the batches in order, and may tell how far it is.
         Returns images (n, h, w, 3) uint8 and, on request, the denoiser's view of each image at
-        every step, (steps, n, h, w, 3) uint8.
+        every step, (rows, n, h, w, 3) uint8; one that is done early stays black.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is one sentence, {prompts!r}, but must be a list of them")
         n = len(prompts)
-        settings = settings or self.settings
-        scale = settings.guidance_scale if guidance_scale is None else guidance_scale
-        scales = np.broadcast_to(np.asarray(scale, np.float32), (n,))
+        chosen = list(settings) if isinstance(settings, Sequence) else [settings or self.settings] * n
+        if guidance_scale is not None:
+            scales = np.broadcast_to(np.asarray(guidance_scale, float), (n,)).tolist()
+            chosen = [replace(one, guidance_scale=scale) for one, scale in zip(chosen, scales, strict=True)]
         seeds = np.asarray(seed, np.uint32) + (np.arange(n, dtype=np.uint32) if np.ndim(seed) == 0 else 0)
         negatives = [negative] * n if isinstance(negative, str) else list(negative)
-        columns = [*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), scales, seeds]
+        tableaux = {one: self.tableau(one) for one in set(chosen)}
+        longest = max(tableau.rows for tableau in tableaux.values())
+        rows = longest if trajectory else max(longest, max_rows)
+        columns = [*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), seeds]
+        begun = None
         if noise is not None:
             if np.shape(noise) != (n, *self.shape):
                 raise ValueError(f"noise is of shape {np.shape(noise)}, but must be {(n, *self.shape)}")
-            columns.append(np.asarray(noise, np.float32))
+            begun = np.asarray(noise, np.float32)
         program = _Program(
-            self.text,
-            self.unet,
-            self.autoencoder,
-            self.prediction_type,
-            self.shape,
-            settings.clip and self.autoencoder is None,
-            bool(np.any(scales != 1)),
-            trajectory,
+            self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, self.learned_variance, trajectory
         )
-        tableau = settings.tableau(self.schedule)
-        batch_size = min(batch_size, n)
-        images, paths = [], []
-        for first in progress(range(0, n, batch_size)):
-            # The last batch is filled up with rows from the beginning, so that one program serves all.
-            rows = np.arange(first, first + batch_size) % n
-            image, path = _draw(program, self.weights, tableau, [column[rows] for column in columns])
-            images.append(np.asarray(image))
-            paths.append(path if path is None else np.asarray(path))
-        drawn = np.concatenate(images)[:n]
-        return (drawn, np.concatenate(paths, axis=1)[:, :n]) if trajectory else drawn
+        batches = _batches([tableaux[one] for one in chosen], min(batch_size, n))
+        images = np.zeros((n, 0))
+        paths = None
+        for at in progress(batches):
+            image, path = _draw(
+                program,
+                self.weights,
+                solvers.stacked([tableaux[chosen[i]] for i in at], rows),
+                _options([chosen[i] for i in at], pixels=self.autoencoder is None),
+                [column[at] for column in columns],
+                None if begun is None else begun[at],
+            )
+            if images.size == 0:
+                images = np.zeros((n, *image.shape[1:]), np.uint8)
+                paths = None if path is None else np.zeros((rows, n, *path.shape[2:]), np.uint8)
+            images[at] = np.asarray(image)
+            if paths is not None:
+                paths[:, at] = np.asarray(path)
+        return (images, paths) if trajectory else images
+
+    def tableau(self, settings: Settings) -> Tableau:
+        """The coefficients that settings ask for, of this model's schedule. Raises ``ValueError``."""
+        return settings.tableau(self.schedule, self.prediction_type)
+
+
+def _batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:
+    """Which images are drawn together, each batch filled up with some of its own, so that one program serves all.
+
+    A network rounds a batch of 2b another way than one of b, so images that are guided are not drawn beside images
+    that are not, nor those that are guided for a part of the rows beside others that are at others: then an image's
+    bits do not depend on what it is drawn with.
+    """
+    together: dict[bytes, list[int]] = {}
+    for i, tableau in enumerate(tableaux):
+        led = tableau.guidance_scale != 1
+        kind = np.flatnonzero(led).tobytes() if led.any() and not led.all() else bytes([int(led.any())])
+        together.setdefault(kind, []).append(i)
+    batches = []
+    for members in together.values():
+        for first in range(0, len(members), size):
+            part = members[first : first + size]
+            batches.append(np.resize(part, size))
+    return batches
+
+
+def _options(chosen: Sequence[Settings], *, pixels: bool) -> dict[str, Any]:
+    """What settings say beside the tableau, as arrays of (b,)."""
+
+    def column(values) -> np.ndarray:
+        return np.array(list(values), np.float32)
+
+    corrections = Corrections(
+        rescale=column(one.rescale for one in chosen),
+        parallel=column(one.parallel for one in chosen),
+        norm=column(np.inf if one.norm is None else one.norm for one in chosen),
+        momentum=column(one.momentum for one in chosen),
+    )
+    return {
+        "corrections": corrections,
+        "clip": np.array([one.clip and pixels for one in chosen]),
+        "percentile": column(one.percentile if pixels else 0.0 for one in chosen),
+    }
 
 
 @dataclass(frozen=True)
@@ -147,20 +237,20 @@ class _Program:
     autoencoder: Autoencoder | None
     prediction_type: str
     shape: tuple[int, int, int]
-    clip: bool
-    guided: bool
+    learned_variance: bool
     trajectory: bool
 
 
 @partial(jax.jit, static_argnums=0)
-def _draw(program: _Program, weights, tableau: Tableau, columns) -> tuple[Array, Array | None]:
+def _draw(program: _Program, weights, tableau: Tableau, options, columns, noise) -> tuple[Array, Array | None]:
     """Tokens in, images out.
 
-    weights: of each network.   columns: tokens and mask, negative tokens and mask, (b, n) each; scales and seeds,
-        (b,) each; and, where it is not the seeds', noise (b, *shape).
-    Returns images (b, h, w, 3) uint8 and the trajectory (steps, b, h, w, 3) uint8 or None.
+    weights: of each network.   tableau: of each image.   options: of ``_options``.
+    columns: tokens and mask, negative tokens and mask, (b, n) each; seeds (b,).
+    noise: where it is not the seeds', (b, *shape).
+    Returns images (b, h, w, 3) uint8 and the trajectory (rows, b, h, w, 3) uint8 or None.
     """
-    tokens, mask, negative_tokens, negative_mask, scales, seeds, *noise = columns
+    tokens, mask, negative_tokens, negative_mask, seeds = columns
 
     def encode(tokens: Array, mask: Array):
         hidden, pooled = program.text.apply({"params": weights["text"]}, tokens, mask)
@@ -175,19 +265,24 @@ def _draw(program: _Program, weights, tableau: Tableau, columns) -> tuple[Array,
         return _to_bytes(program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="decode"))
 
     prompt = encode(tokens, mask)
-    if program.guided:
-        predict = guided(network, prompt, encode(negative_tokens, negative_mask), scales)
-    else:
+    ask = guided(
+        lambda xt, timestep: network(xt, timestep, prompt),
+        two_captions(network, prompt, encode(negative_tokens, negative_mask)),
+        program.prediction_type,
+        options["corrections"],
+    )
 
-        def predict(xt: Array, timestep: Array) -> Array:
-            return network(xt, timestep, prompt)
+    def denoise(xt: Array, row: Tableau, memory: Array):
+        output, memory = ask(xt, row, memory)
+        found, fraction = prediction.divided(output, xt)
+        answer = prediction.solve(program.prediction_type, found, xt, row.level)._replace(fraction=fraction)
+        clip, percentile = options["clip"], options["percentile"]
+        return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
 
-    denoise = prediction.denoiser(predict, program.prediction_type)
-    if program.clip:
-        denoise = prediction.clipped(denoise)
     keys = rng.image_keys(seeds)
-    start = noise[0] if noise else sampler.start(keys, program.shape)
-    x0, path = sampler.sample(denoise, tableau, start, keys=keys, trajectory=program.trajectory)
+    start = sampler.start(keys, program.shape) if noise is None else noise
+    memory = jnp.zeros_like(start)
+    x0, path = sampler.sample(denoise, tableau, start, keys=keys, memory=memory, trajectory=program.trajectory)
     return image(x0), (None if path is None else jax.lax.map(image, path))
 
 

@@ -54,7 +54,7 @@ def denoiser(exact: Callable) -> Callable:
 
 
 def network(exact: Callable, schedule: Schedule, prediction_type: str) -> Callable:
-    """A perfect network of a prediction type, for anybody's sampler: (xt (b, d), timestep (b,)) -> prediction (b, d)."""
+    """A perfect network of a prediction type, for anybody's sampler: (xt (b, d), timestep (b,)) -> (b, d)."""
 
     def predict(xt: Array, timestep: Array) -> Array:
         level = schedule.level(timestep)

@@ -1,36 +1,130 @@
-"""Classifier-free guidance and negative prompts: closures around a network, so samplers have no options about them."""
+"""Guidance: closures around a network, so that samplers have no options about it.
+
+    answer = without + scale (with - without)                                          [cfg eq. 6]       (8)
+
+A network that answers without its caption, or with a negative prompt in its place, or a weaker one
+[autoguidance eq. 3], is what the answer is led away from. What a large scale does to an image can be held back:
+
+    rescale    answer std(with) / std(answer), mixed in by a share                     [zsnr eq. 15, 16] (28)
+    APG        with - without of x0, plus ``momentum`` times the same of the step before; at most ``norm`` long;
+               its part along the x0 of ``with`` only to the share ``parallel``        [apg alg. 1]      (29)
+    interval   a scale of 1 outside of a range of log SNRs: a column of the tableau    [interval]
+
+Everything is per image: an image's answer depends on its own options alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jdiff.diffusion.prediction import PREDICTION_TYPES, divided
 
-def guided(predict: Callable, prompt, negative, scale: Array) -> Callable:
-    """Turn a text-conditioned network into one that leans harder on its prompt.
 
-    Both passes run as one batch of 2b, and the answer is extrapolated from ``negative``
-    through ``prompt`` ([cfg eq. 6], whose w is ``scale - 1``):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Corrections:
+    """How guidance is held back, each (b,), one per image; these values do nothing.
 
-        answer = negative's + scale (prompt's - negative's).                                     (8)
+    rescale: share of (28).   parallel, norm, momentum: of (29); norm is of the root mean square over an image.
+    """
 
-    A scale of 0 ignores the prompt, 1 is the plain conditional model; larger values trade
-    variety for fidelity. A negative prompt is nothing more than a ``negative`` that is not
-    the empty caption.
+    rescale: Array | float = 0.0
+    parallel: Array | float = 1.0
+    norm: Array | float = jnp.inf
+    momentum: Array | float = 0.0
 
-    predict: (xt (b, ...), timestep (b,), conditioning) -> prediction like xt.
-    prompt, negative: encoded captions, trees of arrays (b, ...).   scale: (b,) one per image.
-    Returns a function of (xt, timestep) alone.
+
+def two_captions(predict: Callable, prompt, negative) -> Callable:
+    """Ask one network about both captions, in one batch of 2b.
+
+    predict: (xt (b, ...), timestep (b,), conditioning) -> output.   prompt, negative: captions, trees of (b, ...).
+    Returns (xt, timestep) -> (with, without).
     """
     both = jax.tree.map(lambda p, n: jnp.concatenate([p, n]), prompt, negative)
 
-    def answer(xt: Array, timestep: Array) -> Array:
+    def ask(xt: Array, timestep: Array) -> tuple[Array, Array]:
         doubled = predict(jnp.concatenate([xt, xt]), jnp.concatenate([timestep, timestep]), both)
         with_prompt, without = jnp.split(doubled, 2)
-        weight = scale.reshape(-1, *(1,) * (xt.ndim - 1))
-        return without + weight * (with_prompt - without)
+        return with_prompt, without
 
-    return answer
+    return ask
+
+
+def two_networks(predict: Callable, weaker: Callable) -> Callable:
+    """Ask a network and a weaker one, both (xt, timestep) -> output. Returns (xt, timestep) -> (with, without)."""
+    return lambda xt, timestep: (predict(xt, timestep), weaker(xt, timestep))
+
+
+def guided(alone: Callable, both: Callable, prediction_type: str, corrections: Corrections) -> Callable:
+    """Turn a text-conditioned network into one that leans harder on its prompt, equation (8).
+
+    The scale is the tableau's: 0 ignores the prompt, 1 is the plain conditional model; larger values trade variety for
+    fidelity. A negative prompt is nothing more than a caption for ``without`` that is not the empty one. Where every
+    image's scale is 1, only ``alone`` is asked. Channels that tell a variance are not guided.
+
+    alone: (xt, timestep) -> output.   both: (xt, timestep) -> (with, without), as ``two_captions`` makes it.
+    Returns (xt, row, memory) -> (output, memory); memory is of the shape of xt, zeros at the start.
+    """
+
+    def ask(xt: Array, row, memory: Array) -> tuple[Array, Array]:
+        shape = (xt.shape[0],) + (1,) * (xt.ndim - 1)
+        scale = row.guidance_scale.reshape(shape)
+
+        def led(memory: Array) -> tuple[Array, Array]:
+            outputs, others = both(xt, row.timestep)
+            (with_, fraction), (without, _) = divided(outputs, xt), divided(others, xt)
+            plain = without + scale * (with_ - without)
+            used = _used(corrections, xt.shape[0])
+            answer, memory = jax.lax.cond(
+                jnp.any(used),
+                lambda memory: _corrected(with_, without, plain, xt, row, prediction_type, corrections, memory),
+                lambda memory: (plain, memory),
+                memory,
+            )
+            answer = jnp.where(used.reshape(shape), answer, plain)
+            answer = jnp.where(scale == 1, with_, answer)
+            if fraction is not None:
+                answer = jnp.concatenate([answer, outputs[..., xt.shape[-1] :]], axis=-1)
+            return answer, memory
+
+        return jax.lax.cond(
+            jnp.any(row.guidance_scale != 1), led, lambda memory: (alone(xt, row.timestep), memory), memory
+        )
+
+    return ask
+
+
+def _used(corrections: Corrections, b: int) -> Array:
+    """Which images ask for any correction."""
+    c = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), (b,)), corrections)
+    return (c.rescale != 0) | (c.parallel != 1) | jnp.isfinite(c.norm) | (c.momentum != 0)
+
+
+def _corrected(with_, without, plain, xt, row, prediction_type, corrections, memory) -> tuple[Array, Array]:
+    """(29), then (28). An output is a straight line of x0, so differences are turned into those of x0 and back."""
+    shape = (xt.shape[0],) + (1,) * (xt.ndim - 1)
+    axes = tuple(range(1, xt.ndim))
+    c = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), shape[:1]).reshape(shape), corrections)
+    level = row.level.over(xt)
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
+    det = level.alpha * of_eps - level.sigma * of_x0
+    per_output = -level.sigma / det  # of x0 by an output of one more
+
+    x0 = (of_eps * xt - level.sigma * with_) / det
+    difference = per_output * (with_ - without) + c.momentum * memory
+    size = jnp.sqrt(jnp.mean(difference**2, axis=axes, keepdims=True))
+    short = difference * jnp.minimum(1, c.norm / jnp.maximum(size, 1e-12))
+    along = jnp.sum(short * x0, axis=axes, keepdims=True) / jnp.maximum(jnp.sum(x0**2, axes, keepdims=True), 1e-12) * x0
+    scale = row.guidance_scale.reshape(shape)
+    projected = with_ + (scale - 1) * (short - along + c.parallel * along) / per_output
+    neutral = (c.parallel == 1) & jnp.isinf(c.norm) & (c.momentum == 0)
+    answer = jnp.where(neutral, plain, projected)
+
+    held = answer * with_.std(axes, keepdims=True) / jnp.maximum(answer.std(axes, keepdims=True), 1e-12)
+    answer = jnp.where(c.rescale != 0, c.rescale * held + (1 - c.rescale) * answer, answer)
+    return answer, jnp.where(c.momentum != 0, difference, memory)

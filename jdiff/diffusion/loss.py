@@ -1,4 +1,17 @@
-"""The training loss of a diffusion model: noise each image to a random level, ask, compare [ddpm eq. 14]."""
+"""The training loss of a diffusion model: noise each image to a random level, ask, compare [ddpm eq. 14].
+
+Where the network also says a variance, the variational bound teaches it that alone, and never the mean [iddpm eq. 16]:
+
+    + T / 1000 KL(q(xs | xt, x0) || N(mean, variance)), s = t - 1, in bits a dimension;                     (30)
+      at t = 0 the negative log likelihood of the 256 values of a pixel [iddpm sec. 2.1].
+
+A loss means something beside another: that of the best denoiser of a Gaussian with the data's mean and, in each
+eigenvector of its covariance, variance e_i,
+
+    E |x0 - x0_hat|^2 = mean_i e_i sigma^2 / (alpha^2 e_i + sigma^2),                                       (31)
+
+brought to the network's type by (7). A network below it knows more of the data than two moments.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +19,44 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.scipy.special import ndtr
 
 from jdiff.diffusion import prediction, process
-from jdiff.diffusion.schedules import Schedule
+from jdiff.diffusion.schedules import Discrete, Schedule
+from jdiff.levels import Level
 
-BINS = 4
-
-
-def uniform(key: Array, timesteps: int) -> Array:
-    """Every timestep as often as any other [ddpm alg. 1]. Returns an int in 0..timesteps-1."""
-    return jax.random.randint(key, (), 0, timesteps)
+EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)  # of log SNR, between the bins that losses are reported in
+BINS = tuple(f"{low:g}_to_{high:g}" for low, high in zip((-np.inf, *EDGES), (*EDGES, np.inf)))
 
 
-def rising(key: Array, timesteps: int) -> Array:
+def uniform(key: Array) -> Array:
+    """Every timestep as often as any other [ddpm alg. 1]. Returns its share of all, in [0, 1)."""
+    return jax.random.uniform(key)
+
+
+def rising(key: Array) -> Array:
     """Timestep t in proportion to t + 1/2: noisy ones, where a caption decides what will be where, more often.
 
     Weights do not make up for it, as they would in [iddpm eq. 18]. As ``uniform``.
     """
-    share = jnp.sqrt(jax.random.uniform(key))
-    return jnp.minimum((timesteps * share).astype(jnp.int32), timesteps - 1)
+    return jnp.sqrt(jax.random.uniform(key))
 
 
 DENSITIES = {"uniform": uniform, "rising": rising}
 
 
-def draw(keys: Array, x0: Array, timesteps: int, density: str = "uniform") -> tuple[Array, Array]:
+def draw(keys: Array, x0: Array, schedule: Schedule, density: str = "uniform") -> tuple[Array, Array]:
     """Timestep and noise of each example, from its own key.
 
     keys: (b,).   x0: (b, *dims).   density: a name in ``DENSITIES``.
-    Returns timestep (b,) int in 0..T-1 and eps like x0.
+    Returns timestep (b,) float, of the schedule's, and eps like x0.
     """
 
     def one(key: Array) -> tuple[Array, Array]:
         level_key, noise_key = jax.random.split(key)
-        return DENSITIES[density](level_key, timesteps), jax.random.normal(noise_key, x0.shape[1:])
+        return schedule.drawn(DENSITIES[density](level_key)), jax.random.normal(noise_key, x0.shape[1:])
 
     return jax.vmap(one)(keys)
 
@@ -54,24 +70,86 @@ def loss(
     prediction_type: str,
     weighting: str = "simple",
     density: str = "uniform",
+    spectrum: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean squared error of the network's answers, weighed by noise level.
+    """Mean squared error of the network's answers, weighed by noise level, and (30) where it says a variance.
 
-    predict: (xt, timestep) -> prediction like xt.
+    predict: (xt, timestep) -> output like xt, or with twice its channels.
     x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: a name in ``prediction.WEIGHTINGS``.
     density: how timesteps are drawn, a name in ``DENSITIES``.
-    Returns the scalar loss and a report: ``loss_bin_i``, the plain loss of each quarter of the timesteps, as a pair of
-    its mean and the number of examples that fell there.
+    spectrum: (k,) the variances e_i of the data, for (31).
+    Returns the scalar loss and a report, for each bin of log SNR: ``loss_LOW_to_HIGH``, the plain loss of examples that
+    fell there, and ``gaussian_LOW_to_HIGH``, what (31) gives for the same, each as a pair of mean and count.
     """
-    timestep, eps = draw(keys, x0, schedule.timesteps, density)
+    timestep, eps = draw(keys, x0, schedule, density)
     level = schedule.level(timestep)
     xt = process.diffuse(x0, eps, level)
-    answer = predict(xt, timestep.astype(jnp.float32))
+    answer, fraction = prediction.divided(predict(xt, timestep), xt)
     error = answer - prediction.target(prediction_type, x0, eps, level)
     each = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
-    place = timestep * BINS // schedule.timesteps
-    inside = place[None] == jnp.arange(BINS)[:, None]
+    total = jnp.mean(prediction.WEIGHTINGS[weighting](prediction_type, level) * each)
+    report = _binned("loss", each, level)
+    if spectrum is not None:
+        report |= _binned("gaussian", gaussian_loss(spectrum, level, prediction_type), level)
+    if fraction is not None:
+        found, _, _ = prediction.solve(prediction_type, jax.lax.stop_gradient(answer), xt, level)
+        bound = jnp.mean(variational(found, fraction, x0, xt, timestep, schedule))
+        total = total + bound * schedule.timesteps / 1000
+        report["bits"] = bound * schedule.timesteps
+    return total, report
+
+
+def _binned(name: str, each: Array, level: Level) -> dict[str, tuple[Array, Array]]:
+    place = jnp.searchsorted(jnp.asarray(EDGES), level.logsnr)
+    inside = place[None] == jnp.arange(len(BINS))[:, None]
     count = inside.sum(axis=1)
-    binned = jnp.where(inside, each[None], 0).sum(axis=1) / jnp.maximum(count, 1)
-    weight = prediction.WEIGHTINGS[weighting](prediction_type, level)
-    return jnp.mean(weight * each), {f"loss_bin_{i}": (binned[i], count[i]) for i in range(BINS)}
+    mean = jnp.where(inside, each[None], 0).sum(axis=1) / jnp.maximum(count, 1)
+    return {f"{name}_{BINS[i]}": (mean[i], count[i]) for i in range(len(BINS))}
+
+
+def gaussian_loss(spectrum: Array, level: Level, prediction_type: str) -> Array:
+    """(31) in the units of a prediction type. spectrum: (k,) variances.   level: rates (b,).   Returns (b,)."""
+    alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+    in_x0 = spectrum[None] * sigma**2 / (alpha**2 * spectrum[None] + sigma**2)
+    of_x0, of_eps = prediction.PREDICTION_TYPES[prediction_type](level)
+    return jnp.mean(in_x0, axis=1) * ((level.alpha * of_eps - level.sigma * of_x0) / level.sigma) ** 2
+
+
+def spectrum_of(images: np.ndarray) -> np.ndarray:
+    """The variances of a Gaussian fitted to images as if every place in them were like any other.
+
+    Such a Gaussian's eigenvectors are waves, each in the few directions that its colours vary in, so a few hundred
+    images suffice. images: (n, h, w, c) floats.   Returns (h w c,) variances, float32.
+    """
+    n, h, w, c = images.shape
+    waves = np.fft.fft2(images - images.mean(0), axes=(1, 2)).reshape(n, h * w, c) / np.sqrt(h * w)
+    colours = np.einsum("nki,nkj->kij", waves, waves.conj()) / n
+    return np.maximum(np.linalg.eigvalsh(colours), 0).reshape(-1).astype(np.float32)
+
+
+def variational(found: Array, fraction: Array, x0: Array, xt: Array, timestep: Array, schedule: Discrete) -> Array:
+    """The term of (30) for each example, in bits a dimension.
+
+    found: the x0 that the mean is made of.   fraction: of ``Answer``.   x0, xt, found, fraction: (b, *dims).
+    timestep: (b,) whole.   Returns (b,).
+    """
+    whole = np.arange(schedule.timesteps)
+    of_xt, of_x0, small = process.posterior(schedule.rates(whole - 1), schedule.rates(whole))
+    large = 1 - (schedule.rates(whole).alpha / schedule.rates(whole - 1).alpha) ** 2
+    small[0] = small[1]  # the last step's own would be 0 [iddpm sec. 3.1]
+
+    def at(table: np.ndarray) -> Array:
+        column = jnp.asarray(table, jnp.float32)[timestep.astype(jnp.int32)]
+        return column.reshape(-1, *(1,) * (x0.ndim - 1))
+
+    log_small, log_large = at(np.log(small)), at(np.log(large))
+    log_variance = log_small + fraction * (log_large - log_small)
+    off = at(of_x0) * (x0 - found)  # both means share xt's part
+    kl = 0.5 * (log_variance - log_small - 1 + jnp.exp(log_small - log_variance) + off**2 * jnp.exp(-log_variance))
+    mean, std = at(of_xt) * xt + at(of_x0) * found, jnp.exp(log_variance / 2)
+    # A pixel's value stands for all that round to it; those at the ends for all beyond.
+    above = jnp.where(x0 > 0.999, 1.0, ndtr((x0 + 1 / 255 - mean) / std))
+    below = jnp.where(x0 < -0.999, 0.0, ndtr((x0 - 1 / 255 - mean) / std))
+    likelihood = -jnp.log(jnp.maximum(above - below, 1e-12))
+    each = jnp.where(timestep.reshape(-1, *(1,) * (x0.ndim - 1)) == 0, likelihood, kl)
+    return jnp.mean(each, axis=tuple(range(1, x0.ndim))) / jnp.log(2.0)

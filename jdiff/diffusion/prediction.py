@@ -87,7 +87,9 @@ def denoiser(predict: Callable, prediction_type: str) -> Callable:
     return denoise
 
 
-def clipped(answer: Answer, xt: Array, level: Level, *, whether: Array | bool = True, percentile: Array = 0.0) -> Answer:
+def clipped(
+    answer: Answer, xt: Array, level: Level, *, whether: Array | bool = True, percentile: Array = 0.0
+) -> Answer:
     """An answer whose clean image stays in [-1, 1], and whose noise is what then explains xt.
 
     whether: (b,) or one for all.   percentile: (b,) or one for all; where above 0, an image is first divided by that

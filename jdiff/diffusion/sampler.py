@@ -32,7 +32,8 @@ def sample(
     Rows that are idle in every image are passed over, and noise is drawn only where a row asks for it, both by a scalar
     condition: what is not used costs nothing. An image's noise is its own, by its key and the number of the row.
 
-    denoise: (xt, row) -> ``Answer``, the fields of row being (b,); with a memory (xt, row, memory) -> (``Answer``, memory).
+    denoise: (xt, row) -> ``Answer``, the fields of row being (b,); where there is a memory, (xt, row, memory) ->
+        (``Answer``, memory).
     tableau: one for all images, or one for each.   xt: (b, *dims) the noise to start from.   keys: (b,) one per image.
     memory: what denoise remembers from row to row, at the start.
     history: (depth, b, *dims) the d of (9) before the first row, latest first; nothing is known if not given.

@@ -152,7 +152,7 @@ class Continuous:
     def shifted(self, ratio: float) -> Continuous:
         """(17): as noisy for images whose sides are ``ratio`` times as long."""
         shift = 2 * np.log(ratio)
-        return replace(self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda l: self.time(l + shift))
+        return replace(self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda at: self.time(at + shift))
 
     def zero_terminal(self) -> Continuous:
         """(18): time 1 is pure noise."""
@@ -288,7 +288,7 @@ def continuous_sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float
 def continuous_logsnr(timesteps: int = 1000, *, logsnr_max: float = 10.0, logsnr_min: float = -10.0) -> Continuous:
     """(16), between about the ends of DDPM's schedule."""
     fall = logsnr_min - logsnr_max
-    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda l: (l - logsnr_max) / fall)
+    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda at: (at - logsnr_max) / fall)
 
 
 SCHEDULES = {
@@ -335,12 +335,12 @@ def linspace(schedule: Schedule, steps: int) -> np.ndarray:
 
 def karras(schedule: Schedule, steps: int, *, rho: float = 7.0) -> np.ndarray:
     """Even in the rho-th root of sigma / alpha, from the noisiest level to the cleanest [edm eq. 5]."""
-    return _between(schedule, steps, of=lambda l: np.exp(-l / 2 / rho), to=lambda root: -2 * rho * np.log(root))
+    return _between(schedule, steps, of=lambda at: np.exp(-at / 2 / rho), to=lambda root: -2 * rho * np.log(root))
 
 
 def logsnr_uniform(schedule: Schedule, steps: int) -> np.ndarray:
     """Even in the log SNR, from the noisiest level to the cleanest [dpmsolver sec. 3.4]."""
-    return _between(schedule, steps, of=lambda l: l, to=lambda l: l)
+    return _between(schedule, steps, of=lambda at: at, to=lambda at: at)
 
 
 def _between(schedule: Schedule, steps: int, *, of: Callable, to: Callable) -> np.ndarray:

@@ -56,6 +56,7 @@ from jdiff.diffusion.schedules import Schedule
 from jdiff.levels import Level
 
 PURE_NOISE = 1e-6  # an SNR
+RATES = ("alpha", "sigma")
 DEPTH = 4  # how many answers, the row's own among them, a row may look at
 VARIANCES = ("small", "large", "learned", "analytic")
 
@@ -68,8 +69,8 @@ class Tableau:
     Every field is of shape (rows,), or (rows, b) where each image has its own; weights have an axis (depth,) after
     the rows. A sampler scans them from the noisiest row to the last.
 
-    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest of_noise over the least, for networks that
-    say where between them it lies; else 0.   active: false in rows that only fill up.
+    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest of_noise over the least, for
+    networks that say where between them it lies; else 0.   active: false in rows that only fill up.
     """
 
     timestep: Array
@@ -399,7 +400,9 @@ def stacked(tableaux: Sequence[Tableau], rows: int) -> Tableau:
     def one(v: np.ndarray) -> float:
         return 1.0
 
-    levels = [column([getattr(t.level, rate) for t in tableaux], last).astype(np.float32) for rate in ("alpha", "sigma")]
+    levels = [
+        column([getattr(t.level, rate) for t in tableaux], last).astype(np.float32) for rate in ("alpha", "sigma")
+    ]
     return Tableau(
         timestep=of("timestep", last),
         level=Level(*levels),

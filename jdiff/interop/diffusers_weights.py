@@ -211,8 +211,10 @@ def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     if ends:
         found = given.get("beta_start", 1e-4), given.get("beta_end", 0.02)
         _must("beta_start and beta_end", tuple(found), ends)
-    for key, usual in {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}.items():
+    for key, usual in {"trained_betas": None, "thresholding": False}.items():
         _must(key, given.get(key, usual), usual)
+    if name != "cosine":  # whose betas, unlike ours, are not brought to another number of timesteps
+        _must("num_train_timesteps", given.get("num_train_timesteps", 1000), 1000)
     predicted = _known("prediction_type", given.get("prediction_type", "epsilon"), PREDICTIONS)
     spacing = given.get("timestep_spacing", "leading")
     _known("timestep_spacing", spacing, SPACINGS)
@@ -220,6 +222,7 @@ def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         "schedule": name,
         "timesteps": given.get("num_train_timesteps", 1000),
         "prediction_type": predicted,
+        "zero_terminal_snr": given.get("rescale_betas_zero_snr", False),
     }
     sample = {
         "solver": "ddim",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -98,6 +99,7 @@ def diffusion_step(
     prediction_type: str,
     weighting: str,
     density: str,
+    spectrum: np.ndarray | None = None,
     empty: Captioning,
     ema_decay: float | None,
     seed: int,
@@ -107,6 +109,8 @@ def diffusion_step(
     Weights are found by name, "text", "unet" and "autoencoder": those in ``state.params`` are trained, those in
     ``state.frozen`` read. Timesteps, noise, caption dropout and, where there is an autoencoder, latents are drawn per
     example from (seed, step, place in the global batch).
+
+    spectrum: variances of what is noised, for the report; see ``diffusion.loss``.
     """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -136,6 +140,7 @@ def diffusion_step(
                 prediction_type=prediction_type,
                 weighting=weighting,
                 density=density,
+                spectrum=None if spectrum is None else jnp.asarray(spectrum),
             )
 
         return _apply(state, loss_fn, optimizer, ema_decay)

@@ -10,8 +10,7 @@ from jdiff import grids, rng
 from jdiff.data.decoding import decode, fit
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import Scene, Thing
-from jdiff.diffusion import process
-from jdiff.diffusion.schedules import SCHEDULES
+from jdiff.diffusion import process, schedules
 
 STEPS = (0, 500, 1000)
 
@@ -28,7 +27,7 @@ def forward(out: str, *, schedule: str, image: str | None) -> epath.Path:
         clean = fit(decode(epath.Path(image).read_bytes()), 256)
     x0 = jnp.asarray(clean, jnp.float32)[None].repeat(len(STEPS), 0) / 127.5 - 1
     eps = rng.normal(rng.image_keys(jnp.zeros(1)), x0.shape[1:]).repeat(len(STEPS), 0)
-    rates = SCHEDULES[schedule](1000).rates(np.array(STEPS) - 1)
+    rates = schedules.make(schedule).rates(np.array(STEPS) - 1)
     level = type(rates)(jnp.asarray(rates.alpha, jnp.float32), jnp.asarray(rates.sigma, jnp.float32))
     noised = np.asarray(process.diffuse(x0, eps, level))
     pictures = np.round((noised.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

@@ -25,7 +25,6 @@ def sample(
     negative: str,
     num: int | None,
     seed: int,
-    guidance_scale: float | None,
     changes: dict,
     batch_size: int,
     trajectory: bool,
@@ -49,9 +48,7 @@ def sample(
         print(f"{path}: {note}")
     sampler = runs.sampler(model)
     settings = dataclasses.replace(sampler.settings, **changes)
-    if guidance_scale is not None:
-        settings = dataclasses.replace(settings, guidance_scale=guidance_scale)
-    settings.tableau(sampler.schedule)  # refuse impossible settings before anything is drawn
+    sampler.tableau(settings)  # refuse impossible settings before anything is drawn
     for prompt in {*prompts, negative}:
         if not sampler.tokenizer.fits(prompt):
             print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")

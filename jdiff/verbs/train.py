@@ -17,6 +17,7 @@ from jdiff.construct import ConfigError
 from jdiff.data import records
 from jdiff.data.pipeline import Batches
 from jdiff.data.tokenizer import Tokenizer
+from jdiff.diffusion.loss import spectrum_of
 from jdiff.embed import Encoder
 from jdiff.runs import Model
 from jdiff.sharding import mesh as meshes
@@ -25,6 +26,7 @@ from jdiff.training.metrics import Writer, from_checkpoint
 from jdiff.training.state import TrainState
 
 CONFIG, DATA = "config.json", "data.json"
+FITTED = 512  # training pictures that a Gaussian is fitted to, beside whose loss the loss is reported
 SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures drawn during training
 
 
@@ -74,7 +76,7 @@ def train(setup: Experiment, workdir: str) -> None:
         with closing(batches), closing(writer):
             loop.train(
                 state,
-                setup.step(tokenizer),
+                setup.step(tokenizer, _spectrum(setup, dataset, state)),
                 (meshes.place(mesh, batch) for batch in batches),
                 steps=train.steps,
                 every=setup.every,
@@ -84,6 +86,19 @@ def train(setup: Experiment, workdir: str) -> None:
                 merged=merged,
             )
     print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}", flush=True)
+
+
+def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | None:
+    """The variances of a Gaussian fitted to what a U-Net works in; the first pictures stand for all."""
+    if setup.train.objective != "diffusion":
+        return None
+    images = np.stack([dataset[i]["image"] for i in range(min(FITTED, len(dataset)))])
+    found, autoencoder = images.astype(np.float32) / 127.5 - 1, setup.autoencoder()
+    if autoencoder is not None:
+        encode = jax.jit(lambda weights, x: autoencoder.apply({"params": weights}, x, method="encode")[0])
+        weights = state.frozen["autoencoder"]
+        found = np.concatenate([encode(weights, found[i : i + 8]) for i in range(0, len(found), 8)])
+    return spectrum_of(found)
 
 
 def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.CaptionedImages) -> None:

@@ -146,7 +146,7 @@ def changed(folder, file, **values):
         ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid'"),
         ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_start and beta_end"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding"),
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu'"),
     ],
