@@ -9,6 +9,7 @@ import sys
 from jdiff.runtime import backend
 
 NAMES = {
+    "mathematics": "sampling: one program for everything, its cost, and how many steps a picture needs",
     "path": "the demo and the shapes runs",
     "gpu_check": "a short training and sampling run on whatever JAX finds",
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",

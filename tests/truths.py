@@ -79,3 +79,181 @@ def group_norm(x, groups, scale, bias, epsilon):
     mean = grouped.mean((1, 3), keepdims=True)
     variance = ((grouped - mean) ** 2).mean((1, 3), keepdims=True)
     return ((grouped - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * scale + bias
+
+
+def gaussian_answers(mean, std):
+    """E[x0 | xt] and E[eps | xt] of data N(mean, std^2), from the regression of one normal on another."""
+
+    def answers(x, alpha, sigma):
+        total = (alpha * std) ** 2 + sigma**2
+        return mean + alpha * std**2 / total * (x - alpha * mean), sigma / total * (x - alpha * mean)
+
+    return answers
+
+
+def _begins_at_noise(alpha, sigma):
+    return alpha[0] ** 2 < 1e-6 * sigma[0] ** 2
+
+
+def _ancestral(alpha, sigma, x, answers, noise, eta):
+    """k-diffusion: Euler in x / alpha down to sigma_down, then up by sigma_up; eta scales sigma_up."""
+    for i in range(len(alpha) - 1):
+        x0, eps = answers(x, alpha[i], sigma[i])
+        s, t = sigma[i] / alpha[i], sigma[i + 1] / alpha[i + 1]
+        up = min(t, eta * np.sqrt(t**2 * (s**2 - t**2) / s**2))
+        down = np.sqrt(t**2 - up**2)
+        x = alpha[i + 1] * (x / alpha[i] + (down - s) * eps + (up * noise(i) if up else 0))
+    return x
+
+
+def _ddpm(alpha, sigma, x, answers, noise):
+    """DDPM algorithm 2 on a stride, as its equation 7, with the posterior's variance."""
+    for i in range(len(alpha) - 1):
+        x0, _ = answers(x, alpha[i], sigma[i])
+        if sigma[i + 1] == 0:
+            return x0
+        mean, variance = gaussian_posterior(alpha[i] ** 2, alpha[i + 1] ** 2, x, x0)
+        x = mean + np.sqrt(variance) * noise(i)
+    return x
+
+
+def _heun(alpha, sigma, x, answers, noise):
+    """EDM algorithm 1 in x / alpha, without churn."""
+    y = x / alpha[0]
+    for i in range(len(alpha) - 1):
+        s, t = sigma[i] / alpha[i], sigma[i + 1] / alpha[i + 1]
+        slope = answers(alpha[i] * y, alpha[i], sigma[i])[1]
+        ahead = y + (t - s) * slope
+        if t > 0:
+            slope = (slope + answers(alpha[i + 1] * ahead, alpha[i + 1], sigma[i + 1])[1]) / 2
+            ahead = y + (t - s) * slope
+        y = ahead
+    return alpha[-1] * y
+
+
+def _euler_maruyama(alpha, sigma, x, answers, noise):
+    """score_sde's predictor: drift -beta/2 x - beta score, beta dt summed over a stride; the last step denoises."""
+    for i in range(len(alpha) - 1):
+        x0, eps = answers(x, alpha[i], sigma[i])
+        if sigma[i + 1] == 0:
+            return x0
+        beta = np.log(alpha[i + 1] ** 2 / alpha[i] ** 2)
+        drift = -beta / 2 * x - beta * (-eps / sigma[i])
+        x = x - drift + np.sqrt(beta) * noise(i)
+    return x
+
+
+def _adams_bashforth(alpha, sigma, x, answers, noise, order=4):
+    """k-diffusion's LMS: each Lagrange polynomial through the last eps, integrated over sigma / alpha."""
+    y, seen, ratio = x / alpha[0], [], sigma / alpha
+    for i in range(len(alpha) - 1):
+        seen.insert(0, answers(alpha[i] * y, alpha[i], sigma[i])[1])
+        seen = seen[:order]
+        for j in range(len(seen)):
+            basis = np.poly1d([1.0])
+            for k in range(len(seen)):
+                if k != j:
+                    basis *= np.poly1d([1.0, -ratio[i - k]]) / (ratio[i - j] - ratio[i - k])
+            area = basis.integ()
+            y = y + (area(ratio[i + 1]) - area(ratio[i])) * seen[j]
+    return alpha[-1] * y
+
+
+def _dpmpp_2m(alpha, sigma, x, answers, noise):
+    """DPM-Solver++ algorithm 2: D = (1 + 1/2r) x_i - 1/2r x_(i-1), r = h_(i-1) / h_i; the last step is of order 1."""
+    with np.errstate(divide="ignore"):
+        lam = np.log(alpha) - np.log(sigma)
+    first = int(_begins_at_noise(alpha, sigma))
+    before = None
+    for i in range(len(alpha) - 1):
+        x0, _ = answers(x, alpha[i], sigma[i])
+        h = lam[i + 1] - lam[i]
+        mixed = x0
+        if i > first and np.isfinite(h):
+            r = (lam[i] - lam[i - 1]) / h
+            mixed = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * mixed
+        before = x0
+    return x
+
+
+def _dpmpp_2m_sde(alpha, sigma, x, answers, noise):
+    """DPM-Solver++ section 5: SDE-DPM-Solver++(2M)."""
+    with np.errstate(divide="ignore"):
+        lam = np.log(alpha) - np.log(sigma)
+    before = None
+    for i in range(len(alpha) - 1):
+        x0, _ = answers(x, alpha[i], sigma[i])
+        h = lam[i + 1] - lam[i]
+        if np.isinf(h):
+            return alpha[i + 1] * x0
+        lost = 1 - np.exp(-2 * h)
+        ahead = sigma[i + 1] / sigma[i] * np.exp(-h) * x + alpha[i + 1] * lost * x0
+        if before is not None:
+            r = (lam[i] - lam[i - 1]) / h
+            ahead = ahead + alpha[i + 1] * lost * (x0 - before) / (2 * r)
+        x = ahead + sigma[i + 1] * np.sqrt(lost) * noise(i)
+        before = x0
+    return x
+
+
+def _exponential_integral(nodes, values, low, high):
+    """The integral of exp(lambda - high) times the polynomial through (nodes, values), by 40 points of Gauss."""
+    at, weight = np.polynomial.legendre.leggauss(40)
+    at, weight = (at + 1) / 2 * (high - low) + low, weight / 2 * (high - low)
+    total = 0.0
+    for j, node in enumerate(nodes):
+        basis = np.prod([(at - other) / (node - other) for k, other in enumerate(nodes) if k != j], axis=0)
+        total = total + np.sum(weight * np.exp(at - high) * basis) * values[j]
+    return total
+
+
+def _unipc(alpha, sigma, x, answers, noise, order, corrects=True):
+    """UniPC algorithm 1 in its own two stages: predict, ask, correct, and predict again from what was corrected.
+
+    Without the correction, DPM-Solver++ of as many steps as its polynomial says. B(h) = expm1(h) halves the second
+    moment where two points are used to predict, or one beside the new one to correct. Orders fall towards the end.
+    """
+    with np.errstate(divide="ignore"):
+        lam = np.log(alpha) - np.log(sigma)
+    n = len(alpha) - 1
+    seen, base, used = [], x, 0  # base: where the step began whose end x predicts
+    for i in range(n):
+        new = answers(x, alpha[i], sigma[i])[0]
+        if corrects and used:
+            h = lam[i] - lam[i - 1]
+            if used == 1:
+                slope = -np.expm1(-h) * (seen[0] + (new - seen[0]) / 2)
+            else:
+                nodes = [lam[i], *(lam[i - 1 - j] for j in range(used))]
+                slope = _exponential_integral(nodes, [new, *seen[:used]], lam[i - 1], lam[i])
+            x = sigma[i] / sigma[i - 1] * base + alpha[i] * slope
+        seen.insert(0, new)
+        base, h = x, lam[i + 1] - lam[i]
+        used = min(order, i + 1, n - i) if sigma[-1] == 0 else min(order, i + 1)
+        if used == 1:
+            slope = -np.expm1(-h) * new
+        elif used == 2:
+            r = (lam[i] - lam[i - 1]) / h
+            slope = -np.expm1(-h) * (new + (new - seen[1]) / (2 * r))
+        else:
+            slope = _exponential_integral([lam[i - j] for j in range(used)], seen[:used], lam[i], lam[i + 1])
+        x = sigma[i + 1] / sigma[i] * base + alpha[i + 1] * slope
+    return x
+
+
+# Each as (alpha (n+1,), sigma (n+1,), x, answers, noise of step i) -> x at the last level.
+SOLVERS = {
+    "ddpm": _ddpm,
+    "ddim": lambda *a: _ancestral(*a, eta=0.0),
+    "euler": lambda *a: _ancestral(*a, eta=0.0),
+    "euler_ancestral": lambda *a: _ancestral(*a, eta=1.0),
+    "heun": _heun,
+    "euler_maruyama": _euler_maruyama,
+    "plms": _adams_bashforth,
+    "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_3m": lambda *a: _unipc(*a, order=3, corrects=False),
+    "dpmpp_2m_sde": _dpmpp_2m_sde,
+    "unipc_2": lambda *a: _unipc(*a, order=2),
+    "unipc_3": lambda *a: _unipc(*a, order=3),
+}

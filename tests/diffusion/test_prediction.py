@@ -1,10 +1,21 @@
 """The table of prediction types, and its one solve."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.diffusion.prediction import PREDICTION_TYPES, WEIGHTINGS, clipped, denoiser, solve, target
+from jdiff.diffusion.prediction import (
+    BLIND_AT_ZERO_SNR,
+    PREDICTION_TYPES,
+    WEIGHTINGS,
+    Answer,
+    clipped,
+    denoiser,
+    solve,
+    target,
+)
 from jdiff.diffusion.process import diffuse
 from jdiff.diffusion.schedules import cosine
 from jdiff.levels import Level
@@ -22,13 +33,16 @@ def test_equation_5_targets_by_name():
     np.testing.assert_array_equal(target("eps", X0, EPS, LEVEL), EPS)
     np.testing.assert_array_equal(target("x0", X0, EPS, LEVEL), X0)
     np.testing.assert_allclose(target("v", X0, EPS, LEVEL), alpha * EPS - sigma * X0, rtol=1e-5, atol=1e-6)
+    # The score of N(alpha x0, sigma^2) at xt; the velocity of a straight line from the image to the noise.
+    np.testing.assert_allclose(target("score", X0, EPS, LEVEL), -(XT - alpha * X0) / sigma**2, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(target("flow", X0, EPS, LEVEL), EPS - X0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
 def test_equation_6_solve_inverts_target(name):
     """Equation (6): from a right answer, both the image and the noise come back, at every level."""
     answer = target(name, X0, EPS, LEVEL)
-    x0, eps = solve(name, answer, XT, LEVEL)
+    x0, eps, _ = solve(name, answer, XT, LEVEL)
     # Dividing by a rate of 1e-2 or more costs up to two digits of float32.
     np.testing.assert_allclose(x0, X0, atol=2e-4)
     np.testing.assert_allclose(eps, EPS, atol=2e-4)
@@ -38,9 +52,10 @@ def test_equation_6_solve_inverts_target(name):
 def test_equation_7_error_in_x0(name):
     """Equation (7): an error of the answer is det / sigma times the error it makes in x0."""
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
-    of_x0, of_eps = {"eps": (0, 1), "x0": (1, 0), "v": (-sigma, alpha)}[name]
+    types = {"eps": (0, 1), "x0": (1, 0), "v": (-sigma, alpha), "score": (0, -1 / sigma), "flow": (-1, 1)}
+    of_x0, of_eps = types[name]
     det = alpha * of_eps - sigma * of_x0
-    x0, _ = solve(name, target(name, X0, EPS, LEVEL) + 0.1, XT, LEVEL)
+    x0 = solve(name, target(name, X0, EPS, LEVEL) + 0.1, XT, LEVEL).x0
     np.testing.assert_allclose(np.abs(x0 - X0).mean((1, 2, 3)), 0.1 * sigma / np.abs(det), rtol=1e-2)
 
 
@@ -53,7 +68,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", ["eps", "x0", "v"])
 @pytest.mark.parametrize("name", COUNTS)
 def test_weightings_by_hand(name, prediction_type):
     """Levels on both sides of the cap and of the floor; eps and v divided alike, a known mistake, would fail here."""
@@ -62,11 +77,45 @@ def test_weightings_by_hand(name, prediction_type):
     np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL, cap=9.0), right, rtol=1e-4)
 
 
+# What an error of x0 counts in each paper's own words, for s = SNR; an error of another type by equation (7).
+IN_X0 = {
+    "snr": lambda s: s,
+    "p2": lambda s: s / (1 + s),
+    "sigmoid": lambda s: s / (1 + s),  # S(-log s) = 1 / (1 + s) of an error of the noise
+    "edm": lambda s: (1 / s + 0.25) / (1 / s * 0.25),
+    "min_snr": lambda s: np.minimum(s, 5),
+    "root_snr": lambda s: np.clip(s**0.5, 0.1, 2),
+}
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("name", IN_X0)
+def test_weightings_count_an_error_of_x0_as_published(name, prediction_type):
+    alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](Level(alpha, sigma))
+    per_x0 = ((alpha * of_eps - sigma * of_x0) / sigma) ** 2
+    right = IN_X0[name]((alpha / sigma) ** 2) / per_x0
+    np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL), right, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_weightings_are_finite_at_pure_noise(name):
+def test_weightings_are_finite_at_pure_noise(name, prediction_type):
+    if name in ("edm", "root_snr") and prediction_type in BLIND_AT_ZERO_SNR:
+        return  # infinite: no error of the noise makes a small one of x0 there
     noise = Level(jnp.zeros(1), jnp.ones(1))
-    assert jnp.isfinite(WEIGHTINGS[name]("x0", noise)).all()
-    assert jnp.isfinite(WEIGHTINGS[name]("v", noise)).all()
+    found = WEIGHTINGS[name](prediction_type, noise)
+    assert jnp.isfinite(found).all() and (found >= 0).all()
+
+
+def test_dynamic_thresholding_divides_by_the_percentile():
+    x0 = jnp.asarray(np.linspace(-4, 2, 12).reshape(1, 2, 2, 3), jnp.float32).repeat(4, 0)
+    percentile = jnp.array([0.0, 50.0, 90.0, 100.0])
+    found = clipped(Answer(x0, x0), XT, LEVEL, percentile=percentile).x0
+    for i, p in enumerate(percentile):
+        most = max(1.0, np.percentile(np.abs(x0[i]), p)) if p > 0 else 1.0
+        np.testing.assert_allclose(found[i], np.clip(x0[i], -most, most) / most, rtol=1e-5)
+    np.testing.assert_array_equal(clipped(Answer(x0, x0), XT, LEVEL, whether=jnp.zeros(4, bool)).x0, x0)
 
 
 def test_clipping_derives_eps_anew():
@@ -75,8 +124,8 @@ def test_clipping_derives_eps_anew():
     def predict(xt, timestep):
         return jnp.full_like(xt, 0.5)
 
-    denoise = clipped(denoiser(predict, "eps"))
-    x0, eps = denoise(XT, jnp.zeros(4), LEVEL)
+    row = SimpleNamespace(timestep=jnp.zeros(4), level=LEVEL)
+    x0, eps, _ = clipped(denoiser(predict, "eps")(XT, row), XT, LEVEL)
     assert jnp.abs(x0).max() <= 1
     wide = LEVEL.over(XT)
     np.testing.assert_allclose(wide.alpha * x0 + wide.sigma * eps, XT, atol=1e-5)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, cosine, linear, scaled_linear
+from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, cosine, linear, make, scaled_linear
+from jdiff.levels import Level
 from tests import truths
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
@@ -37,8 +38,8 @@ def test_equation_2_cosine():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_laws_of_every_schedule(name):
-    schedule = SCHEDULES[name](1000)
+def test_laws_of_every_discrete_schedule(name):
+    schedule = make(name)
     assert schedule.timesteps == 1000
     assert np.all(np.diff(schedule.alpha_bar) < 0)
     assert schedule.alpha_bar[0] > 0.99
@@ -62,16 +63,99 @@ def test_small_sigma_keeps_its_digits():
 @pytest.mark.parametrize("key", [key for key in GOLDENS["timesteps"] if not key.endswith("1000")])
 def test_spacings_equal_another_librarys(key):
     name, steps = key.rsplit("_", 1)
-    assert SPACINGS[name](1000, int(steps)).tolist() == GOLDENS["timesteps"][key]
+    assert SPACINGS[name](linear(1000), int(steps)).tolist() == GOLDENS["timesteps"][key]
 
 
 @pytest.mark.parametrize("name", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 7, 30, 150, 999, 1000])
 def test_laws_of_every_spacing(name, steps):
-    timesteps = SPACINGS[name](1000, steps)
-    assert len(timesteps) == steps
-    assert np.all(np.diff(timesteps) < 0)
-    assert timesteps.min() >= 0
-    assert timesteps.max() <= 999
-    if name != "leading":
-        assert timesteps[0] == 999
+    for schedule in (linear(1000), make("cosine", continuous=True), make("linear", zero_terminal_snr=True)):
+        timesteps = SPACINGS[name](schedule, steps)
+        assert len(timesteps) == steps
+        assert np.all(np.diff(timesteps) < 0)
+        # A level found by its log SNR is there to float64's rounding.
+        assert timesteps.min() >= schedule.first - 1e-9
+        assert timesteps.max() <= schedule.last + 1e-9
+        if name != "leading":
+            np.testing.assert_allclose(timesteps[0], schedule.last, rtol=1e-12)
+
+
+def test_karras_and_logsnr_grids_are_even_in_their_own_coordinate():
+    schedule = make("linear")
+    found = schedule.rates(SPACINGS["karras"](schedule, 12))
+    np.testing.assert_allclose(np.diff((found.sigma / found.alpha) ** (1 / 7), 2), 0, atol=1e-9)
+    logsnr = schedule.rates(SPACINGS["logsnr"](schedule, 12)).logsnr
+    np.testing.assert_allclose(np.diff(logsnr, 2), 0, atol=1e-9)
+
+
+EVERY = [
+    (name, {"continuous": continuous, "shift": shift, "zero_terminal_snr": zero})
+    for name in SCHEDULES
+    for continuous in (False, True)
+    for shift in (1.0, 2.0)
+    for zero in (False, True)
+]
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_laws_of_every_schedule(name, options):
+    """Noise grows, variance is kept, the log SNR leads back, and the device's rates are the host's."""
+    for timesteps in (1000, 50):
+        schedule = make(name, timesteps, **options)
+        at = np.linspace(schedule.first, schedule.last, 41)
+        rates = schedule.rates(at)
+        np.testing.assert_allclose(rates.alpha**2 + rates.sigma**2, 1, rtol=1e-12)
+        assert np.all(np.diff(rates.logsnr) < 0)
+        assert (rates.alpha[-1] == 0) == options["zero_terminal_snr"]
+        np.testing.assert_allclose(schedule.timestep(rates.logsnr), at, atol=1e-5)
+        some = jnp.asarray(at if options["continuous"] else np.round(at), jnp.float32)
+        host, device = schedule.rates(np.asarray(some, np.float64)), schedule.level(some)
+        np.testing.assert_allclose(device.sigma, host.sigma, rtol=2e-6)
+        # Of the little that is left before pure noise, float32 tells four digits.
+        np.testing.assert_allclose(device.alpha, host.alpha, rtol=2e-4)
+
+
+def test_every_number_of_timesteps_ends_as_noisy():
+    for name in ("linear", "scaled_linear"):
+        many, few = (make(name, timesteps).rates(np.array([timesteps - 1])).logsnr[0] for timesteps in (1000, 20))
+        np.testing.assert_allclose(few, many, atol=0.1)
+
+
+def test_equation_13_is_the_limit_of_many_betas():
+    for name in ("linear", "scaled_linear"):
+        table, limit = make(name), make(name, continuous=True)
+        at = np.array([99, 499, 999])
+        np.testing.assert_allclose(limit.rates(at + 1.0).logsnr, table.rates(at).logsnr, rtol=2e-2)
+
+
+def test_equation_14_to_16_by_hand():
+    u = np.array([0.1, 0.5, 0.8])
+    half = make("cosine", continuous=True).rates(np.array([500.0]))
+    np.testing.assert_allclose(half.logsnr, 0, atol=1e-12)
+    logistic = 1 / (1 + np.exp(-(-3 + 6 * u)))
+    ends = [1 / (1 + np.exp(3)), 1 / (1 + np.exp(-3))]
+    noise = (logistic - ends[0]) / (ends[1] - ends[0])
+    np.testing.assert_allclose(make("sigmoid", continuous=True).rates(1000 * u).sigma ** 2, noise, rtol=1e-12)
+    np.testing.assert_allclose(make("logsnr", continuous=True).rates(1000 * u).logsnr, 10 - 20 * u, rtol=1e-12)
+
+
+def test_equation_17_shift_is_of_the_ratio_of_noise_to_signal():
+    for continuous in (False, True):
+        at = np.array([100.0, 600.0])
+        plain, larger = (make("linear", continuous=continuous, shift=shift).rates(at) for shift in (1.0, 4.0))
+        np.testing.assert_allclose(larger.sigma / larger.alpha, 4 * plain.sigma / plain.alpha, rtol=1e-9)
+
+
+def test_equation_18_zero_terminal_snr():
+    """Figures of another library for the linear schedule; the first timestep keeps its level."""
+    found = make("linear", zero_terminal_snr=True).alpha_bar
+    expected = {0: 0.9999, 10: 0.997793, 100: 0.89449, 500: 0.0752462, 900: 1.03038e-4, 990: 3.67139e-7, 999: 0}
+    for t, alpha_bar in expected.items():
+        np.testing.assert_allclose(found[t], alpha_bar, rtol=1e-5, atol=1e-15)
+    ends = make("linear", continuous=True, zero_terminal_snr=True).rates(np.array([0.0, 1000.0]))
+    assert ends.alpha[0] == 1 and ends.alpha[1] == 0
+
+
+def test_log_snr_of_pure_ends():
+    assert Level(np.array(1.0), np.array(0.0)).logsnr == np.inf
+    assert Level(np.array(0.0), np.array(1.0)).logsnr == -np.inf

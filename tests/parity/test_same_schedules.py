@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jdiff.diffusion import sampler
+from jdiff.diffusion.prediction import Answer
 from jdiff.diffusion.schedules import cosine, leading, linear, scaled_linear
-from jdiff.diffusion.solvers import ddim
+from jdiff.diffusion.solvers import ddim, grid
 
 torch = pytest.importorskip("torch", reason="the extra 'parity' is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the extra 'parity' is not installed")
@@ -40,12 +41,12 @@ def test_ddim_loop(steps, ends_clean):
     for t in scheduler.timesteps:
         x = scheduler.step(x * t / (t + 1) * 0.9, t, x, eta=0.0).prev_sample
 
-    def denoise(xt, timestep, level):
-        eps = xt * (timestep / (timestep + 1))[:, None] * 0.9
-        level = level.over(xt)
-        return (xt - level.sigma * eps) / level.alpha, eps
+    def denoise(xt, row):
+        eps = xt * (row.timestep / (row.timestep + 1))[:, None] * 0.9
+        level = row.level.over(xt)
+        return Answer((xt - level.sigma * eps) / level.alpha, eps)
 
-    tableau = ddim(linear(1000), leading(1000, steps), last=-1 if ends_clean else 0)
+    tableau = ddim(grid(linear(1000), leading(linear(1000), steps), last=-1 if ends_clean else 0))
     keys = jax.random.split(jax.random.key(0), 4)
     x0, _ = sampler.sample(denoise, tableau, jnp.asarray(start), keys=keys)
     np.testing.assert_allclose(x0, x.numpy(), rtol=1e-3, atol=1e-4)
