@@ -16,7 +16,9 @@ import numpy as np
 from benchmarks.claims import Claim, settle
 from jdiff import rng, runs, sample
 from jdiff.data import records
-from jdiff.diffusion import prediction, sampler, solvers
+from jdiff.diffusion import prediction, sampler
+from jdiff.diffusion.solvers import SOLVERS
+from jdiff.diffusion.tableau import stacked
 from jdiff.evaluation import prompt_accuracy, shapes
 from jdiff.sample import Sampler, Settings
 
@@ -56,7 +58,7 @@ def _one_program(path: Path, quick: bool) -> Iterator[Claim]:
     every = [
         replace(model.settings, solver=solver, steps=steps, eta=0.5 if solver == "ddim" else 0.0, **guidance)
         for steps in STEPS
-        for solver in solvers.SOLVERS
+        for solver in SOLVERS
         for guidance in GUIDANCE
     ]
     every = every[:: 17 if quick else 1]
@@ -106,9 +108,9 @@ def _columns(model: Sampler, b: int) -> list:
 
 def _general(model: Sampler, settings: Settings, b: int) -> Callable:
     program = sample._Program(
-        model.text, model.unet, model.autoencoder, model.prediction_type, model.shape, model.learned_variance, False
+        model.text, model.unet, model.autoencoder, model.prediction_type, model.shape, trajectory=False
     )
-    tableau = jax.device_put(solvers.stacked([model.tableau(settings)] * b, sample.MAX_ROWS))
+    tableau = jax.device_put(stacked([model.tableau(settings)] * b, sample.MAX_ROWS))
     options = jax.device_put(sample._options([settings] * b, pixels=True))
     columns = jax.device_put(_columns(model, b))
     return lambda: sample._draw(program, model.weights, tableau, options, columns, None)[0]

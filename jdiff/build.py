@@ -166,8 +166,6 @@ class Experiment:
                     "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
                     "config.diffusion.continuous has none"
                 )
-            if self.sample.variance == "learned" and not self.diffusion.learned_variance:
-                raise ConfigError("config.sample.variance is 'learned', but not config.diffusion.learned_variance set")
             choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
             choose("diffusion.density", self.diffusion.density, DENSITIES)
             if not 0 <= self.diffusion.caption_dropout <= 1:
@@ -178,7 +176,9 @@ class Experiment:
             choose("sample.spacing", self.sample.spacing, SPACINGS)
             choose("sample.variance", self.sample.variance, VARIANCES)
             try:
-                self.sample.tableau(schedule, self.diffusion.prediction_type)
+                self.sample.tableau(
+                    schedule, self.diffusion.prediction_type, learned_variance=self.diffusion.learned_variance
+                )
             except ValueError as error:
                 raise ConfigError(f"config.sample cannot be used: {error}") from error
 

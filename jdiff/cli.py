@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import signal
 import sys
@@ -101,12 +102,6 @@ def _convert() -> None:
     convert(*paths, _hints(image_size=flags.FLAGS.image_size))
 
 
-OF_SETTINGS = (
-    *("steps", "solver", "spacing", "eta", "variance", "guidance_scale", "guidance_from", "guidance_to"),
-    *("rescale", "parallel", "norm", "momentum", "percentile"),
-)
-
-
 def _define_sample() -> None:
     from jdiff.diffusion.schedules import SPACINGS
     from jdiff.diffusion.solvers import SOLVERS, VARIANCES
@@ -138,10 +133,12 @@ def _define_sample() -> None:
 
 
 def _sample() -> None:
+    from jdiff.sample import Settings
     from jdiff.verbs.sample import sample
 
     f = flags.FLAGS
-    changes = {name: f[name].value for name in OF_SETTINGS if f[name].value is not None}
+    settings = [field.name for field in dataclasses.fields(Settings) if field.name in f]
+    changes = {name: f[name].value for name in settings if f[name].value is not None}
     path, prompts = f.workdir, _arguments()
     if path is None and prompts and Path(prompts[0]).exists():
         path, *prompts = prompts
@@ -184,8 +181,10 @@ def _evaluate() -> None:
 
 
 def _define_figures() -> None:
+    from jdiff.diffusion.schedules import SCHEDULES
+
     flags.DEFINE_string("out", "figures", "Directory for the figure.")
-    flags.DEFINE_enum("schedule", "linear", ["linear", "scaled_linear", "cosine"], "Noise schedule.")
+    flags.DEFINE_enum("schedule", "linear", list(SCHEDULES), "Noise schedule.")
     flags.DEFINE_string("image", None, "The image to dissolve; a scene of the shapes world if not said.")
 
 

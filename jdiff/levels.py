@@ -10,6 +10,12 @@ import numpy as np
 from jax import Array
 
 
+def over(value: Array, x: Array) -> Array:
+    """A number of each image, with trailing axes of one, to multiply a batch. x: (b, *dims), value: (b,) or ()."""
+    value = jnp.asarray(value, x.dtype)
+    return jnp.reshape(value, value.shape + (1,) * (x.ndim - value.ndim))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Level:
@@ -32,11 +38,7 @@ class Level:
     def over(self, x: Array) -> Level:
         """The same rates with trailing axes of one, to multiply a batch. x: (b, *dims), rates: (b,) or ()."""
 
-        def widen(rate: Array) -> Array:
-            rate = jnp.asarray(rate, x.dtype)
-            return jnp.reshape(rate, rate.shape + (1,) * (x.ndim - rate.ndim))
-
-        return Level(widen(self.alpha), widen(self.sigma))
+        return Level(over(self.alpha, x), over(self.sigma, x))
 
 
 CLEAN = Level(np.array(1.0), np.array(0.0))

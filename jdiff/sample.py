@@ -14,11 +14,12 @@ from jax import Array
 
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion import prediction, sampler, solvers
+from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.guidance import Corrections, guided, two_captions
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
 from jdiff.diffusion.schedules import SPACINGS, Schedule
-from jdiff.diffusion.solvers import SOLVERS, VARIANCES, Tableau
+from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.diffusion.tableau import Tableau, grid, stacked, with_guidance
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
@@ -56,10 +57,17 @@ class Settings:
     clip: bool = True
     percentile: float = 0.0
 
-    def tableau(self, schedule: Schedule, prediction_type: str = "x0", x0_variance: Callable | None = None) -> Tableau:
+    def tableau(
+        self,
+        schedule: Schedule,
+        prediction_type: str = "x0",
+        *,
+        learned_variance: bool = False,
+        x0_variance: Callable | None = None,
+    ) -> Tableau:
         """The coefficients these settings ask for. Raises ``ValueError`` where they cannot be had.
 
-        x0_variance: what "analytic" needs, a function of levels.
+        learned_variance: whether the network says one.   x0_variance: what "analytic" needs, a function of levels.
         """
         if self.solver not in SOLVERS or self.spacing not in SPACINGS or self.variance not in VARIANCES:
             raise ValueError(
@@ -76,8 +84,10 @@ class Settings:
                 f"offset is {self.offset}, and so the timesteps are from {timesteps.min():g} to {timesteps.max():g}, "
                 f"but there are {schedule.first:g} to {schedule.last:g}"
             )
-        grid = solvers.grid(schedule, timesteps, last=-1 if self.ends_clean else schedule.first)
-        if grid.level.alpha[0] == 0 and prediction_type in BLIND_AT_ZERO_SNR:
+        if self.variance == "learned" and not learned_variance:
+            raise ValueError("variance is 'learned', but the network was not trained to say one (learned_variance)")
+        visited = grid(schedule, timesteps, last=-1 if self.ends_clean else schedule.first)
+        if visited.level.alpha[0] == 0 and prediction_type in BLIND_AT_ZERO_SNR:
             raise ValueError(
                 f"the first level is pure noise, of which a prediction of {prediction_type} says nothing; spacing "
                 "'leading' starts below it"
@@ -88,8 +98,8 @@ class Settings:
         given = {"eta": self.eta, "variance": self.variance, "x0_variance": x0_variance}
         low = -np.inf if self.guidance_from is None else self.guidance_from
         high = np.inf if self.guidance_to is None else self.guidance_to
-        tableau = solver.rows(grid, **{name: given[name] for name in solver.options})
-        return solvers.with_guidance(tableau, self.guidance_scale, low=low, high=high)
+        tableau = solver.rows(visited, **{name: given[name] for name in solver.options})
+        return with_guidance(tableau, self.guidance_scale, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -161,32 +171,28 @@ class Sampler:
             if np.shape(noise) != (n, *self.shape):
                 raise ValueError(f"noise is of shape {np.shape(noise)}, but must be {(n, *self.shape)}")
             begun = np.asarray(noise, np.float32)
-        program = _Program(
-            self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, self.learned_variance, trajectory
-        )
+        program = _Program(self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, trajectory)
         batches = _batches([tableaux[one] for one in chosen], min(batch_size, n))
-        images = np.zeros((n, 0))
-        paths = None
+        images, paths = [], []
         for at in progress(batches):
             image, path = _draw(
                 program,
                 self.weights,
-                solvers.stacked([tableaux[chosen[i]] for i in at], rows),
+                stacked([tableaux[chosen[i]] for i in at], rows),
                 _options([chosen[i] for i in at], pixels=self.autoencoder is None),
                 [column[at] for column in columns],
                 None if begun is None else begun[at],
             )
-            if images.size == 0:
-                images = np.zeros((n, *image.shape[1:]), np.uint8)
-                paths = None if path is None else np.zeros((rows, n, *path.shape[2:]), np.uint8)
-            images[at] = np.asarray(image)
-            if paths is not None:
-                paths[:, at] = np.asarray(path)
-        return (images, paths) if trajectory else images
+            images.append(np.asarray(image))
+            paths.append(path if path is None else np.asarray(path))
+        # Where each image was drawn first.
+        place = np.unique(np.concatenate(batches), return_index=True)[1]
+        drawn = np.concatenate(images)[place]
+        return (drawn, np.concatenate(paths, axis=1)[:, place]) if trajectory else drawn
 
     def tableau(self, settings: Settings) -> Tableau:
         """The coefficients that settings ask for, of this model's schedule. Raises ``ValueError``."""
-        return settings.tableau(self.schedule, self.prediction_type)
+        return settings.tableau(self.schedule, self.prediction_type, learned_variance=self.learned_variance)
 
 
 def _batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:
@@ -237,7 +243,6 @@ class _Program:
     autoencoder: Autoencoder | None
     prediction_type: str
     shape: tuple[int, int, int]
-    learned_variance: bool
     trajectory: bool
 
 
@@ -274,8 +279,7 @@ def _draw(program: _Program, weights, tableau: Tableau, options, columns, noise)
 
     def denoise(xt: Array, row: Tableau, memory: Array):
         output, memory = ask(xt, row, memory)
-        found, fraction = prediction.divided(output, xt)
-        answer = prediction.solve(program.prediction_type, found, xt, row.level)._replace(fraction=fraction)
+        answer = prediction.read(program.prediction_type, output, xt, row.level)
         clip, percentile = options["clip"], options["percentile"]
         return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
 

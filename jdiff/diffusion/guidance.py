@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff.diffusion.prediction import PREDICTION_TYPES, divided
+from jdiff.diffusion.prediction import divided, equations, solve
+from jdiff.levels import over
 
 
 @jax.tree_util.register_dataclass
@@ -72,21 +73,21 @@ def guided(alone: Callable, both: Callable, prediction_type: str, corrections: C
     """
 
     def ask(xt: Array, row, memory: Array) -> tuple[Array, Array]:
-        shape = (xt.shape[0],) + (1,) * (xt.ndim - 1)
-        scale = row.guidance_scale.reshape(shape)
+        scale = over(row.guidance_scale, xt)
+        c = jax.tree.map(lambda value: over(value, xt), corrections)
+        used = (c.rescale != 0) | (c.parallel != 1) | jnp.isfinite(c.norm) | (c.momentum != 0)
 
         def led(memory: Array) -> tuple[Array, Array]:
             outputs, others = both(xt, row.timestep)
             (with_, fraction), (without, _) = divided(outputs, xt), divided(others, xt)
             plain = without + scale * (with_ - without)
-            used = _used(corrections, xt.shape[0])
             answer, memory = jax.lax.cond(
                 jnp.any(used),
-                lambda memory: _corrected(with_, without, plain, xt, row, prediction_type, corrections, memory),
+                lambda memory: _corrected(with_, without, plain, xt, row, prediction_type, c, memory),
                 lambda memory: (plain, memory),
                 memory,
             )
-            answer = jnp.where(used.reshape(shape), answer, plain)
+            answer = jnp.where(used, answer, plain)
             answer = jnp.where(scale == 1, with_, answer)
             if fraction is not None:
                 answer = jnp.concatenate([answer, outputs[..., xt.shape[-1] :]], axis=-1)
@@ -99,29 +100,18 @@ def guided(alone: Callable, both: Callable, prediction_type: str, corrections: C
     return ask
 
 
-def _used(corrections: Corrections, b: int) -> Array:
-    """Which images ask for any correction."""
-    c = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), (b,)), corrections)
-    return (c.rescale != 0) | (c.parallel != 1) | jnp.isfinite(c.norm) | (c.momentum != 0)
-
-
-def _corrected(with_, without, plain, xt, row, prediction_type, corrections, memory) -> tuple[Array, Array]:
+def _corrected(with_, without, plain, xt, row, prediction_type, c, memory) -> tuple[Array, Array]:
     """(29), then (28). An output is a straight line of x0, so differences are turned into those of x0 and back."""
-    shape = (xt.shape[0],) + (1,) * (xt.ndim - 1)
     axes = tuple(range(1, xt.ndim))
-    c = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), shape[:1]).reshape(shape), corrections)
     level = row.level.over(xt)
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
-    det = level.alpha * of_eps - level.sigma * of_x0
-    per_output = -level.sigma / det  # of x0 by an output of one more
+    per_output = -level.sigma / equations(prediction_type, level)[2]  # of x0 by an output of one more
 
-    x0 = (of_eps * xt - level.sigma * with_) / det
+    x0 = solve(prediction_type, with_, xt, row.level).x0
     difference = per_output * (with_ - without) + c.momentum * memory
     size = jnp.sqrt(jnp.mean(difference**2, axis=axes, keepdims=True))
     short = difference * jnp.minimum(1, c.norm / jnp.maximum(size, 1e-12))
     along = jnp.sum(short * x0, axis=axes, keepdims=True) / jnp.maximum(jnp.sum(x0**2, axes, keepdims=True), 1e-12) * x0
-    scale = row.guidance_scale.reshape(shape)
-    projected = with_ + (scale - 1) * (short - along + c.parallel * along) / per_output
+    projected = with_ + (over(row.guidance_scale, xt) - 1) * (short - along + c.parallel * along) / per_output
     neutral = (c.parallel == 1) & jnp.isinf(c.norm) & (c.momentum == 0)
     answer = jnp.where(neutral, plain, projected)
 

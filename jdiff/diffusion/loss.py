@@ -25,7 +25,7 @@ from jax.scipy.special import ndtr
 
 from jdiff.diffusion import prediction, process
 from jdiff.diffusion.schedules import Discrete, Schedule
-from jdiff.levels import Level
+from jdiff.levels import Level, over
 
 EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)  # of log SNR, between the bins that losses are reported in
 BINS = tuple(f"{low:g}_to_{high:g}" for low, high in zip((-np.inf, *EDGES), (*EDGES, np.inf)))
@@ -111,8 +111,8 @@ def gaussian_loss(spectrum: Array, level: Level, prediction_type: str) -> Array:
     """(31) in the units of a prediction type. spectrum: (k,) variances.   level: rates (b,).   Returns (b,)."""
     alpha, sigma = level.alpha[:, None], level.sigma[:, None]
     in_x0 = spectrum[None] * sigma**2 / (alpha**2 * spectrum[None] + sigma**2)
-    of_x0, of_eps = prediction.PREDICTION_TYPES[prediction_type](level)
-    return jnp.mean(in_x0, axis=1) * ((level.alpha * of_eps - level.sigma * of_x0) / level.sigma) ** 2
+    _, _, det = prediction.equations(prediction_type, level)
+    return jnp.mean(in_x0, axis=1) * (det / level.sigma) ** 2
 
 
 def spectrum_of(images: np.ndarray) -> np.ndarray:
@@ -134,13 +134,13 @@ def variational(found: Array, fraction: Array, x0: Array, xt: Array, timestep: A
     timestep: (b,) whole.   Returns (b,).
     """
     whole = np.arange(schedule.timesteps)
-    of_xt, of_x0, small = process.posterior(schedule.rates(whole - 1), schedule.rates(whole))
-    large = 1 - (schedule.rates(whole).alpha / schedule.rates(whole - 1).alpha) ** 2
+    ends = schedule.rates(whole - 1), schedule.rates(whole)
+    of_xt, of_x0, small = process.posterior(*ends)
+    large = process.added_variance(*ends)
     small[0] = small[1]  # the last step's own would be 0 [iddpm sec. 3.1]
 
     def at(table: np.ndarray) -> Array:
-        column = jnp.asarray(table, jnp.float32)[timestep.astype(jnp.int32)]
-        return column.reshape(-1, *(1,) * (x0.ndim - 1))
+        return over(jnp.asarray(table, jnp.float32)[timestep.astype(jnp.int32)], x0)
 
     log_small, log_large = at(np.log(small)), at(np.log(large))
     log_variance = log_small + fraction * (log_large - log_small)
@@ -151,5 +151,5 @@ def variational(found: Array, fraction: Array, x0: Array, xt: Array, timestep: A
     above = jnp.where(x0 > 0.999, 1.0, ndtr((x0 + 1 / 255 - mean) / std))
     below = jnp.where(x0 < -0.999, 0.0, ndtr((x0 - 1 / 255 - mean) / std))
     likelihood = -jnp.log(jnp.maximum(above - below, 1e-12))
-    each = jnp.where(timestep.reshape(-1, *(1,) * (x0.ndim - 1)) == 0, likelihood, kl)
+    each = jnp.where(over(timestep, x0) == 0, likelihood, kl)
     return jnp.mean(each, axis=tuple(range(1, x0.ndim))) / jnp.log(2.0)

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff.levels import Level
+from jdiff.levels import Level, over
 
 PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
     "eps": lambda level: (0.0, 1.0),
@@ -50,6 +50,12 @@ class Answer(NamedTuple):
     fraction: Array | None = None
 
 
+def equations(prediction_type: str, level: Level) -> tuple:
+    """cx and ce of (5) and the determinant of (6). level: rates of any shape. Returns (of_x0, of_eps, det)."""
+    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
+    return of_x0, of_eps, level.alpha * of_eps - level.sigma * of_x0
+
+
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:
     """What the network should have said, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
     of_x0, of_eps = PREDICTION_TYPES[prediction_type](level.over(x0))
@@ -62,8 +68,7 @@ def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> A
     prediction, xt: (b, *dims).   level: rates (b,).
     """
     level = level.over(xt)
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
-    det = level.alpha * of_eps - level.sigma * of_x0
+    of_x0, of_eps, det = equations(prediction_type, level)
     x0 = (of_eps * xt - level.sigma * prediction) / det
     return Answer(x0, (level.alpha * prediction - of_x0 * xt) / det)
 
@@ -74,17 +79,18 @@ def divided(output: Array, xt: Array) -> tuple[Array, Array | None]:
     return (output, None) if output.shape[-1] == c else (output[..., :c], (output[..., c:] + 1) / 2)
 
 
+def read(prediction_type: str, output: Array, xt: Array, level: Level) -> Answer:
+    """All that a network's output says, a variance too where it has the channels. As ``solve``."""
+    prediction, fraction = divided(output, xt)
+    return solve(prediction_type, prediction, xt, level)._replace(fraction=fraction)
+
+
 def denoiser(predict: Callable, prediction_type: str) -> Callable:
     """A network with its parameterisation solved.
 
     predict: (xt, timestep) -> output.   Returns (xt, row) -> ``Answer``, of whose row the timestep and level are read.
     """
-
-    def denoise(xt: Array, row) -> Answer:
-        prediction, fraction = divided(predict(xt, row.timestep), xt)
-        return solve(prediction_type, prediction, xt, row.level)._replace(fraction=fraction)
-
-    return denoise
+    return lambda xt, row: read(prediction_type, predict(xt, row.timestep), xt, row.level)
 
 
 def clipped(
@@ -95,21 +101,22 @@ def clipped(
     whether: (b,) or one for all.   percentile: (b,) or one for all; where above 0, an image is first divided by that
     percentile of its absolute values, if above 1: dynamic thresholding [imagen sec. 2.3].
     """
-    shape = (xt.shape[0],) + (1,) * (xt.ndim - 1)
-    whether, percentile = (jnp.broadcast_to(jnp.asarray(a), shape[:1]).reshape(shape) for a in (whether, percentile))
+    b = xt.shape[0]
+    percentile = over(jnp.broadcast_to(percentile, (b,)), xt)
 
     def bound(x0: Array) -> Array:
-        size = jnp.sort(jnp.abs(x0).reshape(xt.shape[0], -1), axis=-1)
+        size = jnp.sort(jnp.abs(x0).reshape(b, -1), axis=-1)
         place = jnp.ravel(percentile) / 100 * (size.shape[-1] - 1)
         low = jnp.floor(place).astype(jnp.int32)[:, None]
         pair = jnp.take_along_axis(size, jnp.minimum(jnp.concatenate([low, low + 1], 1), size.shape[-1] - 1), axis=1)
         found = pair[:, 0] + (place - low[:, 0]) * (pair[:, 1] - pair[:, 0])
-        return jnp.where(percentile > 0, jnp.maximum(found.reshape(shape), 1), 1)
+        return jnp.where(percentile > 0, jnp.maximum(over(found, xt), 1), 1)
 
-    most = jax.lax.cond(jnp.any(percentile > 0), bound, lambda x0: jnp.ones(shape, x0.dtype), answer.x0)
+    most = jax.lax.cond(jnp.any(percentile > 0), bound, lambda x0: jnp.ones_like(percentile), answer.x0)
     x0 = jnp.clip(answer.x0, -most, most) / most
     level = level.over(xt)
     eps = (xt - level.alpha * x0) / level.sigma
+    whether = over(whether, xt) != 0
     return answer._replace(x0=jnp.where(whether, x0, answer.x0), eps=jnp.where(whether, eps, answer.eps))
 
 
@@ -144,8 +151,8 @@ def sigmoid(prediction_type: str, level: Level, *, bias: float = 0.0) -> Array:
 def edm(prediction_type: str, level: Level, *, data_std: float = 0.5) -> Array:
     """(s^2 + d^2) / (s d)^2 in x0, s = sigma / alpha, d of the data: a network of EDM's scaling counts all levels
     alike [edm table 1]. Infinite for eps and score at pure noise, where they say nothing of x0. As ``simple``."""
-    share = (level.sigma**2 + (level.alpha * data_std) ** 2) / data_std**2
-    return share / _det(prediction_type, level) ** 2
+    _, _, det = equations(prediction_type, level)
+    return (level.sigma**2 + (level.alpha * data_std) ** 2) / (data_std * det) ** 2
 
 
 def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: float = 2.0) -> Array:
@@ -156,21 +163,16 @@ def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: flo
     noise. As ``simple``.
     """
     held = jnp.clip(level.alpha, floor * level.sigma, cap * level.sigma)
-    return held * level.sigma / _det(prediction_type, level) ** 2
-
-
-def _det(prediction_type: str, level: Level) -> Array:
-    """det of (6) for rates (b,)."""
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
-    return level.alpha * of_eps - level.sigma * of_x0
+    _, _, det = equations(prediction_type, level)
+    return held * level.sigma / det**2
 
 
 def _of_eps(prediction_type: str, level: Level) -> Array:
     """(alpha / det)^2: how a squared error in a type counts as one of the noise, at pure noise too."""
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
+    _, of_eps, det = equations(prediction_type, level)
     if prediction_type in BLIND_AT_ZERO_SNR:  # alpha cancels
         return jnp.ones_like(level.alpha) / of_eps**2
-    return (level.alpha / (level.alpha * of_eps - level.sigma * of_x0)) ** 2
+    return (level.alpha / det) ** 2
 
 
 WEIGHTINGS = {

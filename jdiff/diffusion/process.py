@@ -30,13 +30,17 @@ def diffuse(x0: Array, eps: Array, level: Level) -> Array:
     return level.alpha * x0 + level.sigma * eps
 
 
+def added_variance(level_s: Level, level_t: Level):
+    """v of (4): the variance that a stride from s to the noisier t adds. Rates as in ``posterior``."""
+    return level_t.sigma**2 - (level_t.alpha / level_s.alpha) ** 2 * level_s.sigma**2
+
+
 def posterior(level_s: Level, level_t: Level):
     """Coefficients of q(xs | xt, x0), equation (4), for a stride of any length.
 
     Rates may be NumPy (float64, the sampler's tables) or JAX arrays, of one shape.
     Returns (of xt, of x0, variance): the mean is of_xt * xt + of_x0 * x0.
     """
-    kept = level_t.alpha / level_s.alpha
-    added = level_t.sigma**2 - kept**2 * level_s.sigma**2
+    kept, added = level_t.alpha / level_s.alpha, added_variance(level_s, level_t)
     share = level_s.sigma**2 / level_t.sigma**2
     return kept * share, level_s.alpha * added / level_t.sigma**2, added * share

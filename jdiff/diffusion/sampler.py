@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jdiff import rng
-from jdiff.diffusion.solvers import Tableau
+from jdiff.diffusion.tableau import Tableau
+from jdiff.levels import over
 
 
 def start(keys: Array, shape: tuple[int, ...]) -> Array:
@@ -32,40 +34,33 @@ def sample(
     Rows that are idle in every image are passed over, and noise is drawn only where a row asks for it, both by a scalar
     condition: what is not used costs nothing. An image's noise is its own, by its key and the number of the row.
 
-    denoise: (xt, row) -> ``Answer``, the fields of row being (b,); where there is a memory, (xt, row, memory) ->
-        (``Answer``, memory).
+    denoise: (xt, row) -> ``Answer``, the fields of row being (b,), without the weights; where there is a memory,
+        (xt, row, memory) -> (``Answer``, memory).
     tableau: one for all images, or one for each.   xt: (b, *dims) the noise to start from.   keys: (b,) one per image.
     memory: what denoise remembers from row to row, at the start.
     history: (depth, b, *dims) the d of (9) before the first row, latest first; nothing is known if not given.
     Returns x0 (b, *dims) and, on request, the denoiser's x0 at every row, (rows, b, *dims).
     """
     b = xt.shape[0]
-    wide = (b, *(1,) * (xt.ndim - 1))
     depth = tableau.weights.shape[1]
     if history is None:
         history = jnp.zeros((depth, *xt.shape), xt.dtype)
 
-    def of_image(column: Array) -> Array:
-        return jnp.broadcast_to(column, (*column.shape[:-1], b)) if column.ndim > 1 else column
-
-    def over(column: Array) -> Array:
-        return jnp.broadcast_to(column, (b,)).astype(xt.dtype).reshape(wide)
-
     def run(number: Array, row: Tableau, state):
         xt, history, memory = state
-        told = jax.tree.map(lambda column: jnp.broadcast_to(column, (b,)), _without_weights(row))
+        told = jax.tree.map(lambda column: jnp.broadcast_to(column, (b,)), replace(row, weights=0.0))
         answer, memory = (denoise(xt, told), None) if memory is None else denoise(xt, told, memory)
-        found = over(row.of_x0) * answer.x0 + over(row.of_eps) * answer.eps
+        found = over(row.of_x0, xt) * answer.x0 + over(row.of_eps, xt) * answer.eps
         history = jnp.concatenate([found[None], history[:-1]])
-        xs = over(row.of_xt) * xt
+        xs = over(row.of_xt, xt) * xt
         for j in range(depth):
-            xs = xs + over(row.weights[j]) * history[j]
+            xs = xs + over(row.weights[j], xt) * history[j]
 
         def noisy(xs: Array) -> Array:
             z = rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), xs.shape[1:])
-            size = over(row.of_noise)
+            size = over(row.of_noise, xt)
             if answer.fraction is not None:
-                size = size * jnp.exp(answer.fraction * over(row.noise_range))
+                size = size * jnp.exp(answer.fraction * over(row.noise_range, xt))
             return xs + size * z
 
         xs = jax.lax.cond(jnp.any(row.of_noise != 0), noisy, lambda xs: xs, xs)
@@ -83,8 +78,3 @@ def sample(
     tableau = jax.tree.map(jnp.asarray, tableau)
     (x0, _, _), path = jax.lax.scan(step, (xt, history, memory), (numbers, tableau))
     return x0, path
-
-
-def _without_weights(row: Tableau) -> Tableau:
-    """A row as a denoiser may read it."""
-    return Tableau(**{**vars(row), "weights": jnp.zeros(())})

@@ -43,120 +43,16 @@ Tables are made in float64 on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import jax
 import numpy as np
-from jax import Array
 from scipy.special import hyp1f1
 
 from jdiff.diffusion import process
-from jdiff.diffusion.schedules import Schedule
-from jdiff.levels import Level
+from jdiff.diffusion.tableau import DEPTH, Grid, Row, Tableau, tableau
 
-PURE_NOISE = 1e-6  # an SNR
-RATES = ("alpha", "sigma")
-DEPTH = 4  # how many answers, the row's own among them, a row may look at
 VARIANCES = ("small", "large", "learned", "analytic")
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Tableau:
-    """A sampling method on a grid: what to tell the network, and the coefficients of (9).
-
-    Every field is of shape (rows,), or (rows, b) where each image has its own; weights have an axis (depth,) after
-    the rows. A sampler scans them from the noisiest row to the last.
-
-    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest of_noise over the least, for
-    networks that say where between them it lies; else 0.   active: false in rows that only fill up.
-    """
-
-    timestep: Array
-    level: Level
-    guidance_scale: Array
-    of_xt: Array
-    of_x0: Array
-    of_eps: Array
-    weights: Array
-    of_noise: Array
-    noise_range: Array
-    active: Array
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are, those that only fill up among them."""
-        return self.timestep.shape[0]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The levels that a sampler visits. timestep: (n,), falling.   level: rates (n + 1,) with the end, in float64."""
-
-    timestep: np.ndarray
-    level: Level
-
-    @property
-    def steps(self) -> range:
-        """The numbers of the steps, from 0 to n - 1."""
-        return range(len(self.timestep))
-
-    def at(self, i: int) -> Level:
-        """One level."""
-        return Level(self.level.alpha[i], self.level.sigma[i])
-
-    @property
-    def pure(self) -> int:
-        """How many levels at the start, none or one, are as good as pure noise."""
-        return int(self.level.alpha[0] ** 2 < PURE_NOISE * self.level.sigma[0] ** 2)
-
-    @property
-    def edm_sigma(self) -> np.ndarray:
-        """sigma / alpha: infinite at pure noise, 0 at the clean image."""
-        with np.errstate(divide="ignore"):
-            return self.level.sigma / self.level.alpha
-
-
-def grid(schedule: Schedule, timesteps: np.ndarray, *, last: float = -1) -> Grid:
-    """Levels of falling timesteps. last: where the final step ends; -1 is the clean image."""
-    return Grid(np.asarray(timesteps, np.float64), schedule.rates(np.append(timesteps, last)))
-
-
-@dataclass
-class _Row:
-    """One row of a tableau as it is put together."""
-
-    timestep: float
-    level: Level
-    of_xt: float = 0.0
-    of_x0: float = 0.0
-    of_eps: float = 0.0
-    weights: Sequence[float] = (1.0,)
-    of_noise: float = 0.0
-    noise_range: float = 0.0
-
-
-def _tableau(rows: Sequence[_Row]) -> Tableau:
-    def column(name: str) -> np.ndarray:
-        return np.array([getattr(row, name) for row in rows], np.float64)
-
-    weights = np.zeros((len(rows), DEPTH))
-    for row, given in zip(weights, (row.weights for row in rows)):
-        row[: len(given)] = given
-    depth = 1 + int(np.max(np.nonzero(weights)[1], initial=0))
-    return Tableau(
-        timestep=column("timestep"),
-        level=Level(np.array([row.level.alpha for row in rows]), np.array([row.level.sigma for row in rows])),
-        guidance_scale=np.ones(len(rows)),
-        of_xt=column("of_xt"),
-        of_x0=column("of_x0"),
-        of_eps=column("of_eps"),
-        weights=weights[:, :depth],
-        of_noise=column("of_noise"),
-        noise_range=column("noise_range"),
-        active=np.ones(len(rows), bool),
-    )
 
 
 def ddpm(grid: Grid, *, variance: str = "small", x0_variance: Callable | None = None) -> Tableau:
@@ -170,8 +66,8 @@ def ddpm(grid: Grid, *, variance: str = "small", x0_variance: Callable | None = 
     for i in grid.steps:
         level, cleaner = grid.at(i), grid.at(i + 1)
         of_xt, of_x0, small = process.posterior(cleaner, level)
-        large = level.sigma**2 - (level.alpha / cleaner.alpha) ** 2 * cleaner.sigma**2
-        row = _Row(grid.timestep[i], level, of_xt, of_x0)
+        large = process.added_variance(cleaner, level)
+        row = Row(grid.timestep[i], level, of_xt, of_x0)
         if cleaner.sigma > 0:
             noise = large if variance == "large" else small
             if variance == "analytic":
@@ -179,19 +75,19 @@ def ddpm(grid: Grid, *, variance: str = "small", x0_variance: Callable | None = 
             row.of_noise = np.sqrt(noise)
             row.noise_range = np.log(large / small) / 2 if variance == "learned" else 0.0
         rows.append(row)
-    return _tableau(rows)
+    return tableau(rows)
 
 
 def ddim(grid: Grid, *, eta: float = 0.0) -> Tableau:
     """DDIM, equation (11): eta 0 follows the data's own flow without noise, eta 1 is DDPM with its small variance."""
-    return _tableau([_ddim_row(grid, i, eta) for i in grid.steps])
+    return tableau([_ddim_row(grid, i, eta) for i in grid.steps])
 
 
-def _ddim_row(grid: Grid, i: int, eta: float) -> _Row:
+def _ddim_row(grid: Grid, i: int, eta: float) -> Row:
     level, cleaner = grid.at(i), grid.at(i + 1)
     noise = eta * np.sqrt(process.posterior(cleaner, level)[2])
     direction = np.sqrt(np.maximum(cleaner.sigma**2 - noise**2, 0))
-    return _Row(grid.timestep[i], level, of_x0=cleaner.alpha, of_eps=direction, of_noise=noise)
+    return Row(grid.timestep[i], level, of_x0=cleaner.alpha, of_eps=direction, of_noise=noise)
 
 
 def euler(grid: Grid) -> Tableau:
@@ -213,26 +109,26 @@ def heun(grid: Grid) -> Tableau:
             continue
         level, cleaner = grid.at(i), grid.at(i + 1)
         move = cleaner.alpha * (sigma[i + 1] - sigma[i])
-        rows.append(_Row(grid.timestep[i], level, cleaner.alpha / level.alpha, of_eps=1.0, weights=[move]))
+        rows.append(Row(grid.timestep[i], level, cleaner.alpha / level.alpha, of_eps=1.0, weights=[move]))
         if sigma[i + 1] > 0 and i + 1 in grid.steps:
-            rows.append(_Row(grid.timestep[i + 1], cleaner, 1.0, of_eps=1.0, weights=[move / 2, -move / 2]))
-    return _tableau(rows)
+            rows.append(Row(grid.timestep[i + 1], cleaner, 1.0, of_eps=1.0, weights=[move / 2, -move / 2]))
+    return tableau(rows)
 
 
-def plms(grid: Grid, *, order: int = 4) -> Tableau:
-    """Adams-Bashforth on (19), equation (22), of ``order`` once as many answers are known."""
+def plms(grid: Grid) -> Tableau:
+    """Adams-Bashforth on (19), equation (22), of order 4 once as many answers are known."""
     sigma, rows, first = grid.edm_sigma, [], grid.pure
     for i in grid.steps:
         if i < first:
             rows.append(_ddim_row(grid, i, 0.0))
             continue
         level, cleaner = grid.at(i), grid.at(i + 1)
-        seen = np.arange(min(order, i - first + 1))
+        seen = np.arange(min(DEPTH, i - first + 1))
         move = sigma[i + 1] - sigma[i]
         weights = _quadrature((sigma[i - seen] - sigma[i]) / move, 1 / (seen + 1))
         of_xt = cleaner.alpha / level.alpha
-        rows.append(_Row(grid.timestep[i], level, of_xt, of_eps=1.0, weights=cleaner.alpha * move * weights))
-    return _tableau(rows)
+        rows.append(Row(grid.timestep[i], level, of_xt, of_eps=1.0, weights=cleaner.alpha * move * weights))
+    return tableau(rows)
 
 
 def dpmpp_2m(grid: Grid) -> Tableau:
@@ -262,7 +158,7 @@ def _exponential(grid: Grid, order: int, *, corrected: bool = False) -> Tableau:
     xs = sigma_s/sigma_t (xt + alpha_t (correction - prediction)) + alpha_s prediction.
     """
     lam = grid.level.logsnr / 2
-    rows: list[_Row] = []
+    rows: list[Row] = []
     first, n = grid.pure, len(grid.timestep)
     predicted = np.zeros(DEPTH)
     for i in grid.steps:
@@ -285,8 +181,8 @@ def _exponential(grid: Grid, order: int, *, corrected: bool = False) -> Tableau:
             nodes = (lam[i - np.arange(use)] - lam[i]) / move
             predicted[:use] = _quadrature(nodes, _moments(move, use, halved=use == 2))
         weights += cleaner.alpha * predicted
-        rows.append(_Row(grid.timestep[i], level, cleaner.sigma / level.sigma, of_x0=1.0, weights=weights))
-    return _tableau(rows)
+        rows.append(Row(grid.timestep[i], level, cleaner.sigma / level.sigma, of_x0=1.0, weights=weights))
+    return tableau(rows)
 
 
 def euler_maruyama(grid: Grid) -> Tableau:
@@ -299,9 +195,9 @@ def euler_maruyama(grid: Grid) -> Tableau:
             continue
         b = 2 * np.log(cleaner.alpha / level.alpha)
         rows.append(
-            _Row(grid.timestep[i], level, 1 + b / 2, of_eps=1.0, weights=[-b / level.sigma], of_noise=np.sqrt(b))
+            Row(grid.timestep[i], level, 1 + b / 2, of_eps=1.0, weights=[-b / level.sigma], of_noise=np.sqrt(b))
         )
-    return _tableau(rows)
+    return tableau(rows)
 
 
 def dpmpp_2m_sde(grid: Grid) -> Tableau:
@@ -316,7 +212,7 @@ def dpmpp_2m_sde(grid: Grid) -> Tableau:
             back = move / (lam[i] - lam[i - 1]) / 2
             weights = np.array([1 + back, -back])
         rows.append(
-            _Row(
+            Row(
                 grid.timestep[i],
                 level,
                 cleaner.sigma / level.sigma * np.exp(-move),
@@ -325,7 +221,7 @@ def dpmpp_2m_sde(grid: Grid) -> Tableau:
                 of_noise=cleaner.sigma * np.sqrt(gain),
             )
         )
-    return _tableau(rows)
+    return tableau(rows)
 
 
 def _quadrature(nodes: np.ndarray, moments: np.ndarray) -> np.ndarray:
@@ -356,7 +252,7 @@ class Solver:
     rows: Callable[..., Tableau]
     order: int
     stochastic: bool = False
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
 
 
 SOLVERS = {
@@ -373,51 +269,3 @@ SOLVERS = {
     "unipc_2": Solver(unipc_2, 2),
     "unipc_3": Solver(unipc_3, 3),
 }
-
-
-def stacked(tableaux: Sequence[Tableau], rows: int) -> Tableau:
-    """One tableau for a batch whose images have each their own, filled up with idle rows to ``rows``.
-
-    Returns fields of (rows, b) and weights of (rows, DEPTH, b), in float32.
-    """
-
-    def column(values: Sequence[np.ndarray], idle: Callable) -> np.ndarray:
-        filled = [np.concatenate([v, np.broadcast_to(idle(v), (rows - len(v), *v.shape[1:]))]) for v in values]
-        return np.stack(filled, axis=-1)
-
-    def of(name: str, idle: Callable) -> np.ndarray:
-        return column([getattr(t, name) for t in tableaux], idle).astype(np.float32)
-
-    def wide(tableau: Tableau) -> np.ndarray:
-        return np.pad(tableau.weights, ((0, 0), (0, DEPTH - tableau.weights.shape[1])))
-
-    def last(v: np.ndarray) -> np.ndarray:
-        return v[-1]
-
-    def nothing(v: np.ndarray) -> float:
-        return 0.0
-
-    def one(v: np.ndarray) -> float:
-        return 1.0
-
-    levels = [
-        column([getattr(t.level, rate) for t in tableaux], last).astype(np.float32) for rate in ("alpha", "sigma")
-    ]
-    return Tableau(
-        timestep=of("timestep", last),
-        level=Level(*levels),
-        guidance_scale=of("guidance_scale", one),
-        of_xt=of("of_xt", one),
-        of_x0=of("of_x0", nothing),
-        of_eps=of("of_eps", nothing),
-        weights=column([wide(t) for t in tableaux], nothing).astype(np.float32),
-        of_noise=of("of_noise", nothing),
-        noise_range=of("noise_range", nothing),
-        active=column([t.active for t in tableaux], nothing).astype(bool),
-    )
-
-
-def with_guidance(tableau: Tableau, scale: float, *, low: float = -np.inf, high: float = np.inf) -> Tableau:
-    """The tableau with a guidance scale, 1 where the log SNR is outside [low, high] [interval]."""
-    logsnr = tableau.level.logsnr
-    return replace(tableau, guidance_scale=np.where((logsnr >= low) & (logsnr <= high), scale, 1.0))

@@ -11,8 +11,10 @@ from jdiff import rng
 from jdiff.diffusion import exact, prediction, sampler, solvers
 from jdiff.diffusion.guidance import Corrections, guided, two_captions
 from jdiff.diffusion.schedules import SPACINGS, cosine, linear, make, trailing
-from jdiff.diffusion.solvers import SOLVERS, Grid, ddim, ddpm, grid, stacked, with_guidance
+from jdiff.diffusion.solvers import SOLVERS, ddim, ddpm
+from jdiff.diffusion.tableau import Grid, grid, stacked, with_guidance
 from jdiff.levels import Level
+from jdiff.sample import Settings
 from tests import truths
 
 MEAN, STD = 0.3, 0.25
@@ -126,13 +128,18 @@ def test_equations_19_to_27_each_method_as_its_paper_writes_it(name, spacing, st
     np.testing.assert_allclose(found, right, atol=1e-3 * np.abs(right).max() if name == "heun" else 2e-5)
 
 
-@pytest.mark.parametrize("prediction_type", prediction.PREDICTION_TYPES)
-@pytest.mark.parametrize("options", [{}, {"continuous": True}, {"zero_terminal_snr": True}], ids=str)
+OPTIONS = ({}, {"continuous": True}, {"zero_terminal_snr": True})
+# Of pure noise some types say nothing, so a start there is refused, as the next test holds.
+BLIND = [(OPTIONS[2], name) for name in prediction.BLIND_AT_ZERO_SNR]
+SEEING = [
+    (options, name) for options in OPTIONS for name in prediction.PREDICTION_TYPES if (options, name) not in BLIND
+]
+
+
+@pytest.mark.parametrize(("options", "prediction_type"), SEEING, ids=str)
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine", "logsnr"])
 def test_networks_of_every_type_and_schedule(name, options, prediction_type):
     """A perfect network, asked by its timestep alone, does what the exact denoiser does."""
-    if options.get("zero_terminal_snr") and prediction_type in prediction.BLIND_AT_ZERO_SNR:
-        return  # refused: tests of the configs show the sentence
     schedule = make(name, **options)
     denoise = prediction.denoiser(exact.network(GAUSSIAN, schedule, prediction_type), prediction_type)
     chosen = steps_of(schedule, 20)
@@ -142,6 +149,20 @@ def test_networks_of_every_type_and_schedule(name, options, prediction_type):
         chosen.level.alpha, chosen.level.sigma, np.asarray(xt), truths.gaussian_answers(MEAN, STD), None
     )
     np.testing.assert_allclose(found, right, atol=5e-5)
+
+
+@pytest.mark.parametrize(("options", "prediction_type"), BLIND, ids=str)
+def test_a_start_of_which_the_network_says_nothing_is_refused(options, prediction_type):
+    schedule = make("linear", **options)
+    with pytest.raises(ValueError, match="pure noise"):
+        Settings().tableau(schedule, prediction_type)
+    Settings(spacing="leading").tableau(schedule, prediction_type)
+
+
+def test_a_variance_that_nothing_tells_is_refused():
+    for variance, why in (("learned", "not trained to say one"), ("analytic", "not measured")):
+        with pytest.raises(ValueError, match=why):
+            Settings(solver="ddpm", variance=variance).tableau(linear(1000))
 
 
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]

@@ -8,7 +8,8 @@ import pytest
 from jdiff.diffusion import sampler
 from jdiff.diffusion.prediction import Answer
 from jdiff.diffusion.schedules import cosine, leading, linear, scaled_linear
-from jdiff.diffusion.solvers import ddim, grid
+from jdiff.diffusion.solvers import ddim
+from jdiff.diffusion.tableau import grid
 
 torch = pytest.importorskip("torch", reason="the extra 'parity' is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the extra 'parity' is not installed")
