@@ -14,8 +14,8 @@ from jax import Array
 
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion import prediction, sampler
-from jdiff.diffusion.guidance import Corrections, guided, two_captions
+from jdiff.diffusion import guidance, prediction, sampler
+from jdiff.diffusion.guidance import Corrections, two_captions
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
 from jdiff.diffusion.schedules import SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
@@ -151,7 +151,7 @@ class Sampler:
         max_rows: the most rows that a method may take; those that none takes cost nothing.
         progress: goes through the batches in order, and may tell how far it is.
         Returns images (n, h, w, 3) uint8 and, on request, the denoiser's view of each image at
-        every step, (rows, n, h, w, 3) uint8; one that is done early stays black.
+        every step, (rows, n, h, w, 3) uint8; one that is done early stays as it is.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is one sentence, {prompts!r}, but must be a list of them")
@@ -269,25 +269,35 @@ def _draw(program: _Program, weights, tableau: Tableau, options, columns, noise)
             return _to_bytes(x0)
         return _to_bytes(program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="decode"))
 
-    prompt = encode(tokens, mask)
-    ask = guided(
-        lambda xt, timestep: network(xt, timestep, prompt),
-        two_captions(network, prompt, encode(negative_tokens, negative_mask)),
-        program.prediction_type,
-        options["corrections"],
-    )
+    def denoiser(ask: Callable) -> Callable:
+        def denoise(xt: Array, row: Tableau, memory: Array):
+            output, memory = ask(xt, row, memory)
+            answer = prediction.read(program.prediction_type, output, xt, row.level)
+            clip, percentile = options["clip"], options["percentile"]
+            return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
 
-    def denoise(xt: Array, row: Tableau, memory: Array):
-        output, memory = ask(xt, row, memory)
-        answer = prediction.read(program.prediction_type, output, xt, row.level)
-        clip, percentile = options["clip"], options["percentile"]
-        return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
+        return denoise
+
+    led = jnp.any(tableau.guidance_scale != 1, axis=1)
+    prompt = encode(tokens, mask)
+    negative = jax.lax.cond(
+        jnp.any(led), encode, lambda *_: jax.tree.map(jnp.zeros_like, prompt), negative_tokens, negative_mask
+    )
+    both = two_captions(network, prompt, negative)
+    alone = denoiser(lambda xt, row, memory: (network(xt, row.timestep, prompt), memory))
+    guided = denoiser(guidance.guided(both, program.prediction_type, options["corrections"]))
 
     keys = rng.image_keys(seeds)
     start = sampler.start(keys, program.shape) if noise is None else noise
     memory = jnp.zeros_like(start)
-    x0, path = sampler.sample(denoise, tableau, start, keys=keys, memory=memory, trajectory=program.trajectory)
-    return image(x0), (None if path is None else jax.lax.map(image, path))
+    if not program.trajectory:
+        return image(sampler.sample_in_turns([alone, guided], led, tableau, start, keys=keys, memory=memory)), None
+
+    def either(xt: Array, row: Tableau, memory: Array):
+        return jax.lax.cond(jnp.any(row.guidance_scale != 1), guided, alone, xt, row, memory)
+
+    x0, path = sampler.sample(either, tableau, start, keys=keys, memory=memory, trajectory=True)
+    return image(x0), jax.lax.map(image, path)
 
 
 def _to_bytes(x: Array) -> Array:

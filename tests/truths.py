@@ -91,6 +91,11 @@ def gaussian_answers(mean, std):
     return answers
 
 
+def gaussian_unknown(std):
+    """Var[x0 | xt] of data of this deviation."""
+    return lambda alpha, sigma: std**2 * sigma**2 / ((alpha * std) ** 2 + sigma**2)
+
+
 def _begins_at_noise(alpha, sigma):
     return alpha[0] ** 2 < 1e-6 * sigma[0] ** 2
 
@@ -106,14 +111,32 @@ def _ancestral(alpha, sigma, x, answers, noise, eta):
     return x
 
 
-def _ddpm(alpha, sigma, x, answers, noise):
-    """DDPM algorithm 2 on a stride, as its equation 7, with the posterior's variance."""
+def ddpm_variances(alpha_s, sigma_s, alpha_t, sigma_t):
+    """DDPM section 3.2 on a stride from s to t: the posterior's variance, and the variance of one step, beta."""
+    beta = 1 - (alpha_t / alpha_s) ** 2
+    return beta * sigma_s**2 / sigma_t**2, beta
+
+
+def _ddpm(alpha, sigma, x, answers, noise, variance="small", unknown=None, fraction=0.5):
+    """DDPM algorithm 2 on a stride, as its equation 7.
+
+    variance: "small", "large"; "learned": Improved DDPM equation 15 of a fraction; "analytic": Analytic-DPM equation 7,
+    the posterior's variance and what is unknown of x0 times the square of x0's coefficient in the mean.
+    """
     for i in range(len(alpha) - 1):
         x0, _ = answers(x, alpha[i], sigma[i])
         if sigma[i + 1] == 0:
             return x0
-        mean, variance = gaussian_posterior(alpha[i] ** 2, alpha[i + 1] ** 2, x, x0)
-        x = mean + np.sqrt(variance) * noise(i)
+        mean, small = gaussian_posterior(alpha[i] ** 2, alpha[i + 1] ** 2, x, x0)
+        _, beta = ddpm_variances(alpha[i + 1], sigma[i + 1], alpha[i], sigma[i])
+        of_x0 = alpha[i + 1] * beta / sigma[i] ** 2
+        chosen = {
+            "small": small,
+            "large": beta,
+            "learned": np.exp(fraction * np.log(beta) + (1 - fraction) * np.log(small)),
+            "analytic": small + of_x0**2 * (unknown(alpha[i], sigma[i]) if unknown else 0),
+        }
+        x = mean + np.sqrt(chosen[variance]) * noise(i)
     return x
 
 
@@ -242,10 +265,37 @@ def _unipc(alpha, sigma, x, answers, noise, order, corrects=True):
     return x
 
 
+def moments_of_rows(rows, mean, std, answers, start):
+    """Mean and variance of what rows of equation (9) make of a normal variable, for answers that are straight lines.
+
+    Then all that a row reads is jointly normal: x and what rows before found, kept here as a mean and a covariance.
+    rows: an object of columns of_xt, of_x0, of_eps, of_noise (n,), weights (n, depth), level.alpha and .sigma.
+    answers: of ``gaussian_answers(mean, std)``.   start: mean and variance of x.
+    """
+    depth = rows.weights.shape[1]
+    m, cov = np.zeros(depth + 1), np.zeros((depth + 1, depth + 1))  # of x, and of d, latest first
+    m[0], cov[0, 0] = start
+    for i in range(len(rows.of_xt)):
+        ends = [answers(x, rows.level.alpha[i], rows.level.sigma[i]) for x in (0.0, 1.0)]
+        at_0, at_1 = (rows.of_x0[i] * x0 + rows.of_eps[i] * eps for x0, eps in ends)
+        told = np.zeros((depth + 1, depth + 1))  # first x and the d's after the answer, then x after the row
+        told[0, 0] = 1
+        told[1, 0] = at_1 - at_0
+        told[2:, 1:-1] = np.eye(depth - 1)
+        shift = np.zeros(depth + 1)
+        shift[1] = at_0
+        step = np.eye(depth + 1)
+        step[0] = [rows.of_xt[i], *rows.weights[i]]
+        m = step @ (told @ m + shift)
+        cov = step @ told @ cov @ told.T @ step.T
+        cov[0, 0] += rows.of_noise[i] ** 2
+    return m[0], cov[0, 0]
+
+
 # Each as (alpha (n+1,), sigma (n+1,), x, answers, noise of step i) -> x at the last level.
 SOLVERS = {
     "ddpm": _ddpm,
-    "ddim": lambda *a: _ancestral(*a, eta=0.0),
+    "ddim": lambda *a, eta=0.0: _ancestral(*a, eta=eta),
     "euler": lambda *a: _ancestral(*a, eta=0.0),
     "euler_ancestral": lambda *a: _ancestral(*a, eta=1.0),
     "heun": _heun,

@@ -61,41 +61,29 @@ def two_networks(predict: Callable, weaker: Callable) -> Callable:
     return lambda xt, timestep: (predict(xt, timestep), weaker(xt, timestep))
 
 
-def guided(alone: Callable, both: Callable, prediction_type: str, corrections: Corrections) -> Callable:
+def guided(both: Callable, prediction_type: str, corrections: Corrections) -> Callable:
     """Turn a text-conditioned network into one that leans harder on its prompt, equation (8).
 
     The scale is the tableau's: 0 ignores the prompt, 1 is the plain conditional model; larger values trade variety for
-    fidelity. A negative prompt is nothing more than a caption for ``without`` that is not the empty one. Where every
-    image's scale is 1, only ``alone`` is asked. Channels that tell a variance are not guided.
+    fidelity. A negative prompt is nothing more than a caption for ``without`` that is not the empty one. Channels that
+    tell a variance are not guided.
 
-    alone: (xt, timestep) -> output.   both: (xt, timestep) -> (with, without), as ``two_captions`` makes it.
+    both: (xt, timestep) -> (with, without), as ``two_captions`` makes it.
     Returns (xt, row, memory) -> (output, memory); memory is of the shape of xt, zeros at the start.
     """
 
     def ask(xt: Array, row, memory: Array) -> tuple[Array, Array]:
         scale = over(row.guidance_scale, xt)
         c = jax.tree.map(lambda value: over(value, xt), corrections)
+        outputs, others = both(xt, row.timestep)
+        (with_, fraction), (without, _) = divided(outputs, xt), divided(others, xt)
+        answer = without + scale * (with_ - without)
+        held, memory = _corrected(with_, without, answer, xt, row, prediction_type, c, memory)
         used = (c.rescale != 0) | (c.parallel != 1) | jnp.isfinite(c.norm) | (c.momentum != 0)
-
-        def led(memory: Array) -> tuple[Array, Array]:
-            outputs, others = both(xt, row.timestep)
-            (with_, fraction), (without, _) = divided(outputs, xt), divided(others, xt)
-            plain = without + scale * (with_ - without)
-            answer, memory = jax.lax.cond(
-                jnp.any(used),
-                lambda memory: _corrected(with_, without, plain, xt, row, prediction_type, c, memory),
-                lambda memory: (plain, memory),
-                memory,
-            )
-            answer = jnp.where(used, answer, plain)
-            answer = jnp.where(scale == 1, with_, answer)
-            if fraction is not None:
-                answer = jnp.concatenate([answer, outputs[..., xt.shape[-1] :]], axis=-1)
-            return answer, memory
-
-        return jax.lax.cond(
-            jnp.any(row.guidance_scale != 1), led, lambda memory: (alone(xt, row.timestep), memory), memory
-        )
+        answer = jnp.where(scale == 1, with_, jnp.where(used, held, answer))
+        if fraction is not None:
+            answer = jnp.concatenate([answer, outputs[..., xt.shape[-1] :]], axis=-1)
+        return answer, memory
 
     return ask
 

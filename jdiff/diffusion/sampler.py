@@ -1,8 +1,8 @@
-"""The one loop that runs any tableau, from noise to image."""
+"""The loops that run any tableau, from noise to image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -31,50 +31,78 @@ def sample(
 ) -> tuple[Array, Array | None]:
     """Run every row of a tableau, equation (9) of ``solvers``, under one ``lax.scan``.
 
-    Rows that are idle in every image are passed over, and noise is drawn only where a row asks for it, both by a scalar
-    condition: what is not used costs nothing. An image's noise is its own, by its key and the number of the row.
-
     denoise: (xt, row) -> ``Answer``, the fields of row being (b,), without the weights; where there is a memory,
         (xt, row, memory) -> (``Answer``, memory).
     tableau: one for all images, or one for each.   xt: (b, *dims) the noise to start from.   keys: (b,) one per image.
     memory: what denoise remembers from row to row, at the start.
     history: (depth, b, *dims) the d of (9) before the first row, latest first; nothing is known if not given.
-    Returns x0 (b, *dims) and, on request, the denoiser's x0 at every row, (rows, b, *dims).
+    Returns x0 (b, *dims) and, on request, the denoiser's x0 at every row, (rows, b, *dims), where a row is idle the
+    image as it is.
     """
-    b = xt.shape[0]
-    depth = tableau.weights.shape[1]
-    if history is None:
-        history = jnp.zeros((depth, *xt.shape), xt.dtype)
-
-    def run(number: Array, row: Tableau, state):
-        xt, history, memory = state
-        told = jax.tree.map(lambda column: jnp.broadcast_to(column, (b,)), replace(row, weights=0.0))
-        answer, memory = (denoise(xt, told), None) if memory is None else denoise(xt, told, memory)
-        found = over(row.of_x0, xt) * answer.x0 + over(row.of_eps, xt) * answer.eps
-        history = jnp.concatenate([found[None], history[:-1]])
-        xs = over(row.of_xt, xt) * xt
-        for j in range(depth):
-            xs = xs + over(row.weights[j], xt) * history[j]
-
-        def noisy(xs: Array) -> Array:
-            z = rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), xs.shape[1:])
-            size = over(row.of_noise, xt)
-            if answer.fraction is not None:
-                size = size * jnp.exp(answer.fraction * over(row.noise_range, xt))
-            return xs + size * z
-
-        xs = jax.lax.cond(jnp.any(row.of_noise != 0), noisy, lambda xs: xs, xs)
-        return (xs, history, memory), (answer.x0 if trajectory else None)
-
-    def step(state, numbered):
-        number, row = numbered
-
-        def idle(state):
-            return state, (jnp.zeros_like(xt) if trajectory else None)
-
-        return jax.lax.cond(jnp.any(row.active), lambda state: run(number, row, state), idle, state)
-
-    numbers = jnp.arange(1, tableau.rows + 1)
     tableau = jax.tree.map(jnp.asarray, tableau)
-    (x0, _, _), path = jax.lax.scan(step, (xt, history, memory), (numbers, tableau))
-    return x0, path
+
+    def step(state, number: Array):
+        state, x0 = _row(denoise, tableau, keys, number, state)
+        return state, (x0 if trajectory else None)
+
+    state, path = jax.lax.scan(step, _begin(tableau, xt, memory, history), jnp.arange(tableau.rows))
+    return state[0], path
+
+
+def sample_in_turns(
+    denoisers: Sequence[Callable], which: Array, tableau: Tableau, xt: Array, *, keys: Array, memory: Array
+) -> Array:
+    """As ``sample``, of a tableau with rows to spare, and where not every row has the same denoiser.
+
+    Each run of rows with one denoiser is a loop of its own, and the last ends with the last row that any image uses:
+    a scan that skipped the others by a condition would stop for each of them on a GPU, where the host reads it, and
+    what lies inside of a condition is not moved out of the loop.
+
+    denoisers: (xt, row, memory) -> (``Answer``, memory).   which: (rows,) the number of each row's denoiser.
+    Returns x0 (b, *dims).
+    """
+    used = jnp.sum(jnp.any(tableau.active.reshape(tableau.rows, -1), axis=1))
+
+    def turns(state):
+        for kind, denoise in enumerate(denoisers):
+            state = jax.lax.while_loop(
+                lambda state, kind=kind: (state[0] < used) & (which[state[0]] == kind),
+                lambda state, denoise=denoise: (state[0] + 1, _row(denoise, tableau, keys, state[0], state[1])[0]),
+                state,
+            )
+        return state
+
+    begun = (jnp.zeros((), jnp.int32), _begin(tableau, xt, memory, None))
+    return jax.lax.while_loop(lambda state: state[0] < used, turns, begun)[1][0]
+
+
+def _begin(tableau: Tableau, xt: Array, memory: Array | None, history: Array | None) -> tuple:
+    if history is None:
+        history = jnp.zeros((tableau.weights.shape[1], *xt.shape), xt.dtype)
+    return xt, history, memory
+
+
+def _row(denoise: Callable, tableau: Tableau, keys: Array, number: Array, state: tuple) -> tuple[tuple, Array]:
+    """One row, (9). Noise is drawn where the row asks for any; an image's is its own, by its key and the row.
+
+    Returns the state after it, and the denoiser's x0.
+    """
+    xt, history, memory = state
+    row = jax.tree.map(lambda column: column[number], tableau)
+    told = jax.tree.map(lambda column: jnp.broadcast_to(column, xt.shape[:1]), replace(row, weights=0.0))
+    answer, memory = (denoise(xt, told), None) if memory is None else denoise(xt, told, memory)
+    found = over(row.of_x0, xt) * answer.x0 + over(row.of_eps, xt) * answer.eps
+    history = jnp.concatenate([found[None], history[:-1]])
+    xs = over(row.of_xt, xt) * xt
+    for j in range(len(history)):
+        xs = xs + over(row.weights[j], xt) * history[j]
+
+    def noisy(xs: Array) -> Array:
+        z = rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number + 1))(keys), xs.shape[1:])
+        size = over(row.of_noise, xt)
+        if answer.fraction is not None:
+            size = size * jnp.exp(answer.fraction * over(row.noise_range, xt))
+        return xs + size * z
+
+    xs = jax.lax.cond(jnp.any(row.of_noise != 0), noisy, lambda xs: xs, xs)
+    return (xs, history, memory), jnp.where(over(row.active, xt) != 0, answer.x0, xt)

@@ -265,7 +265,7 @@ SOLVERS = {
     "plms": Solver(plms, 4),
     "dpmpp_2m": Solver(dpmpp_2m, 2),
     "dpmpp_3m": Solver(dpmpp_3m, 3),
-    "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 1, stochastic=True),
+    "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 2, stochastic=True),
     "unipc_2": Solver(unipc_2, 2),
     "unipc_3": Solver(unipc_3, 3),
 }

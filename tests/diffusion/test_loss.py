@@ -108,3 +108,50 @@ def test_equation_30_is_a_divergence_of_two_gaussians():
     off = of_x0 * 0.1
     divergence = (np.log(variance / small) + (small + off**2) / variance - 1) / 2 / np.log(2)
     np.testing.assert_allclose(found(x0 + 0.1, 0.5), divergence, rtol=1e-3)
+
+
+def test_weights_belong_to_their_example():
+    """Each example's error counts by its own level, before the mean: here errors grow with the timestep."""
+    schedule, x0 = cosine(1000), jnp.zeros((20_000, 4))
+    timestep, eps = draw(keys(), x0, schedule)
+
+    def answer(xt, timestep):
+        return jnp.broadcast_to(timestep[:, None] / 500, xt.shape)
+
+    found, _ = loss(answer, x0, keys=keys(), schedule=schedule, prediction_type="eps", weighting="min_snr")
+    alpha_bar = schedule.alpha_bar[np.asarray(timestep, int)]
+    snr = alpha_bar / (1 - alpha_bar)
+    error = ((np.float64(eps) - np.asarray(timestep)[:, None] / 500) ** 2).mean(1)
+    np.testing.assert_allclose(found, (np.minimum(snr, 5) / snr * error).mean(), rtol=1e-3)
+
+
+def test_the_bound_teaches_the_variance_alone():
+    """The answer's channels have the gradient of the plain loss; those of the variance have the bound's."""
+    x0 = jax.random.normal(jax.random.key(1), (8, 2, 2, 3))
+
+    def total(answer, fraction):
+        def predict(xt, timestep):
+            return answer if fraction is None else jnp.concatenate([answer, fraction], -1)
+
+        return loss(predict, x0, keys=keys()[:8], schedule=linear(1000), prediction_type="eps")[0]
+
+    answer = jnp.full((8, 2, 2, 3), 0.1)
+    plain = jax.grad(lambda answer: total(answer, None))(answer)
+    of_answer, of_fraction = jax.grad(total, argnums=(0, 1))(answer, jnp.zeros((8, 2, 2, 3)))
+    np.testing.assert_allclose(of_answer, plain, rtol=1e-5, atol=1e-9)
+    assert jnp.abs(of_fraction).max() > 0
+
+
+def test_the_last_step_is_the_likelihood_of_a_pixels_256_values():
+    """At t = 0 the probabilities of all values of a pixel sum to 1, and the likeliest is the mean's own."""
+    values = jnp.linspace(-1, 1, 256)[:, None]
+    found = jnp.full((256, 1), values[100])  # where the mean of the last step lies
+
+    def bits(fraction):
+        return variational(found, jnp.full((256, 1), fraction), values, found, jnp.zeros(256), linear(1000))
+
+    for fraction in (0.0, 1.0):
+        likelihood = np.exp2(-np.float64(bits(fraction)))
+        likelihood = np.where(likelihood > 1e-11, likelihood, 0)  # held above 1e-12 where nothing is left
+        np.testing.assert_allclose(likelihood.sum(), 1, atol=1e-4)
+        assert np.argmax(likelihood) == 100

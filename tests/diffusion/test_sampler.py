@@ -1,7 +1,5 @@
 """Samplers that are handed a perfect denoiser must make the data, to the digits a float64 recursion predicts."""
 
-from operator import itemgetter
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +10,13 @@ from jdiff.diffusion import exact, prediction, sampler, solvers
 from jdiff.diffusion.guidance import Corrections, guided, two_captions
 from jdiff.diffusion.schedules import SPACINGS, cosine, linear, make, trailing
 from jdiff.diffusion.solvers import SOLVERS, ddim, ddpm
-from jdiff.diffusion.tableau import Grid, grid, stacked, with_guidance
+from jdiff.diffusion.tableau import grid, stacked, with_guidance
 from jdiff.levels import Level
 from jdiff.sample import Settings
 from tests import truths
+from tests.diffusion import orders
+from tests.diffusion.orders import MEAN, STD
 
-MEAN, STD = 0.3, 0.25
 GAUSSIAN = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
 EXACT = exact.denoiser(GAUSSIAN)
 GRIDS = [10, 50, 150, 1000]
@@ -84,7 +83,7 @@ def test_analytic_variance_keeps_the_variance_of_the_data():
 
 
 def test_a_learned_variance_lies_between_its_bounds():
-    """Fractions 0 and 1 are "small" and "large", and the network's channels beyond the image's are read as such."""
+    """Fractions 0 and 1 are "small" and "large", a half is their geometric mean, and channels are read as such."""
     chosen = steps_of(linear(1000), 10)
     keys = jax.random.split(jax.random.key(0), 64)
 
@@ -98,6 +97,17 @@ def test_a_learned_variance_lies_between_its_bounds():
     learned = ddpm(chosen, variance="learned")
     np.testing.assert_allclose(found(learned, 0.0), found(ddpm(chosen)), atol=1e-6)
     np.testing.assert_allclose(found(learned, 1.0), found(ddpm(chosen, variance="large")), atol=1e-5)
+    z = noises(keys, 10, (1,))
+    right = truths.SOLVERS["ddpm"](
+        chosen.level.alpha,
+        chosen.level.sigma,
+        np.asarray(sampler.start(keys, (1,))),
+        truths.gaussian_answers(MEAN, STD),
+        lambda i: z[i],
+        variance="learned",
+        fraction=0.5,
+    )
+    np.testing.assert_allclose(found(learned, 0.5), right, atol=1e-5)
     output = jnp.concatenate([jnp.zeros((2, 3)), jnp.full((2, 3), -1.0)], -1)
     assert prediction.divided(output, jnp.zeros((2, 3)))[1].max() == 0
 
@@ -165,54 +175,29 @@ def test_a_variance_that_nothing_tells_is_refused():
             Settings(solver="ddpm", variance=variance).tableau(linear(1000))
 
 
-DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
-
-
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", orders.DETERMINISTIC)
 def test_order_of_convergence_from_exact_starting_values(name):
-    """The error at the end of a stretch of the flow of Gaussian data falls with the declared power of the stride.
-
-    In float64, between two finite levels, even in the coordinate that the method integrates over; methods that look
-    back begin with what is true of the levels before.
-    """
-    order = SOLVERS[name].order
-
-    def flow(level):
-        return MEAN * level.alpha + 1.3 * np.sqrt((level.alpha * STD) ** 2 + level.sigma**2)
-
-    errors = []
-    with jax.enable_x64(True):
-        for n in (80, 160, 320) if name == "plms" else (20, 40, 80):
-            if name in ("plms", "heun"):
-                ratio = np.linspace(3.0, 0.3, n + 1)
-            else:
-                ratio = np.exp(np.linspace(np.log(3.0), np.log(0.3), n + 1))
-            alpha = 1 / np.sqrt(1 + ratio**2)
-            levels = Level(alpha, ratio * alpha)
-            chosen = Grid(np.arange(n, 0.0, -1), levels)
-            tableau = SOLVERS[name].rows(chosen)
-            depth = tableau.weights.shape[1]
-            known = 0 if name in ("heun", "ddim", "euler") else min(depth, order)
-            rest = jax.tree.map(itemgetter(slice(known, None)), tableau)
-            history = []
-            for i in range(known - 1, known - 1 - depth, -1):
-                at = Level(levels.alpha[max(i, 0)], levels.sigma[max(i, 0)])
-                x0, eps = truths.gaussian_answers(MEAN, STD)(flow(at), at.alpha, at.sigma)
-                history.append(tableau.of_x0[max(i, 0)] * x0 + tableau.of_eps[max(i, 0)] * eps)
-            start = flow(Level(levels.alpha[known], levels.sigma[known]))
-            gaussian = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
-            found, _ = sampler.sample(
-                exact.denoiser(gaussian),
-                rest,
-                jnp.array([[start]]),
-                keys=jax.random.split(jax.random.key(0), 1),
-                history=jnp.array(history).reshape(depth, 1, 1),
-            )
-            errors.append(abs(float(found[0, 0]) - flow(Level(levels.alpha[n], levels.sigma[n]))))
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert orders[-1] > order - 0.15, orders
+    """The error of an image at the end of a stretch of the flow falls with the declared power of the stride."""
+    order, found = SOLVERS[name].order, orders.of_images(name)
+    assert found[-1] > order - 0.15, found
     if name not in ("unipc_2", "unipc_3"):  # whose corrections may do better
-        assert orders[-1] < order + 0.5, orders
+        assert found[-1] < order + 0.5, found
+
+
+@pytest.mark.parametrize("name", orders.STOCHASTIC)
+def test_weak_order_of_convergence(name):
+    """The error of the moments at the end, known without a draw, falls with the declared power of the stride."""
+    np.testing.assert_allclose(orders.of_distributions(name)[-1], SOLVERS[name].order, atol=0.15)
+
+
+@pytest.mark.parametrize("name", orders.STOCHASTIC)
+def test_draws_have_the_moments_of_their_rows(name):
+    """What the sampler draws is what (9) says of the rows: noise of unit variance, new in every row."""
+    tableau = SOLVERS[name].rows(steps_of(linear(1000), 10, "karras"))
+    mean, variance = truths.moments_of_rows(tableau, MEAN, STD, truths.gaussian_answers(MEAN, STD), (0.0, 1.0))
+    found = np.asarray(draw(tableau))
+    np.testing.assert_allclose(found.mean(), mean, atol=4 * np.sqrt(variance / 40_000))
+    np.testing.assert_allclose(found.std(), np.sqrt(variance), rtol=4 / np.sqrt(80_000))
 
 
 def test_ddim_of_eta_1_is_ddpm_of_small_variance():
@@ -252,18 +237,41 @@ def test_an_image_does_not_depend_on_its_batch(name):
 
 
 def test_one_program_draws_every_method_beside_every_other():
-    """All twelve, with steps of their own, in one batch of one program, are what each is alone in it, to the bit."""
+    """All twelve, with steps of their own, in one batch of one program, are what each is alone in it, to the bit, and
+    what a scan of its own rows makes; in turns of two denoisers, the first and the last of which are not the same."""
     schedule = linear(1000)
     tableaux = [solver.rows(steps_of(schedule, 3 + 2 * i)) for i, solver in enumerate(SOLVERS.values())]
     n, rows = len(tableaux), 64
     keys = rng.image_keys(jnp.arange(n))
     start = sampler.start(keys, (16,))
     wide = exact.denoiser(exact.mixture(jnp.full((2, 16), 0.3), jnp.array([0.2, 0.4]), jnp.array([0.5, 0.5])))
-    run = jax.jit(lambda tableau, xt, keys: sampler.sample(wide, tableau, xt, keys=keys)[0])
+    which = (jnp.arange(rows) >= 3) & (jnp.arange(rows) < 9)
+
+    def first(xt, row, memory):
+        return wide(xt, row), memory
+
+    def second(xt, row, memory):
+        return wide(xt, row)._replace(x0=wide(xt, row).x0 / 2), memory
+
+    @jax.jit
+    def run(tableau, xt, keys):
+        memory = jnp.zeros_like(xt)
+        return sampler.sample_in_turns([first, second], which, tableau, xt, keys=keys, memory=memory)
+
+    def in_a_scan(tableau, xt, keys):
+        def either(xt, row, number):  # a memory that counts the rows
+            answer = jax.lax.cond(which[number], second, first, xt, row, None)[0]
+            return answer, number + 1
+
+        return sampler.sample(either, tableau, xt, keys=keys, memory=jnp.array(0))[0]
+
     together = run(stacked(tableaux, rows), start, keys)
     for i in range(n):
-        alone = run(stacked([tableaux[i]] * n, rows), jnp.tile(start[i : i + 1], (n, 1)), keys[jnp.full(n, i)])
+        one = slice(i, i + 1)
+        alone = run(stacked([tableaux[i]] * n, rows), jnp.tile(start[one], (n, 1)), keys[jnp.full(n, i)])
         np.testing.assert_array_equal(alone[i], together[i])
+        own = in_a_scan(jax.tree.map(np.float32, tableaux[i]), start[one], keys[one])
+        np.testing.assert_allclose(own[0], together[i], atol=1e-5)
     assert run._cache_size() == 1
 
 
@@ -289,9 +297,7 @@ def answer_of(corrections, scale, prediction_type="x0", memory=None):
     level = Level(jnp.full(4, tableau.level.alpha[1]), jnp.full(4, tableau.level.sigma[1]))
     row = jax.tree.map(lambda c: jnp.full(4, c[1]), tableau)
     row = type(row)(**{**vars(row), "level": level, "guidance_scale": jnp.asarray(scale, jnp.float32)})
-    ask = guided(
-        lambda xt, t: predict(xt, t, prompt), two_captions(predict, prompt, negative), prediction_type, corrections
-    )
+    ask = guided(two_captions(predict, prompt, negative), prediction_type, corrections)
     found, memory = ask(xt, row, jnp.zeros_like(xt) if memory is None else memory)
     return np.asarray(found), np.float64(outputs), memory
 
@@ -302,6 +308,17 @@ def test_equation_8_guidance():
     found, (with_, without), _ = answer_of(Corrections(), scale)
     np.testing.assert_allclose(found, without + scale[:, None] * (with_ - without), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found[1], np.float32(with_))
+
+
+def test_channels_that_tell_a_variance_are_not_guided():
+    """Of two answers with as many channels more, the rest is that of the prompt."""
+    xt = jnp.zeros((1, 2, 2, 3))
+    answers = [jnp.asarray(np.random.default_rng(i).standard_normal((1, 2, 2, 6)), jnp.float32) for i in range(2)]
+    row = jax.tree.map(lambda c: jnp.full(1, c[0]), with_guidance(ddim(steps_of(linear(1000), 2)), 4.0))
+    found, _ = guided(lambda xt, timestep: answers, "eps", Corrections())(xt, row, xt)
+    plain = answers[1] + 4 * (answers[0] - answers[1])
+    np.testing.assert_allclose(found[..., :3], plain[..., :3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[..., 3:], answers[0][..., 3:])
 
 
 def test_equation_28_rescale():
