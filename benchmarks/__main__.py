@@ -10,6 +10,7 @@ from jdiff.runtime import backend
 
 NAMES = {
     "mathematics": "sampling: one program for everything, its cost, and how many steps a picture needs",
+    "mutants": "wrong formulas, and which test kills each",
     "path": "the demo and the shapes runs",
     "gpu_check": "a short training and sampling run on whatever JAX finds",
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",

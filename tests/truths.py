@@ -1,5 +1,7 @@
 """The papers' formulas once more, in float64 NumPy, written from the papers; this file never imports jdiff."""
 
+from functools import partial
+
 import numpy as np
 
 
@@ -96,11 +98,7 @@ def gaussian_unknown(std):
     return lambda alpha, sigma: std**2 * sigma**2 / ((alpha * std) ** 2 + sigma**2)
 
 
-def _begins_at_noise(alpha, sigma):
-    return alpha[0] ** 2 < 1e-6 * sigma[0] ** 2
-
-
-def _ancestral(alpha, sigma, x, answers, noise, eta):
+def _ancestral(alpha, sigma, x, answers, noise, eta=0.0):
     """k-diffusion: Euler in x / alpha down to sigma_down, then up by sigma_up; eta scales sigma_up."""
     for i in range(len(alpha) - 1):
         x0, eps = answers(x, alpha[i], sigma[i])
@@ -186,13 +184,12 @@ def _dpmpp_2m(alpha, sigma, x, answers, noise):
     """DPM-Solver++ algorithm 2: D = (1 + 1/2r) x_i - 1/2r x_(i-1), r = h_(i-1) / h_i; the last step is of order 1."""
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
-    first = int(_begins_at_noise(alpha, sigma))
     before = None
     for i in range(len(alpha) - 1):
         x0, _ = answers(x, alpha[i], sigma[i])
         h = lam[i + 1] - lam[i]
         mixed = x0
-        if i > first and np.isfinite(h):
+        if before is not None and np.isfinite(h):
             r = (lam[i] - lam[i - 1]) / h
             mixed = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
         x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * mixed
@@ -293,17 +290,35 @@ def moments_of_rows(rows, mean, std, answers, start):
 
 
 # Each as (alpha (n+1,), sigma (n+1,), x, answers, noise of step i) -> x at the last level.
-SOLVERS = {
+_LOOPS = {
     "ddpm": _ddpm,
-    "ddim": lambda *a, eta=0.0: _ancestral(*a, eta=eta),
-    "euler": lambda *a: _ancestral(*a, eta=0.0),
-    "euler_ancestral": lambda *a: _ancestral(*a, eta=1.0),
+    "ddim": _ancestral,
+    "euler": partial(_ancestral, eta=0.0),
+    "euler_ancestral": partial(_ancestral, eta=1.0),
     "heun": _heun,
     "euler_maruyama": _euler_maruyama,
     "plms": _adams_bashforth,
     "dpmpp_2m": _dpmpp_2m,
-    "dpmpp_3m": lambda *a: _unipc(*a, order=3, corrects=False),
+    "dpmpp_3m": partial(_unipc, order=3, corrects=False),
     "dpmpp_2m_sde": _dpmpp_2m_sde,
-    "unipc_2": lambda *a: _unipc(*a, order=2),
-    "unipc_3": lambda *a: _unipc(*a, order=3),
+    "unipc_2": partial(_unipc, order=2),
+    "unipc_3": partial(_unipc, order=3),
 }
+_NOISY = ("euler_ancestral", "euler_maruyama", "dpmpp_2m_sde")
+
+
+def solved(name, alpha, sigma, x, answers, noise, **options):
+    """What a method makes of x, the options being its loop's own.
+
+    At pure noise, an SNR below 1e-6, most have no coordinate: there all but DDPM take a step of DDIM, whose eta is 1 in
+    methods with noise, and begin at the level after it.
+    """
+    if name == "ddpm" or alpha[0] ** 2 >= 1e-6 * sigma[0] ** 2:
+        return _LOOPS[name](alpha, sigma, x, answers, noise, **options)
+    x0, eps = answers(x, alpha[0], sigma[0])
+    beta = 1 - (alpha[0] / alpha[1]) ** 2
+    std = options.get("eta", float(name in _NOISY)) * np.sqrt(beta) * sigma[1] / sigma[0]
+    x = alpha[1] * x0 + np.sqrt(max(sigma[1] ** 2 - std**2, 0)) * eps + (std * noise(0) if std else 0)
+    if len(alpha) == 2:
+        return x
+    return _LOOPS[name](alpha[1:], sigma[1:], x, answers, lambda i: noise(i + 1), **options)

@@ -352,7 +352,7 @@ def _between(schedule: Schedule, steps: int, *, of: Callable, to: Callable) -> n
     pure = [noisiest] if schedule.rates(np.array(noisiest)).alpha == 0 else []
     ends = schedule.rates(np.array([noisiest - len(pure), schedule.first])).logsnr
     between = schedule.timestep(to(np.linspace(of(ends[0]), of(ends[1]), steps - len(pure))))
-    return np.concatenate([pure, between])
+    return np.clip(np.concatenate([pure, between]), schedule.first, schedule.last)
 
 
 SPACINGS = {

@@ -119,16 +119,16 @@ def tableau(rows: Sequence[Row]) -> Tableau:
     )
 
 
-def stacked(tableaux: Sequence[Tableau], rows: int) -> Tableau:
+def stacked(tableaux: Sequence[Tableau], rows: int, *, dtype: type = np.float32) -> Tableau:
     """One tableau for a batch whose images have each their own, filled up with idle rows to ``rows``.
 
-    Returns fields of (rows, b) and weights of (rows, DEPTH, b), in float32.
+    Returns fields of (rows, b) and weights of (rows, DEPTH, b), in ``dtype``.
     """
     filled = {id(one): _filled(one, rows) for one in tableaux}
 
     def column(*values: np.ndarray) -> np.ndarray:
         together = np.stack(values, axis=-1)
-        return together if together.dtype == bool else together.astype(np.float32)
+        return together if together.dtype == bool else together.astype(dtype)
 
     return jax.tree.map(column, *(filled[id(one)] for one in tableaux))
 
