@@ -18,7 +18,6 @@ from jdiff import rng, runs, sample
 from jdiff.data import records
 from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.solvers import SOLVERS
-from jdiff.diffusion.tableau import stacked
 from jdiff.evaluation import prompt_accuracy, shapes
 from jdiff.sample import Sampler, Settings
 
@@ -64,12 +63,12 @@ def _one_program(path: Path, quick: bool) -> Iterator[Claim]:
     every = every[:: 17 if quick else 1]
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(len(every))]
     draw = partial(model.sample, negative="a blue star", batch_size=8)
-    before = sample._draw._cache_size()
+    before = sample.draw._cache_size()
     together = draw(prompts, settings=every)
     mixed = np.random.default_rng(0).permutation(len(every))
     again = np.zeros_like(together)
     again[mixed] = draw([prompts[i] for i in mixed], settings=[every[i] for i in mixed], seed=mixed.tolist())
-    yield Claim("programs compiled for all of them", sample._draw._cache_size() - before, 1, at_most=True)
+    yield Claim("programs compiled for all of them", sample.draw._cache_size() - before, 1, at_most=True)
     yield Claim("images that differ in other company", float((together != again).any((1, 2, 3)).sum()), 0, at_most=True)
 
 
@@ -101,30 +100,26 @@ def _ratio(a: Callable, b: Callable, repeats: int) -> float:
     return float(np.median(ratios))
 
 
-def _columns(model: Sampler, b: int) -> list:
+def _captions(model: Sampler, b: int) -> list:
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(b)]
     return [*model.tokenizer.encode(prompts), *model.tokenizer.encode([""] * b), np.arange(b, dtype=np.uint32)]
 
 
 def _general(model: Sampler, settings: Settings, b: int) -> Callable:
-    program = sample._Program(
-        model.text, model.unet, model.autoencoder, model.prediction_type, model.shape, trajectory=False
-    )
-    tableau = jax.device_put(stacked([model.tableau(settings)] * b, sample.MAX_ROWS))
-    options = jax.device_put(sample._options([settings] * b, pixels=True))
-    columns = jax.device_put(_columns(model, b))
-    return lambda: sample._draw(program, model.weights, tableau, options, columns, None)[0]
+    program, method = model.program(), jax.device_put(model.method([settings] * b))
+    captions = jax.device_put(_captions(model, b))
+    return lambda: sample.draw(program, model.weights, method, captions, None)[0]
 
 
 def _dedicated(model: Sampler, settings: Settings, b: int) -> Callable:
     """DDIM of so many steps, guided or not, as one would write it for nothing else."""
     tableau = jax.tree.map(lambda c: c.astype(np.float32), model.tableau(settings))
     scale = settings.guidance_scale
-    columns = jax.device_put(_columns(model, b))
+    captions = jax.device_put(_captions(model, b))
 
     @jax.jit
-    def draw(weights, columns):
-        tokens, mask, negative, negative_mask, seeds = columns
+    def draw(weights, captions):
+        tokens, mask, negative, negative_mask, seeds = captions
 
         def encode(tokens, mask):
             hidden, pooled = model.text.apply({"params": weights["text"]}, tokens, mask)
@@ -149,7 +144,7 @@ def _dedicated(model: Sampler, settings: Settings, b: int) -> Callable:
         x0, _ = jax.lax.scan(step, xt, tableau)
         return jnp.round((jnp.clip(x0, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
-    return lambda: draw(model.weights, columns)
+    return lambda: draw(model.weights, captions)
 
 
 def _accuracy(path: Path, quick: bool) -> Iterator[Claim]:

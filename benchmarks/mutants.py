@@ -43,6 +43,13 @@ class Mutant:
 
 
 S, T = "diffusion/solvers.py", "diffusion/tableau.py"
+# The level so many timesteps below one of the grid, of DDPM's schedule, which a grid does not know.
+BELOW = """
+def BELOW(grid, i, stride):
+    from jdiff.diffusion.schedules import linear
+
+    return linear().rates(np.maximum(grid.timestep[i] - stride, -1.0))
+"""
 MUTANTS = (
     # The forward process and its schedules.
     Mutant(
@@ -131,12 +138,20 @@ MUTANTS = (
         "schedules",
     ),
     Mutant(
-        "a step ends a fixed stride below, not at the list's next timestep",
-        T,
-        "schedule.rates(np.append(timesteps, last))",
-        "schedule.rates(np.append(timesteps[0], np.maximum(timesteps - schedule.timesteps // len(timesteps), last)))",
+        "a step of DDIM ends a fixed stride below, not at the list's next timestep",
+        S,
+        "level, cleaner = grid.at(i), grid.at(i + 1)\n    noise = eta",
+        "level, cleaner = grid.at(i), BELOW(grid, i, 1000 // len(grid.timestep))\n    noise = eta",
         "sampler",
-        "diffusers' DDIM, maxdiffusion's DDIM and DDPM",
+        "diffusers, maxdiffusion",
+    ),
+    Mutant(
+        "DDPM steps to t - 1, whatever the stride",
+        S,
+        "of_xt, of_x0, small = process.posterior(cleaner, level)",
+        "of_xt, of_x0, small = process.posterior(BELOW(grid, i, 1), level)",
+        "sampler",
+        "maxdiffusion, FlaxDiff",
     ),
     # What a network is asked for, and what its errors count.
     Mutant(
@@ -475,7 +490,7 @@ def mutated(mutant: Mutant) -> str:
         raise ValueError(
             f"mutant {mutant.name!r}: its right formula is in {mutant.file} {text.count(mutant.right)} times"
         )
-    return text.replace(mutant.right, mutant.wrong)
+    return text.replace(mutant.right, mutant.wrong) + (BELOW if "BELOW(" in mutant.wrong else "")
 
 
 def killed(mutant: Mutant, cache: str) -> Death:
@@ -502,7 +517,8 @@ def killed(mutant: Mutant, cache: str) -> Death:
             for kind in ("failure", "error"):
                 if (found := case.find(kind)) is not None:
                     said = found.get("message", "")
-                    finite = not re.search(r"\bnan\b|(?<![.\w])inf\b", said, re.IGNORECASE)
+                    values = re.sub(r"Max relative difference.*", "", said)  # infinite where 0 was right
+                    finite = not re.search(r"\b(nan|inf)\b", values, re.IGNORECASE)
                     by_value = kind == "failure" and said.startswith(("AssertionError", "assert")) and finite
                     return Death(case.get("name"), said, by_value)
     return Death()

@@ -21,6 +21,7 @@ USAGE = """jdiff VERB --flags
   sample     draw what sentences say                    --workdir 'a red circle' 'a blue star'
   evaluate   measure a trained model                    --workdir
   convert    make a run of somebody's weights           SOURCE DESTINATION
+  export     make files that draw with JAX alone        RUN DESTINATION
   figures    draw a figure: forward                     --out
 
 Where a run is only read, a folder or file of somebody's weights does, too: CLIP's or Stable Diffusion's.
@@ -102,18 +103,10 @@ def _convert() -> None:
     convert(*paths, _hints(image_size=flags.FLAGS.image_size))
 
 
-def _define_sample() -> None:
+def _define_settings() -> None:
     from jdiff.diffusion.schedules import SPACINGS
     from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 
-    flags.DEFINE_string(
-        "workdir", None, "Directory of the run, or of somebody's weights; or name it before the prompts."
-    )
-    _define_hints()
-    flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
-    flags.DEFINE_string("negative", "", "What to move away from.")
-    flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
-    flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0, 2**31 - 1)
     flags.DEFINE_float("guidance_scale", None, "1 is the plain conditional model; the config's if not said.")
     flags.DEFINE_integer("steps", None, "Network evaluations; the config's if not said.", 1)
     flags.DEFINE_enum("solver", None, list(SOLVERS), "The config's if not said.")
@@ -127,18 +120,36 @@ def _define_sample() -> None:
     flags.DEFINE_float("norm", None, "APG: the longest guidance, as its root mean square.", 0)
     flags.DEFINE_float("momentum", None, "APG: how much of the step before is added; below 0 as published.")
     flags.DEFINE_float("percentile", None, "Of dynamic thresholding, such as 99.5; 0 for none.", 0, 100)
+
+
+def _settings() -> dict:
+    """The settings that were said, by name."""
+    from jdiff.sample import Settings
+
+    f = flags.FLAGS
+    names = [field.name for field in dataclasses.fields(Settings) if field.name in f]
+    return {name: f[name].value for name in names if f[name].value is not None}
+
+
+def _define_sample() -> None:
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run, or of somebody's weights; or name it before the prompts."
+    )
+    _define_hints()
+    _define_settings()
+    flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
+    flags.DEFINE_string("negative", "", "What to move away from.")
+    flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
+    flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0, 2**31 - 1)
     flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", 1)
     flags.DEFINE_boolean("trajectory", False, "Also write the denoising as a strip and an animation.")
     flags.DEFINE_string("out", None, "Directory for the images; WORKDIR/images if not said.")
 
 
 def _sample() -> None:
-    from jdiff.sample import Settings
     from jdiff.verbs.sample import sample
 
     f = flags.FLAGS
-    settings = [field.name for field in dataclasses.fields(Settings) if field.name in f]
-    changes = {name: f[name].value for name in settings if f[name].value is not None}
     path, prompts = f.workdir, _arguments()
     if path is None and prompts and Path(prompts[0]).exists():
         path, *prompts = prompts
@@ -150,11 +161,26 @@ def _sample() -> None:
         negative=f.negative,
         num=f.num,
         seed=f.seed,
-        changes=changes,
+        changes=_settings(),
         batch_size=f.batch_size,
         trajectory=f.trajectory,
         out=f.out,
     )
+
+
+def _define_export() -> None:
+    _define_hints()
+    _define_settings()
+    flags.DEFINE_integer("max_rows", 1000, "The most rows that a method may take that is put in place of this.", 1)
+
+
+def _export() -> None:
+    from jdiff.verbs.export import export
+
+    paths = _arguments()
+    if len(paths) != 2:
+        raise UsageError(f"export takes the model and the folder to write, two paths; found {len(paths)}")
+    export(*paths, hints=_hints(), changes=_settings(), max_rows=flags.FLAGS.max_rows)
 
 
 def _define_evaluate() -> None:
@@ -204,6 +230,7 @@ VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
     "sample": (_define_sample, _sample),
     "evaluate": (_define_evaluate, _evaluate),
     "convert": (_define_convert, _convert),
+    "export": (_define_export, _export),
     "figures": (_define_figures, _figures),
 }
 

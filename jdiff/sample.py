@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
@@ -103,6 +103,30 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Program:
+    """What a compiled sampler is compiled for; all else is run-time data."""
+
+    text: TextTower
+    unet: UNet
+    autoencoder: Autoencoder | None
+    prediction_type: str
+    shape: tuple[int, int, int]
+    trajectory: bool
+
+
+class Method(NamedTuple):
+    """How to draw each image of a batch: run-time data, all of it. clip, percentile: of ``prediction.clipped``."""
+
+    tableau: Tableau
+    corrections: Corrections
+    clip: Array
+    percentile: Array
+
+
+CAPTIONS = ("tokens", "mask", "negative_tokens", "negative_mask", "seeds")  # what else a program takes
+
+
+@dataclass(frozen=True)
 class Sampler:
     """A trained text-to-image model, ready to draw.
 
@@ -171,15 +195,14 @@ class Sampler:
             if np.shape(noise) != (n, *self.shape):
                 raise ValueError(f"noise is of shape {np.shape(noise)}, but must be {(n, *self.shape)}")
             begun = np.asarray(noise, np.float32)
-        program = _Program(self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, trajectory)
+        program = self.program(trajectory=trajectory)
         batches = _batches([tableaux[one] for one in chosen], min(batch_size, n))
         images, paths = [], []
         for at in progress(batches):
-            image, path = _draw(
+            image, path = draw(
                 program,
                 self.weights,
-                stacked([tableaux[chosen[i]] for i in at], rows),
-                _options([chosen[i] for i in at], pixels=self.autoencoder is None),
+                self.method([chosen[i] for i in at], max_rows=rows),
                 [column[at] for column in columns],
                 None if begun is None else begun[at],
             )
@@ -193,6 +216,65 @@ class Sampler:
     def tableau(self, settings: Settings) -> Tableau:
         """The coefficients that settings ask for, of this model's schedule. Raises ``ValueError``."""
         return settings.tableau(self.schedule, self.prediction_type, learned_variance=self.learned_variance)
+
+    def program(self, *, trajectory: bool = False) -> Program:
+        """What this model's compiled program depends on."""
+        return Program(self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, trajectory)
+
+    def method(self, settings: Sequence[Settings], *, max_rows: int = MAX_ROWS) -> Method:
+        """How to draw images of one of these settings each. Latents are not clipped."""
+
+        def column(values: Iterable) -> np.ndarray:
+            return np.array(list(values), np.float32)
+
+        pixels = self.autoencoder is None
+        tableaux = {one: self.tableau(one) for one in set(settings)}
+        rows = max(max_rows, *(tableau.rows for tableau in tableaux.values()))
+        return Method(
+            stacked([tableaux[one] for one in settings], rows),
+            Corrections(
+                rescale=column(one.rescale for one in settings),
+                parallel=column(one.parallel for one in settings),
+                norm=column(np.inf if one.norm is None else one.norm for one in settings),
+                momentum=column(one.momentum for one in settings),
+            ),
+            clip=np.array([one.clip and pixels for one in settings]),
+            percentile=column(one.percentile if pixels else 0.0 for one in settings),
+        )
+
+    def exported(self, *, max_rows: int = MAX_ROWS) -> export.Exported:
+        """All of it, tokens in and images out, as one function of any number b of images, for CPU, CUDA and TPU.
+
+        Its three arguments are dicts of arrays: the weights and the ``method`` of the images as ``named`` names them,
+        and of the captions tokens, mask, negative_tokens, negative_mask (b, context_length) and seeds (b,).
+        Returns images (b, h, w, 3) uint8.
+        """
+        program, like = self.program(), self.method([self.settings], max_rows=max_rows)
+        b = export.symbolic_shape("b")
+
+        def call(weights: dict[str, Array], method: dict[str, Array], captions: dict[str, Array]) -> Array:
+            columns = [captions[name] for name in CAPTIONS]
+            return draw(program, _unnamed(weights, self.weights), _unnamed(method, like), columns, None)[0]
+
+        def of(leaf, shape: tuple) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+        weights = {name: of(leaf, leaf.shape) for name, leaf in named(self.weights).items()}
+        method = {name: of(leaf, leaf.shape[:-1] + b) for name, leaf in named(like).items()}
+        columns = [*self.tokenizer.encode([""]) * 2, np.zeros(1, np.uint32)]
+        captions = {name: of(column, b + column.shape[1:]) for name, column in zip(CAPTIONS, columns, strict=True)}
+        return export.export(jax.jit(call), platforms=("cpu", "cuda", "tpu"))(weights, method, captions)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, with slashes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _unnamed(leaves: dict[str, Array], like: Any) -> Any:
+    """The inverse of ``named``."""
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in named(like)])
 
 
 def _batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:
@@ -215,47 +297,16 @@ def _batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:
     return batches
 
 
-def _options(chosen: Sequence[Settings], *, pixels: bool) -> dict[str, Any]:
-    """What settings say beside the tableau, as arrays of (b,)."""
-
-    def column(values) -> np.ndarray:
-        return np.array(list(values), np.float32)
-
-    corrections = Corrections(
-        rescale=column(one.rescale for one in chosen),
-        parallel=column(one.parallel for one in chosen),
-        norm=column(np.inf if one.norm is None else one.norm for one in chosen),
-        momentum=column(one.momentum for one in chosen),
-    )
-    return {
-        "corrections": corrections,
-        "clip": np.array([one.clip and pixels for one in chosen]),
-        "percentile": column(one.percentile if pixels else 0.0 for one in chosen),
-    }
-
-
-@dataclass(frozen=True)
-class _Program:
-    """What a compiled sampler is compiled for; all else is run-time data."""
-
-    text: TextTower
-    unet: UNet
-    autoencoder: Autoencoder | None
-    prediction_type: str
-    shape: tuple[int, int, int]
-    trajectory: bool
-
-
 @partial(jax.jit, static_argnums=0)
-def _draw(program: _Program, weights, tableau: Tableau, options, columns, noise) -> tuple[Array, Array | None]:
+def draw(program: Program, weights, method: Method, captions, noise) -> tuple[Array, Array | None]:
     """Tokens in, images out.
 
-    weights: of each network.   tableau: of each image.   options: of ``_options``.
-    columns: tokens and mask, negative tokens and mask, (b, n) each; seeds (b,).
+    weights: of each network.   method: of each image.   captions: those of ``CAPTIONS``, (b, n) and (b,).
     noise: where it is not the seeds', (b, *shape).
     Returns images (b, h, w, 3) uint8 and the trajectory (rows, b, h, w, 3) uint8 or None.
     """
-    tokens, mask, negative_tokens, negative_mask, seeds = columns
+    tokens, mask, negative_tokens, negative_mask, seeds = captions
+    tableau, corrections, clip, percentile = method
 
     def encode(tokens: Array, mask: Array):
         hidden, pooled = program.text.apply({"params": weights["text"]}, tokens, mask)
@@ -273,7 +324,6 @@ def _draw(program: _Program, weights, tableau: Tableau, options, columns, noise)
         def denoise(xt: Array, row: Tableau, memory: Array):
             output, memory = ask(xt, row, memory)
             answer = prediction.read(program.prediction_type, output, xt, row.level)
-            clip, percentile = options["clip"], options["percentile"]
             return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
 
         return denoise
@@ -285,7 +335,7 @@ def _draw(program: _Program, weights, tableau: Tableau, options, columns, noise)
     )
     both = two_captions(network, prompt, negative)
     alone = denoiser(lambda xt, row, memory: (network(xt, row.timestep, prompt), memory))
-    guided = denoiser(guidance.guided(both, program.prediction_type, options["corrections"]))
+    guided = denoiser(guidance.guided(both, program.prediction_type, corrections))
 
     keys = rng.image_keys(seeds)
     start = sampler.start(keys, program.shape) if noise is None else noise

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jdiff"
 LAYERS = (
-    ("rng", "levels"),
+    ("rng", "levels", "standalone"),
     ("diffusion", "contrastive", "data"),
     ("models", "sharding", "grids"),
     ("training", "evaluation", "interop", "runtime"),

@@ -130,6 +130,20 @@ class Tokenizer:
         """Whether the caption is read whole."""
         return len(self.ids(caption)) <= self.room
 
+    def layout(self) -> dict:
+        """What one needs beside the saved model to read captions: how they are laid out, and what is done first.
+
+        Not told is the mending of broken encodings, which CLIP's own dialects do.
+        """
+        return {
+            "context_length": self.context_length,
+            "start": self._start,
+            "end": self._end,
+            "pad": int(self.pad),
+            "before": " " if self._clean is _spaced else "",
+            "lowercase": self._clean in (_openai, _open_clip),
+        }
+
     def save(self, path: epath.PathLike) -> None:
         epath.Path(path).write_text(self._model.to_str(pretty=True))
 

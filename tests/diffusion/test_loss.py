@@ -91,10 +91,10 @@ def test_the_spectrum_of_waves():
     np.testing.assert_allclose(spectrum[2:], 0, atol=1e-3)
 
 
-def test_equation_30_is_a_divergence_of_two_gaussians():
+@pytest.mark.parametrize("t", [2, 400])  # where the two variances differ by half, and where they hardly do
+def test_equation_30_is_a_divergence_of_two_gaussians(t):
     """At the posterior's own mean and variance there is nothing to lose; else the textbook's divergence, in bits."""
     schedule = linear(1000)
-    t = 400
     x0, eps = (jax.random.normal(jax.random.key(i), (1, 6)) for i in range(2))
     xt = process.diffuse(x0, eps, schedule.level(jnp.array([t])))
 

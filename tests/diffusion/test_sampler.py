@@ -139,6 +139,23 @@ def test_equations_19_to_27_each_method_as_its_paper_writes_it(name, spacing, st
     np.testing.assert_allclose(found, right, atol=1e-3 * np.abs(right).max() if name == "heun" else 2e-5)
 
 
+@pytest.mark.parametrize("variance", ["small", "large", "analytic"])
+def test_equation_10_with_every_variance(variance):
+    """As the test before, with what is unknown of x0 in closed form."""
+    chosen = steps_of(linear(1000), 5)
+    unknown = truths.gaussian_unknown(STD)
+    tableau = ddpm(chosen, variance=variance, x0_variance=lambda level: unknown(level.alpha, level.sigma))
+    keys = jax.random.split(jax.random.key(0), 5)
+    xt = np.linspace(-2, 2, 5)[:, None]
+    found = sampler.sample(EXACT, tableau, jnp.asarray(xt, jnp.float32), keys=keys)[0]
+    z = noises(keys, tableau.rows, (1,))
+    level, answers = chosen.level, truths.gaussian_answers(MEAN, STD)
+    right = truths.solved(
+        "ddpm", level.alpha, level.sigma, xt, answers, lambda i: z[i], variance=variance, unknown=unknown
+    )
+    np.testing.assert_allclose(found, right, atol=2e-5)
+
+
 OPTIONS = ({}, {"continuous": True}, {"zero_terminal_snr": True})
 # Of pure noise some types say nothing, so a start there is refused, as the next test holds.
 BLIND = [(OPTIONS[2], name) for name in prediction.BLIND_AT_ZERO_SNR]
@@ -366,6 +383,20 @@ def test_guidance_in_an_interval_is_a_column_of_the_tableau():
     logsnr = tableau.level.logsnr
     np.testing.assert_array_equal(tableau.guidance_scale == 5, (logsnr >= -2) & (logsnr <= 2))
     assert set(np.unique(tableau.guidance_scale)) == {1.0, 5.0}
+
+
+def test_equation_12_is_the_mean_over_all_images():
+    """Two Gaussians of unlike width and weight, by a sum over x0 of what Bayes' rule gives each."""
+    means, stds, weights = np.array([-0.6, 0.5]), np.array([0.1, 0.4]), np.array([0.3, 0.7])
+    x0 = np.linspace(-4, 4, 20_001)[:, None]
+    prior = (weights / stds * np.exp(-((x0 - means) ** 2) / 2 / stds**2)).sum(1)
+    xt, alpha, sigma = np.linspace(-1, 1, 5), 0.8, 0.6
+    belief = prior[:, None] * np.exp(-((xt - alpha * x0) ** 2) / 2 / sigma**2)
+    right = (belief * x0).sum(0) / belief.sum(0)
+    mixture = exact.mixture(jnp.asarray(means)[:, None], jnp.asarray(stds), jnp.asarray(weights))
+    found, eps = mixture(jnp.asarray(xt)[:, None], Level(jnp.full(5, alpha), jnp.full(5, sigma)))
+    np.testing.assert_allclose(found[:, 0], right, atol=1e-5)
+    np.testing.assert_allclose(eps[:, 0], (xt - alpha * right) / sigma, atol=1e-5)
 
 
 def test_an_exact_data_set_gives_its_points():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, cosine, linear, make, scaled_linear
+from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, cosine, linear, make, scaled_linear, trailing
 from jdiff.levels import Level
 from tests import truths
 
@@ -64,6 +64,13 @@ def test_small_sigma_keeps_its_digits():
 def test_spacings_equal_another_librarys(key):
     name, steps = key.rsplit("_", 1)
     assert SPACINGS[name](linear(1000), int(steps)).tolist() == GOLDENS["timesteps"][key]
+
+
+def test_trailing_strides_that_do_not_divide_are_rounded():
+    """1000 - i 1000 / 30 to the nearest whole number, less one: 1000, 966.7, 933.3, 900, ..., 33.3."""
+    found = trailing(linear(1000), 30).tolist()
+    assert found[:4] == [999, 966, 932, 899]
+    assert found[-1] == 32
 
 
 @pytest.mark.parametrize("name", SPACINGS)
