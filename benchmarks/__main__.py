@@ -14,6 +14,8 @@ NAMES = {
     "path": "the demo and the shapes runs",
     "gpu_check": "a short training and sampling run on whatever JAX finds",
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",
+    "choices": "solvers, grids, schedules and prediction types on a spiral",
+    "schedulers": "diffusers' schedulers with a perfect network, beside float64",
 }
 
 

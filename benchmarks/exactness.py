@@ -15,9 +15,9 @@ from benchmarks.claims import Claim
 from jdiff import rng
 from jdiff.diffusion import exact, prediction, sampler, schedules
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.diffusion.tableau import grid, stacked
-from jdiff.sample import Settings
 from tests import truths
 from tests.diffusion import orders
 from tests.diffusion.orders import MEAN, STD

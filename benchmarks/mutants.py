@@ -524,7 +524,7 @@ def killed(mutant: Mutant, cache: str) -> Death:
     return Death()
 
 
-def table() -> Iterator[Claim]:
+def claims() -> Iterator[Claim]:
     """Every mutant, printed with its death, and the claim that all died by a value."""
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
         deaths = []
@@ -540,8 +540,8 @@ def table() -> Iterator[Claim]:
 
 
 def measure(*, quick: bool, runs: str) -> int:
-    """Kill every mutant; quickly, only those of the forward process. Returns the exit status."""
+    """Kill every mutant, which no quick run does. Returns the exit status."""
     if quick:
         print("mutants: every one is another run of the tests; without --quick")
         return 0
-    return settle("mutants", table())
+    return settle("mutants", claims())

@@ -7,7 +7,7 @@ nearest right one in its sentence, and no key can go unread.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,17 +23,20 @@ from jdiff.construct import ConfigError, choose, construct, nearest
 from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
+from jdiff.data.spiral import spiral as spiral_points
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion import schedules
 from jdiff.diffusion.loss import DENSITIES
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import POOLINGS, VISION_TOWERS, DualEncoder, ResNetTower, TextTower, VisionTower
 from jdiff.models.layers import ACTIVATIONS
+from jdiff.models.mlp import MLP
 from jdiff.models.unet import UNet
-from jdiff.sample import Sampler, Settings
+from jdiff.sample import Sampler
 from jdiff.sharding import mesh as meshes
 from jdiff.training import metrics, steps
 from jdiff.training.loop import Every
@@ -93,18 +96,128 @@ class DiffusionSettings:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A config, checked whole, and the objects it names."""
+class _Config:
+    """A config, and the objects that those of all objectives name."""
 
     config: dict[str, Any]
 
-    def __post_init__(self):
-        sections = choose("train.objective", self.train.objective, SECTIONS)
+    def _section(self, name: str) -> dict[str, Any]:
+        return dict(self.config.get(name, {}))
+
+    @property
+    def train(self) -> TrainSettings:
+        return construct("train", TrainSettings, self._section("train"))
+
+    @property
+    def diffusion(self) -> DiffusionSettings:
+        return construct("diffusion", DiffusionSettings, self._section("diffusion"))
+
+    @property
+    def sample(self) -> Settings:
+        return construct("sample", Settings, self._section("sample"))
+
+    def schedule(self) -> Schedule:
+        d = self.diffusion
+        choose("diffusion.schedule", d.schedule, SCHEDULES)
+        return schedules.make(
+            d.schedule,
+            d.timesteps,
+            continuous=d.continuous,
+            shift=d.shift,
+            zero_terminal_snr=d.zero_terminal_snr,
+        )
+
+    def optimizer(self):
+        return construct("optimizer", adamw, self._section("optimizer"), steps=self.train.steps)
+
+    def _check_sections(self, sections: Sequence[str]) -> None:
         for section in self.config:
             if section not in sections:
                 raise ConfigError(
                     f"config.{section} is no section of {self.train.objective} training; {nearest(section, sections)}"
                 )
+
+    def _check_diffusion(self) -> None:
+        """The diffusion and sample sections, with the sentence for each key."""
+        if self.diffusion.timesteps < 1:
+            raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
+        if self.diffusion.shift <= 0:
+            raise ConfigError(f"config.diffusion.shift is {self.diffusion.shift}; it must be above 0")
+        schedule = self.schedule()
+        choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
+        if self.diffusion.zero_terminal_snr and self.diffusion.prediction_type in BLIND_AT_ZERO_SNR:
+            raise ConfigError(
+                f"config.diffusion.prediction_type is '{self.diffusion.prediction_type}', which says nothing of an "
+                "image at pure noise, where config.diffusion.zero_terminal_snr ends; take 'v', 'x0' or 'flow'"
+            )
+        if self.diffusion.learned_variance and self.diffusion.continuous:
+            raise ConfigError(
+                "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
+                "config.diffusion.continuous has none"
+            )
+        choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
+        choose("diffusion.density", self.diffusion.density, DENSITIES)
+        choose("sample.solver", self.sample.solver, SOLVERS)
+        choose("sample.spacing", self.sample.spacing, SPACINGS)
+        choose("sample.variance", self.sample.variance, VARIANCES)
+        try:
+            self.sample.tableau(
+                schedule, self.diffusion.prediction_type, learned_variance=self.diffusion.learned_variance
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.sample cannot be used: {error}") from error
+
+
+@dataclass(frozen=True)
+class Spiral(_Config):
+    """The config of a network of points in the plane, checked whole, and the objects it names."""
+
+    def __post_init__(self):
+        self._check_sections(("data", "mlp", "diffusion", "optimizer", "train", "sample"))
+        for key in ("steps", "batch_size"):
+            if getattr(self.train, key) < 1:
+                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        self._check_diffusion()
+        self.points()
+        self.mlp()
+        self.optimizer()
+
+    def points(self) -> np.ndarray:
+        return construct("data", spiral_points, self._section("data"))
+
+    def mlp(self) -> MLP:
+        return construct("mlp", MLP, self._section("mlp"))
+
+    def step(self) -> Callable:
+        """One training step: (state, batch) -> (state, report)."""
+        d, train = self.diffusion, self.train
+        return steps.points_step(
+            self.mlp(),
+            jnp.asarray(self.points()),
+            self.optimizer(),
+            schedule=self.schedule(),
+            prediction_type=d.prediction_type,
+            weighting=d.weighting,
+            density=d.density,
+            ema_decay=train.ema_decay or None,
+            seed=train.seed,
+        )
+
+    def initial_state(self) -> TrainState:
+        """Where training begins, from the config's seed."""
+        key = rng.stream(self.train.seed, "parameters")
+        params = {"mlp": self.mlp().init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]}
+        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
+        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, {})
+
+
+@dataclass(frozen=True)
+class Experiment(_Config):
+    """A config of text and images, checked whole, and the objects it names."""
+
+    def __post_init__(self):
+        sections = choose("train.objective", self.train.objective, SECTIONS)
+        self._check_sections(sections)
         for key in ("steps", "batch_size", "log_every", "save_every", "sample_every", "keep", "group"):
             if getattr(self.train, key) < 1:
                 raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
@@ -150,37 +263,11 @@ class Experiment:
                     f"config.data.image_size is {self.image_size}, no multiple of {autoencoder.factor}, as the "
                     "autoencoder needs it"
                 )
-            if self.diffusion.timesteps < 1:
-                raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
-            if self.diffusion.shift <= 0:
-                raise ConfigError(f"config.diffusion.shift is {self.diffusion.shift}; it must be above 0")
-            schedule = self.schedule()
-            choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
-            if self.diffusion.zero_terminal_snr and self.diffusion.prediction_type in BLIND_AT_ZERO_SNR:
-                raise ConfigError(
-                    f"config.diffusion.prediction_type is '{self.diffusion.prediction_type}', which says nothing of an "
-                    "image at pure noise, where config.diffusion.zero_terminal_snr ends; take 'v', 'x0' or 'flow'"
-                )
-            if self.diffusion.learned_variance and self.diffusion.continuous:
-                raise ConfigError(
-                    "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
-                    "config.diffusion.continuous has none"
-                )
-            choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
-            choose("diffusion.density", self.diffusion.density, DENSITIES)
+            self._check_diffusion()
             if not 0 <= self.diffusion.caption_dropout <= 1:
                 raise ConfigError(
                     f"config.diffusion.caption_dropout is {self.diffusion.caption_dropout}; it must be from 0 to 1"
                 )
-            choose("sample.solver", self.sample.solver, SOLVERS)
-            choose("sample.spacing", self.sample.spacing, SPACINGS)
-            choose("sample.variance", self.sample.variance, VARIANCES)
-            try:
-                self.sample.tableau(
-                    schedule, self.diffusion.prediction_type, learned_variance=self.diffusion.learned_variance
-                )
-            except ValueError as error:
-                raise ConfigError(f"config.sample cannot be used: {error}") from error
 
     def _check_starts(self) -> None:
         for part in PARTS[self.train.objective]:
@@ -198,24 +285,9 @@ class Experiment:
         if self.train.hold_text and "text" in self.frozen:
             raise ConfigError("config.train.hold_text is set, but config.text.frozen holds the tower anyway")
 
-    def _section(self, name: str) -> dict[str, Any]:
-        return dict(self.config.get(name, {}))
-
     def _network(self, part: str) -> dict[str, Any]:
         """A network's section without what says where its weights come from."""
         return {key: value for key, value in self._section(part).items() if key not in OF_A_START}
-
-    @property
-    def train(self) -> TrainSettings:
-        return construct("train", TrainSettings, self._section("train"))
-
-    @property
-    def diffusion(self) -> DiffusionSettings:
-        return construct("diffusion", DiffusionSettings, self._section("diffusion"))
-
-    @property
-    def sample(self) -> Settings:
-        return construct("sample", Settings, self._section("sample"))
 
     @property
     def image_size(self) -> int:
@@ -297,20 +369,6 @@ class Experiment:
             return self.image_size, self.image_size, 3
         side = self.image_size // autoencoder.factor
         return side, side, autoencoder.latent_channels
-
-    def schedule(self) -> Schedule:
-        d = self.diffusion
-        choose("diffusion.schedule", d.schedule, SCHEDULES)
-        return schedules.make(
-            d.schedule,
-            d.timesteps,
-            continuous=d.continuous,
-            shift=d.shift,
-            zero_terminal_snr=d.zero_terminal_snr,
-        )
-
-    def optimizer(self):
-        return construct("optimizer", adamw, self._section("optimizer"), steps=self.train.steps)
 
     def mesh(self) -> jax.sharding.Mesh:
         return construct("mesh", meshes.make, self._section("mesh"))
@@ -425,5 +483,13 @@ class Experiment:
 
 def experiment(config: ConfigDict | Mapping) -> Experiment:
     """A checked experiment from a config file's ``get_config()`` or from a run's config.json."""
-    plain = config.to_dict() if isinstance(config, ConfigDict) else config
-    return Experiment(json.loads(json.dumps(plain)))
+    return Experiment(_plain(config))
+
+
+def spiral(config: ConfigDict | Mapping) -> Spiral:
+    """A checked experiment of points. As ``experiment``."""
+    return Spiral(_plain(config))
+
+
+def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))

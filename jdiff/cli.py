@@ -22,7 +22,7 @@ USAGE = """jdiff VERB --flags
   evaluate   measure a trained model                    --workdir
   convert    make a run of somebody's weights           SOURCE DESTINATION
   export     make files that draw with JAX alone        RUN DESTINATION
-  figures    draw a figure: forward                     --out
+  figures    draw a figure: forward or spiral           --out
 
 Where a run is only read, a folder or file of somebody's weights does, too: CLIP's or Stable Diffusion's.
 
@@ -54,14 +54,19 @@ def _resolved(config: str) -> str:
     return f"{name}{colon}{variant}"
 
 
-def _config_and_workdir() -> None:
+def _define_config(default: str | None = None) -> None:
     # A key that the file leaves at its default may be given too; build refuses those that nothing takes.
     config_flags.DEFINE_config_file(
         "config",
+        default,
         help_string="A config file or name, with :variant after it.",
         lock_config=False,
         accept_new_attributes=True,
     )
+
+
+def _config_and_workdir() -> None:
+    _define_config()
     flags.DEFINE_string("workdir", None, "Directory of the run.")
 
 
@@ -124,7 +129,7 @@ def _define_settings() -> None:
 
 def _settings() -> dict:
     """The settings that were said, by name."""
-    from jdiff.sample import Settings
+    from jdiff.diffusion.settings import Settings
 
     f = flags.FLAGS
     names = [field.name for field in dataclasses.fields(Settings) if field.name in f]
@@ -139,6 +144,7 @@ def _define_sample() -> None:
     _define_settings()
     flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
     flags.DEFINE_string("negative", "", "What to move away from.")
+    flags.DEFINE_string("weaker", None, "A run of a weaker model, to move away from what it would draw.")
     flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
     flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0, 2**31 - 1)
     flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", 1)
@@ -156,6 +162,7 @@ def _sample() -> None:
     sample(
         path or _needed("workdir"),
         hints=_hints(),
+        weaker=f.weaker,
         prompts=prompts,
         prompts_file=f.prompts_file,
         negative=f.negative,
@@ -210,18 +217,27 @@ def _define_figures() -> None:
     from jdiff.diffusion.schedules import SCHEDULES
 
     flags.DEFINE_string("out", "figures", "Directory for the figure.")
-    flags.DEFINE_enum("schedule", "linear", list(SCHEDULES), "Noise schedule.")
-    flags.DEFINE_string("image", None, "The image to dissolve; a scene of the shapes world if not said.")
+    flags.DEFINE_enum("schedule", "linear", list(SCHEDULES), "Of forward: the noise schedule.")
+    flags.DEFINE_string("image", None, "Of forward: the image to dissolve; a scene of the shapes world if not said.")
+    _define_config(default=_resolved("spiral"))
 
 
 def _figures() -> None:
-    from jdiff.verbs import figures
+    from jdiff.construct import nearest
 
     f, names = flags.FLAGS, _arguments() or ["forward"]
     for name in names:
-        if name != "forward":
-            raise UsageError(f"there is no figure '{name}'; known is forward")
-        figures.forward(f.out, schedule=f.schedule, image=f.image)
+        if name not in ("forward", "spiral"):
+            raise UsageError(f"there is no figure '{name}'; {nearest(name, ('forward', 'spiral'))}")
+    if "forward" in names:
+        from jdiff.verbs.figures import forward
+
+        forward(f.out, schedule=f.schedule, image=f.image)
+    if "spiral" in names:
+        from jdiff import build
+        from jdiff.verbs.spiral import spiral
+
+        spiral(build.spiral(f.config), f.out)
 
 
 VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {

@@ -15,11 +15,10 @@ from jax import Array, export
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion import guidance, prediction, sampler
-from jdiff.diffusion.guidance import Corrections, two_captions
-from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
-from jdiff.diffusion.schedules import SPACINGS, Schedule
-from jdiff.diffusion.solvers import SOLVERS, VARIANCES
-from jdiff.diffusion.tableau import Tableau, grid, stacked, with_guidance
+from jdiff.diffusion.guidance import Corrections, two_captions, two_networks
+from jdiff.diffusion.schedules import Schedule
+from jdiff.diffusion.settings import Settings
+from jdiff.diffusion.tableau import Tableau, stacked
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
@@ -28,89 +27,15 @@ MAX_ROWS = 1000  # of a tableau, in the program that is compiled if nothing else
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to sample, when the caller does not say.
-
-    solver, spacing: names in SOLVERS and SPACINGS.   steps: of the grid; "heun" asks the network twice in each.
-    offset: added to the timesteps of leading spacing.   ends_clean: whether the last step ends at the clean image, or
-        at timestep 0, whose little noise stays; Stable Diffusion was shipped with 1 and the latter.
-    eta: DDIM's noise, 0 for none.   variance: DDPM's, of VARIANCES.
-    guidance_scale: 1 is the plain conditional model.   guidance_from, guidance_to: the log SNRs between which it is
-        used; everywhere if not said.   rescale, parallel, norm, momentum: see ``guidance.Corrections``.
-    clip: hold the clean image in [-1, 1]; never latents.   percentile: of dynamic thresholding, 0 for none.
-    """
-
-    solver: str = "ddim"
-    steps: int = 50
-    spacing: str = "trailing"
-    offset: int = 0
-    ends_clean: bool = True
-    eta: float = 0.0
-    variance: str = "small"
-    guidance_scale: float = 4.0
-    guidance_from: float | None = None
-    guidance_to: float | None = None
-    rescale: float = 0.0
-    parallel: float = 1.0
-    norm: float | None = None
-    momentum: float = 0.0
-    clip: bool = True
-    percentile: float = 0.0
-
-    def tableau(
-        self,
-        schedule: Schedule,
-        prediction_type: str = "x0",
-        *,
-        learned_variance: bool = False,
-        x0_variance: Callable | None = None,
-    ) -> Tableau:
-        """The coefficients these settings ask for. Raises ``ValueError`` where they cannot be had.
-
-        learned_variance: whether the network says one.   x0_variance: what "analytic" needs, a function of levels.
-        """
-        if self.solver not in SOLVERS or self.spacing not in SPACINGS or self.variance not in VARIANCES:
-            raise ValueError(
-                f"solver, spacing and variance are {self.solver}, {self.spacing} and {self.variance}; known are "
-                f"{', '.join(SOLVERS)}; {', '.join(SPACINGS)}; {', '.join(VARIANCES)}"
-            )
-        if not 1 <= self.steps <= schedule.timesteps:
-            raise ValueError(
-                f"steps is {self.steps}, but it must be from 1 to {schedule.timesteps}, the schedule's timesteps"
-            )
-        timesteps = SPACINGS[self.spacing](schedule, self.steps) + self.offset
-        if not schedule.first <= timesteps.min() <= timesteps.max() <= schedule.last:
-            raise ValueError(
-                f"offset is {self.offset}, and so the timesteps are from {timesteps.min():g} to {timesteps.max():g}, "
-                f"but there are {schedule.first:g} to {schedule.last:g}"
-            )
-        if self.variance == "learned" and not learned_variance:
-            raise ValueError("variance is 'learned', but the network was not trained to say one (learned_variance)")
-        visited = grid(schedule, timesteps, last=-1 if self.ends_clean else schedule.first)
-        if visited.level.alpha[0] == 0 and prediction_type in BLIND_AT_ZERO_SNR:
-            raise ValueError(
-                f"the first level is pure noise, of which a prediction of {prediction_type} says nothing; spacing "
-                "'leading' starts below it"
-            )
-        if self.variance == "analytic" and self.solver == "ddpm" and x0_variance is None:
-            raise ValueError("variance is 'analytic', but what is unknown of x0 was not measured for this model")
-        solver = SOLVERS[self.solver]
-        given = {"eta": self.eta, "variance": self.variance, "x0_variance": x0_variance}
-        low = -np.inf if self.guidance_from is None else self.guidance_from
-        high = np.inf if self.guidance_to is None else self.guidance_to
-        tableau = solver.rows(visited, **{name: given[name] for name in solver.options})
-        return with_guidance(tableau, self.guidance_scale, low=low, high=high)
-
-
-@dataclass(frozen=True)
 class Program:
-    """What a compiled sampler is compiled for; all else is run-time data."""
+    """What a compiled sampler is compiled for; all else is run-time data. weaker: as in ``Sampler``."""
 
     text: TextTower
     unet: UNet
     autoencoder: Autoencoder | None
     prediction_type: str
     shape: tuple[int, int, int]
+    weaker: tuple[TextTower, UNet] | None
     trajectory: bool
 
 
@@ -134,6 +59,7 @@ class Sampler:
     autoencoder: where the U-Net works in latents; None where it works in pixels.
     shape: (h, w, c) of what the U-Net works in.
     learned_variance: whether the U-Net also says, in as many channels more, how much noise a step of DDPM adds.
+    weaker: the networks of a weaker model, see ``guided_by``.
     """
 
     tokenizer: Tokenizer
@@ -146,6 +72,7 @@ class Sampler:
     shape: tuple[int, int, int]
     settings: Settings = field(default_factory=Settings)
     learned_variance: bool = False
+    weaker: tuple[TextTower, UNet] | None = None
 
     def sample(
         self,
@@ -196,9 +123,9 @@ class Sampler:
                 raise ValueError(f"noise is of shape {np.shape(noise)}, but must be {(n, *self.shape)}")
             begun = np.asarray(noise, np.float32)
         program = self.program(trajectory=trajectory)
-        batches = _batches([tableaux[one] for one in chosen], min(batch_size, n))
+        together = batches([tableaux[one] for one in chosen], min(batch_size, n))
         images, paths = [], []
-        for at in progress(batches):
+        for at in progress(together):
             image, path = draw(
                 program,
                 self.weights,
@@ -209,7 +136,7 @@ class Sampler:
             images.append(np.asarray(image))
             paths.append(path if path is None else np.asarray(path))
         # Where each image was drawn first.
-        place = np.unique(np.concatenate(batches), return_index=True)[1]
+        place = np.unique(np.concatenate(together), return_index=True)[1]
         drawn = np.concatenate(images)[place]
         return (drawn, np.concatenate(paths, axis=1)[:, place]) if trajectory else drawn
 
@@ -219,7 +146,25 @@ class Sampler:
 
     def program(self, *, trajectory: bool = False) -> Program:
         """What this model's compiled program depends on."""
-        return Program(self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, trajectory)
+        return Program(
+            self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, self.weaker, trajectory
+        )
+
+    def guided_by(self, weaker: Sampler) -> Sampler:
+        """This model led away from what a weaker one, such as an earlier or smaller, answers to the same prompt, in
+        place of a negative prompt [autoguidance]. Raises ``ValueError`` where the two do not speak of the same."""
+        for what, ours, theirs in (
+            ("prediction type", self.prediction_type, weaker.prediction_type),
+            ("shape", self.shape, weaker.shape),
+            ("way of reading captions", self.tokenizer.layout(), weaker.tokenizer.layout()),
+            ("vocabulary", self.tokenizer.vocab_size, weaker.tokenizer.vocab_size),
+            ("number of timesteps", self.schedule.timesteps, weaker.schedule.timesteps),
+            ("channels of variance", self.learned_variance, weaker.learned_variance),
+        ):
+            if ours != theirs:
+                raise ValueError(f"the weaker model's {what} is {theirs}, but must be this one's, {ours}")
+        weights = {**self.weights, "weaker": {part: weaker.weights[part] for part in ("text", "unet")}}
+        return replace(self, weaker=(weaker.text, weaker.unet), weights=weights)
 
     def method(self, settings: Sequence[Settings], *, max_rows: int = MAX_ROWS) -> Method:
         """How to draw images of one of these settings each. Latents are not clipped."""
@@ -277,24 +222,24 @@ def _unnamed(leaves: dict[str, Array], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in named(like)])
 
 
-def _batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:
+def batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:
     """Which images are drawn together, each batch filled up with some of its own, so that one program serves all.
 
     A network rounds a batch of 2b another way than one of b, so images that are guided are not drawn beside images
     that are not, nor those that are guided for a part of the rows beside others that are at others: then an image's
     bits do not depend on what it is drawn with.
     """
-    together: dict[bytes, list[int]] = {}
+    alike: dict[bytes, list[int]] = {}
     for i, tableau in enumerate(tableaux):
         led = tableau.guidance_scale != 1
         kind = np.flatnonzero(led).tobytes() if led.any() and not led.all() else bytes([int(led.any())])
-        together.setdefault(kind, []).append(i)
-    batches = []
-    for members in together.values():
+        alike.setdefault(kind, []).append(i)
+    found = []
+    for members in alike.values():
         for first in range(0, len(members), size):
             part = members[first : first + size]
-            batches.append(np.resize(part, size))
-    return batches
+            found.append(np.resize(part, size))
+    return found
 
 
 @partial(jax.jit, static_argnums=0)
@@ -305,20 +250,27 @@ def draw(program: Program, weights, method: Method, captions, noise) -> tuple[Ar
     noise: where it is not the seeds', (b, *shape).
     Returns images (b, h, w, 3) uint8 and the trajectory (rows, b, h, w, 3) uint8 or None.
     """
+
+    def image(x0: Array) -> Array:
+        if program.autoencoder is not None:
+            x0 = program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="decode")
+        return jnp.round((jnp.clip(x0, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    x0, path = denoised(program, weights, method, captions, noise)
+    return image(x0), (None if path is None else jax.lax.map(image, path))
+
+
+def denoised(program: Program, weights, method: Method, captions, noise) -> tuple[Array, Array | None]:
+    """As ``draw``, of x0 as the U-Net works in it, floats (b, *shape) and (rows, b, *shape)."""
     tokens, mask, negative_tokens, negative_mask, seeds = captions
     tableau, corrections, clip, percentile = method
 
-    def encode(tokens: Array, mask: Array):
-        hidden, pooled = program.text.apply({"params": weights["text"]}, tokens, mask)
+    def encode(text: TextTower, weights, tokens: Array, mask: Array) -> tuple:
+        hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
         return hidden, mask, pooled
 
-    def network(xt: Array, timestep: Array, caption) -> Array:
-        return program.unet.apply({"params": weights["unet"]}, xt, timestep, *caption)
-
-    def image(x0: Array) -> Array:
-        if program.autoencoder is None:
-            return _to_bytes(x0)
-        return _to_bytes(program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="decode"))
+    def network(unet: UNet, weights) -> Callable:
+        return lambda xt, timestep, caption: unet.apply({"params": weights["unet"]}, xt, timestep, *caption)
 
     def denoiser(ask: Callable) -> Callable:
         def denoise(xt: Array, row: Tableau, memory: Array):
@@ -329,27 +281,32 @@ def draw(program: Program, weights, method: Method, captions, noise) -> tuple[Ar
         return denoise
 
     led = jnp.any(tableau.guidance_scale != 1, axis=1)
-    prompt = encode(tokens, mask)
-    negative = jax.lax.cond(
-        jnp.any(led), encode, lambda *_: jax.tree.map(jnp.zeros_like, prompt), negative_tokens, negative_mask
-    )
-    both = two_captions(network, prompt, negative)
-    alone = denoiser(lambda xt, row, memory: (network(xt, row.timestep, prompt), memory))
+    predict, prompt = network(program.unet, weights), encode(program.text, weights, tokens, mask)
+    if program.weaker is None:
+        negative = jax.lax.cond(
+            jnp.any(led),
+            partial(encode, program.text, weights),
+            lambda *_: jax.tree.map(jnp.zeros_like, prompt),
+            negative_tokens,
+            negative_mask,
+        )
+        both = two_captions(predict, prompt, negative)
+    else:
+        text, unet = program.weaker
+        theirs, caption = network(unet, weights["weaker"]), encode(text, weights["weaker"], tokens, mask)
+        both = two_networks(
+            lambda xt, timestep: predict(xt, timestep, prompt), lambda xt, timestep: theirs(xt, timestep, caption)
+        )
+    alone = denoiser(lambda xt, row, memory: (predict(xt, row.timestep, prompt), memory))
     guided = denoiser(guidance.guided(both, program.prediction_type, corrections))
 
     keys = rng.image_keys(seeds)
     start = sampler.start(keys, program.shape) if noise is None else noise
     memory = jnp.zeros_like(start)
     if not program.trajectory:
-        return image(sampler.sample_in_turns([alone, guided], led, tableau, start, keys=keys, memory=memory)), None
+        return sampler.sample_in_turns([alone, guided], led, tableau, start, keys=keys, memory=memory), None
 
     def either(xt: Array, row: Tableau, memory: Array):
         return jax.lax.cond(jnp.any(row.guidance_scale != 1), guided, alone, xt, row, memory)
 
-    x0, path = sampler.sample(either, tableau, start, keys=keys, memory=memory, trajectory=True)
-    return image(x0), jax.lax.map(image, path)
-
-
-def _to_bytes(x: Array) -> Array:
-    """Floats in [-1, 1] as the nearest of 256 values."""
-    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    return sampler.sample(either, tableau, start, keys=keys, memory=memory, trajectory=True)

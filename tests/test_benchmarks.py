@@ -1,10 +1,11 @@
 """The benchmark code itself runs; its figures are nobody's concern here."""
 
+import ast
 import json
 
 import pytest
 
-from benchmarks import claims, gpu_check, path
+from benchmarks import claims, gpu_check, mutants, path
 
 
 def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
@@ -48,3 +49,9 @@ def test_a_run_cut_short_has_said_what_it_measured(tmp_path, monkeypatch, capsys
     with pytest.raises(KeyboardInterrupt):
         claims.settle("some", measured())
     assert "first: 0.25" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_can_be_made(mutant):
+    """Its right formula is in the sources, just once, and what it becomes is Python."""
+    ast.parse(mutants.mutated(mutant))

@@ -17,6 +17,7 @@ from jdiff.verbs.train import train
 from tests.interop import toys
 
 CONFIGS = shipped_configs()
+EXPERIMENTS = [name for name in CONFIGS if name != "spiral"]  # which is of points, and no run
 ENCODERS = [name for name in CONFIGS if name.endswith("_clip")]
 
 
@@ -42,7 +43,7 @@ def test_docstrings_promise(name):
     assert f"--config={name}" in promise
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_python_and_json_build_the_same(name):
     config, _ = get_config(name)
     built = build.experiment(config)
@@ -57,6 +58,24 @@ def test_python_and_json_build_the_same(name):
         assert built.sample == again.sample
     else:
         assert hash(built.vision()) == hash(again.vision())
+
+
+def test_the_spirals_config_builds_the_same_from_json_and_refuses_what_it_does_not_know():
+    config, _ = get_config("spiral")
+    built = build.spiral(config)
+    assert built == build.spiral(json.loads(json.dumps(built.config)))
+    with pytest.raises(ConfigError, match=r"config.unet is no section of points training"):
+        build.spiral(config.to_dict() | {"unet": {}})
+    for section, key, value, why in (
+        ("data", "turn", 3.0, "did you mean 'turns'"),
+        ("train", "steps", 0, "it must be 1 or more"),
+        ("diffusion", "schedule", "cosin", "did you mean 'cosine'"),
+        ("sample", "steps", 2000, "config.sample cannot be used"),
+    ):
+        wrong = config.to_dict()
+        wrong[section] = wrong[section] | {key: value}
+        with pytest.raises(ConfigError, match=why):
+            build.spiral(wrong)
 
 
 @pytest.mark.parametrize("encoder", [name for name in ENCODERS if not name.startswith("tune")])

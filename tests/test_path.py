@@ -1,7 +1,10 @@
 """The whole path as its user walks it, with TensorFlow and torch absent: two steps of each model, then pictures."""
 
+import dataclasses
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from scipy.stats import norm
 
 import jdiff as package
@@ -117,6 +121,61 @@ def test_load_in_python(folder):
     assert encoder.embed_texts(["a red circle"]).shape == (1, 32)
 
 
+ALONE = """
+import runpy, sys
+sys.modules["jdiff"] = sys.modules["flax"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_exported_sampler_draws_with_jax_alone(folder):
+    said = ("--solver=dpmpp_2m", "--steps=3", "--guidance_scale=3")
+    jdiff("export", "runs/shapes", "alone", *said, "--max_rows=10", cwd=folder)
+    prompts = ("a red circle", "", "A large blue ring that is left of a small green star and much too long to read")
+    more = ("--negative=a star", "--seed=5", "--out=from_alone")
+    command = [sys.executable, "-c", ALONE, "alone/draw.py", *prompts, *more]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jdiff("sample", "runs/shapes", *prompts, *said, *more[:2], "--out=from_run", cwd=folder)
+    for i in range(3):
+        ours, theirs = (Image.open(folder / name / f"{i:06d}.png") for name in ("from_run", "from_alone"))
+        # The run's program has rows for a thousand, and rounds as it may.
+        assert np.abs(np.asarray(ours).astype(int) - np.asarray(theirs)).max() <= 1
+    # Two steps of training leave it all but deaf to captions; with other weights, the scale is seen.
+    generator = np.random.default_rng(0)
+    weights = {
+        name: array + 0.1 * generator.standard_normal(array.shape).astype(np.float32)
+        for name, array in load_file(folder / "alone" / "weights.safetensors").items()
+    }
+    save_file(weights, folder / "alone" / "weights.safetensors")
+    seen = {}
+    for scale in ("3", "6"):
+        said = ["alone/draw.py", prompts[0], f"--guidance_scale={scale}", f"--out=scale_{scale}"]
+        subprocess.run([sys.executable, "-c", ALONE, *said], cwd=folder, check=True, capture_output=True)
+        seen[scale] = np.asarray(Image.open(folder / f"scale_{scale}" / "000000.png"))
+    assert (seen["3"] != seen["6"]).any()
+
+
+def test_a_weaker_model_in_place_of_a_negative_prompt(folder):
+    """Led away from itself, a model draws as if not guided; from one of other weights it draws something else."""
+    sampler = package.load(folder / "runs" / "shapes")
+    other = {**sampler.weights, "unet": jax.tree.map(lambda w: w * 0.9, sampler.weights["unet"])}
+    weaker = dataclasses.replace(sampler, weights=other)
+    few = {"settings": dataclasses.replace(sampler.settings, steps=5), "seed": 0}
+
+    def drawn(model, scale):
+        return model.sample(["a red circle"], guidance_scale=scale, **few).astype(int)
+
+    plain = drawn(sampler, 1.0)
+    assert np.abs(drawn(sampler.guided_by(sampler), 4.0) - plain).max() <= 1
+    assert (drawn(sampler.guided_by(weaker), 4.0) != plain).any()
+    with pytest.raises(ValueError, match="prediction type is v, but must be this one's, x0"):
+        sampler.guided_by(dataclasses.replace(sampler, prediction_type="v"))
+    jdiff("sample", "runs/shapes", "a red circle", "--weaker=runs/shapes", "--out=led", cwd=folder)
+    assert json.loads((folder / "led" / "000000.json").read_text())["weaker"] == "runs/shapes"
+
+
 def test_forward_figure(folder):
     jdiff("figures", "forward", "--out=figures", cwd=folder)
     picture = np.asarray(Image.open(folder / "figures" / "forward.png")).astype(float)
@@ -131,6 +190,16 @@ def test_forward_figure(folder):
             seen = alpha_bar**0.5 * (value / 127.5 - 1) + (1 - alpha_bar) ** 0.5 * draws
             expected = 127.5 * (seen.clip(-1, 1).mean() + 1)  # a screen shows no more than 0 to 255
             assert panel[..., 1][clean[..., 1] == value].mean() == pytest.approx(expected, abs=6)
+
+
+def test_spiral_figure(folder):
+    said = jdiff("figures", "spiral", "--config=spiral:tiny", "--out=figures", cwd=folder).stdout
+    assert "DDPM, its noise left out" in said
+    for name in ("spiral_field", "spiral_samples"):
+        assert np.asarray(Image.open(folder / "figures" / f"{name}.png")).std() > 10
+    about = json.loads((folder / "figures" / "spiral_samples.json").read_text())
+    assert about["config"]["train"]["steps"] == 2
+    assert about["found"].keys() == {"DDPM", "DDPM, its noise left out", "DDIM"}
 
 
 def test_claims_are_measured_on_any_runs(folder, monkeypatch):
@@ -205,7 +274,15 @@ BAD = {
     ("prepare", "--config=folder_clip"): "config.data.path is missing",
     ("prepare", "--config=folder_clip", "--config.data.source=tfds:mnits"): "near it: mnist",
     ("evaluate", "--workdir=runs/shapes", "--split=tset"): "there is no split 'tset'",
+    ("sample", "--workdir=runs/shapes", "a circle", "--weaker=runs/shapes_clip"): "is a dual encoder",
+    ("sample", "--workdir=runs/shapes", "a", "--weaker=runs/shapes", "--negative=b"): "--negative and --weaker",
+    ("export", "runs/shapes"): "two paths; found 1",
+    ("export", "runs/shapes", "runs/shapes_clip"): "runs/shapes_clip is there already",
+    ("export", "runs/shapes_clip", "new"): "is a dual encoder, which cannot draw",
+    ("export", "runs/shapes", "new", "--steps=5000"): "it must be from 1 to 1000",
     ("figures", "backward"): "there is no figure 'backward'",
+    ("figures", "spiral", "--config.mlp.widht=3"): "did you mean 'width'?",
+    ("train", "--config=spiral", "--workdir=x"): "known are contrastive, diffusion",
 }
 
 

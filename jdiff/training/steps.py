@@ -17,6 +17,7 @@ from jdiff.diffusion import loss as diffusion
 from jdiff.diffusion.schedules import Schedule
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
+from jdiff.models.mlp import MLP
 from jdiff.models.unet import UNet
 from jdiff.training import ema
 from jdiff.training.state import TrainState
@@ -141,6 +142,45 @@ def diffusion_step(
                 weighting=weighting,
                 density=density,
                 spectrum=None if spectrum is None else jnp.asarray(spectrum),
+            )
+
+        return _apply(state, loss_fn, optimizer, ema_decay)
+
+    return step
+
+
+def points_step(
+    mlp: MLP,
+    points: Array,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: Schedule,
+    prediction_type: str,
+    weighting: str,
+    density: str,
+    ema_decay: float | None,
+    seed: int,
+) -> Step:
+    """The step of a network of points: noise some of them, and find the noise.
+
+    points: (n, d), of which each example of a batch, known by its "index" (b,) alone, draws one.
+    """
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        def keys(name: str) -> Array:
+            return rng.example_keys(rng.stream(seed, name), state.step, batch["index"])
+
+        place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(points)))(keys("points"))
+
+        def loss_fn(params):
+            return diffusion.loss(
+                lambda xt, timestep: mlp.apply({"params": params["mlp"]}, xt, timestep),
+                points[place],
+                keys=keys("noise"),
+                schedule=schedule,
+                prediction_type=prediction_type,
+                weighting=weighting,
+                density=density,
             )
 
         return _apply(state, loss_fn, optimizer, ema_decay)

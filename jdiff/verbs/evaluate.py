@@ -18,9 +18,10 @@ from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.contrastive import analogies
 from jdiff.data import records
+from jdiff.diffusion.settings import Settings
 from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
-from jdiff.sample import Sampler, Settings
+from jdiff.sample import Sampler
 
 NUM = {"contrastive": 128, "diffusion": 256}  # pairs that recall is measured among; prompts that are drawn
 SHOWN, COLUMNS = 64, 8

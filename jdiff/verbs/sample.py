@@ -14,12 +14,14 @@ from rich.progress import track
 from jdiff import grids, runs
 from jdiff.construct import ConfigError
 from jdiff.interop.foreign import Hints
+from jdiff.sample import Sampler
 
 
 def sample(
     path: str,
     *,
     hints: Hints,
+    weaker: str | None,
     prompts: Sequence[str],
     prompts_file: str | None,
     negative: str,
@@ -32,7 +34,7 @@ def sample(
 ) -> None:
     """Draw images and write each with the JSON that reproduces it; those already there are not drawn again.
 
-    path: a run, or somebody's weights.   hints: what their files do not say.
+    path: a run, or somebody's weights.   hints: what their files do not say.   weaker: a run to lead away from.
     out: directory for the images; inside a run if not said, but never inside somebody's weights.
     """
     prompts = list(prompts)
@@ -47,6 +49,13 @@ def sample(
     for note in model.notes:
         print(f"{path}: {note}")
     sampler = runs.sampler(model)
+    if weaker:
+        if negative:
+            raise ConfigError("--negative and --weaker are both given, but guidance leads away from one; leave one out")
+        other = runs.load(weaker)
+        if not isinstance(other, Sampler):
+            raise ConfigError(f"--weaker={weaker} is a dual encoder, which cannot draw; name a text-to-image model")
+        sampler = sampler.guided_by(other)
     settings = dataclasses.replace(sampler.settings, **changes)
     sampler.tableau(settings)  # refuse impossible settings before anything is drawn
     for prompt in {*prompts, negative}:
@@ -54,6 +63,7 @@ def sample(
             print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")
     directory = epath.Path(out or (f"{path}/images" if runs.is_run(path) else "images"))
     said = {name: value for name, value in dataclasses.asdict(hints).items() if value is not None}
+    said |= {"weaker": weaker} if weaker else {}
     common = {"workdir": str(path), **said, "step": model.step, "negative": negative, **dataclasses.asdict(settings)}
     total = num or len(prompts)
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]

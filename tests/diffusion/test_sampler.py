@@ -1,18 +1,21 @@
 """Samplers that are handed a perfect denoiser must make the data, to the digits a float64 recursion predicts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jdiff import rng
+from jdiff.data.spiral import distances, spiral
 from jdiff.diffusion import exact, prediction, sampler, solvers
-from jdiff.diffusion.guidance import Corrections, guided, two_captions
+from jdiff.diffusion.guidance import Corrections, guided, two_captions, two_networks
 from jdiff.diffusion.schedules import SPACINGS, cosine, linear, make, trailing
+from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, ddim, ddpm
 from jdiff.diffusion.tableau import grid, stacked, with_guidance
 from jdiff.levels import Level
-from jdiff.sample import Settings
 from tests import truths
 from tests.diffusion import orders
 from tests.diffusion.orders import MEAN, STD
@@ -333,6 +336,14 @@ def test_equation_8_guidance():
     np.testing.assert_array_equal(found[1], np.float32(with_))
 
 
+def test_two_networks_answer_the_same_question():
+    """The network's answer is what is led, and the weaker one's what it is led away from."""
+    row = jax.tree.map(lambda c: jnp.full(1, c[0]), with_guidance(ddim(steps_of(linear(1000), 2)), 3.0))
+    both = two_networks(lambda xt, timestep: 2 * xt + timestep[:, None], lambda xt, timestep: xt)
+    found, _ = guided(both, "eps", Corrections())(jnp.ones((1, 4)), row, jnp.zeros((1, 4)))
+    np.testing.assert_allclose(found, 1 + 3 * (2 + 999 - 1), rtol=1e-6)
+
+
 def test_channels_that_tell_a_variance_are_not_guided():
     """Of two answers with as many channels more, the rest is that of the prompt."""
     xt = jnp.zeros((1, 2, 2, 3))
@@ -408,3 +419,20 @@ def test_an_exact_data_set_gives_its_points():
     distance = np.linalg.norm(np.asarray(found[0])[:, None] - np.asarray(points)[None], axis=-1)
     assert distance.min(1).max() < 1e-3
     assert (np.bincount(distance.argmin(1), minlength=3) > 50).all()
+
+
+def test_the_means_without_their_noise_end_in_one_place():
+    """The paradox of the mean, on a spiral's exact denoiser: each step's mean alone forgets where it came from."""
+    points = spiral(300)
+    denoise = exact.denoiser(exact.data_set(jnp.asarray(points)))
+    keys = rng.image_keys(jnp.arange(300))
+    rows = ddpm(steps_of(cosine(1000), 200))
+    still = dataclasses.replace(rows, of_noise=np.zeros_like(rows.of_noise))
+    ends = {}
+    for name, tableau in (("ddpm", rows), ("still", still), ("ddim", ddim(steps_of(cosine(1000), 200)))):
+        ends[name] = np.asarray(sampler.sample(denoise, tableau, sampler.start(keys, (2,)), keys=keys)[0])
+        assert distances(ends[name], points).max() < 0.02
+    assert np.ptp(ends["still"], axis=0).max() < 0.2
+    for name in ("ddpm", "ddim"):
+        assert distances(points, ends[name]).mean() < 0.05
+    assert distances(points, ends["still"]).mean() > 0.5

@@ -9,11 +9,11 @@ from scipy.stats import binomtest
 
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import COLOURS, Scene, Thing
+from jdiff.diffusion.settings import Settings
 from jdiff.evaluation import emoji
 from jdiff.evaluation.prompt_accuracy import interval, overlap, rate, summary, verdicts
 from jdiff.evaluation.retrieval import preferred, recall
 from jdiff.evaluation.shapes import avoidances, confusions, distinct, sharp
-from jdiff.sample import Settings
 from jdiff.verbs.evaluate import _beneath, _negatives, _told_apart
 
 

@@ -1,0 +1,87 @@
+"""``python -m benchmarks choices``: what docs/diffusion.md advises, measured where it is cheap to.
+
+How far each solver and grid ends from where the flow of a known mixture ends; and how well a spiral is learnt with each
+schedule, prediction type and weighting.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import product
+from tempfile import TemporaryDirectory
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.claims import Claim, settle
+from jdiff import build, rng
+from jdiff.cli import shipped_configs
+from jdiff.data.spiral import spiral
+from jdiff.diffusion import exact, sampler, schedules
+from jdiff.diffusion.schedules import SPACINGS
+from jdiff.diffusion.settings import Settings
+from jdiff.diffusion.solvers import SOLVERS
+from jdiff.verbs.spiral import spiral as learn_and_draw
+
+STEPS = (5, 10, 20, 50)
+SEEDS = 3
+CHOICES = (
+    *({"prediction_type": name} for name in ("v", "x0", "eps", "flow")),
+    *({"schedule": name} for name in ("linear", "sigmoid", "logsnr")),
+    {"schedule": "linear", "zero_terminal_snr": True},
+    *({"prediction_type": "eps", "weighting": name} for name in ("min_snr", "snr")),
+    *({"weighting": name} for name in ("min_snr", "snr", "sigmoid", "p2")),
+    {"density": "rising"},
+)
+
+
+def measure(*, quick: bool, runs: str) -> int:
+    """Print both tables; quickly, only the first. Returns the exit status."""
+    return settle("choices", [*_ends()] if quick else [*_ends(), *_learnt()])
+
+
+def _ends() -> Iterator[Claim]:
+    """Mean distance from where the flow ends, of 500 points on a fuzzy spiral, over the steps."""
+    points = jnp.asarray(spiral(200))
+    denoise = exact.denoiser(exact.mixture(points, jnp.full(200, 0.03), jnp.full(200, 1 / 200)))
+    keys = rng.image_keys(jnp.arange(500))
+    start = sampler.start(keys, (2,))
+
+    def ends(schedule: str, **said) -> np.ndarray:
+        tableau = Settings(**said, eta=0.0).tableau(schedules.make(schedule, continuous=True))
+        return np.asarray(jax.jit(lambda xt: sampler.sample(denoise, tableau, xt, keys=keys)[0])(start))
+
+    for schedule in ("linear", "cosine"):
+        right = ends(schedule, solver="unipc_3", steps=1000, spacing="logsnr")
+        for solver, spacing in product((n for n, s in SOLVERS.items() if not s.stochastic and n != "euler"), SPACINGS):
+            off = [
+                np.linalg.norm(ends(schedule, solver=solver, steps=n, spacing=spacing) - right, axis=-1).mean()
+                for n in STEPS
+            ]
+            note = "of 5; " + ", ".join(f"{error:.4f} of {n}" for n, error in zip(STEPS[1:], off[1:]))
+            yield Claim(f"{schedule}, {solver}, {spacing}: distance from the flow's end", float(off[0]), note=note)
+
+
+def _learnt() -> Iterator[Claim]:
+    """Mean distances of samples and data after 5,000 steps, by one choice at a time."""
+    spec = spec_from_file_location("spiral", shipped_configs()["spiral"])
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for choice in CHOICES:
+        found = []
+        for seed in range(SEEDS):
+            config = module.get_config()
+            config.diffusion.update(choice)
+            config.train.update(steps=5000, seed=seed)
+            with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                both = learn_and_draw(build.spiral(config), folder)
+            found.append([sum(both[way]) / 2 for way in ("DDPM", "DDIM")])
+        ddpm, ddim = np.array(found).T
+        note = f"DDPM ({ddpm.min():.4f} to {ddpm.max():.4f}); "
+        note += f"DDIM {ddim.mean():.4f} ({ddim.min():.4f} to {ddim.max():.4f})"
+        said = ", ".join(f"{key} {value}" for key, value in choice.items())
+        yield Claim(f"spiral, {said}: mean distance to and from the data", float(ddpm.mean()), note=note)

@@ -1,0 +1,87 @@
+"""How many steps a picture needs: the share of prompts that each method draws right with so many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.claims import RESULTS, Claim
+from jdiff import runs
+from jdiff.data import records
+from jdiff.evaluation import prompt_accuracy, shapes
+
+PROMPTS, BATCH = 512, 64
+FEW = (5, 10, 20, 50)
+# For each method of the figure, what it is beside its name, and the steps it is drawn with.
+METHODS = {
+    "ddpm": ({"solver": "ddpm"}, (*FEW, 1000)),
+    "ddim": ({"solver": "ddim", "eta": 0.0}, FEW),
+    "heun": ({"solver": "heun"}, FEW),
+    "dpmpp_2m": ({"solver": "dpmpp_2m"}, FEW),
+    "dpmpp_2m_sde": ({"solver": "dpmpp_2m_sde"}, FEW),
+    "unipc_3": ({"solver": "unipc_3"}, FEW),
+}
+BEST, HELD_AGAINST = ("dpmpp_2m", 20), (("ddim", 50), ("ddpm", 1000))
+
+
+def claims(path: Path) -> Iterator[Claim]:
+    """The shares, and the bound on what few steps of the best multistep method lose. Draws docs/steps.png."""
+    right = {}
+    for key, verdicts in _verdicts(path):
+        right[key] = np.array(verdicts)
+        name, steps = key
+        text = f"{path.name}, {name} of {steps} steps: whole prompt right"
+        yield Claim(text, float(right[key].mean()), note=f"of {len(verdicts)}")
+    for other in HELD_AGAINST:
+        lower = right[other].mean() - right[BEST].mean()
+        apart = f"; {int((right[other] != right[BEST]).sum())} of {PROMPTS} prompts differ"
+        text = f"{BEST[0]} of {BEST[1]} steps, lower than {other[0]} of {other[1]} by"
+        yield Claim(text, float(lower), 0.03, at_most=True, note=apart)
+    _figure(right)
+
+
+def _verdicts(path: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
+    """For each method and number of steps, which of the same prompts, from the same seeds, were drawn right.
+
+    Batches that were drawn before are read from results/steps.json, so that a run cut short goes on.
+    """
+    model, held = runs.load(path), records.records(runs.saved_experiment(path).dataset(), "test")
+    chosen = shapes.sharp(held, PROMPTS)
+    captions, asked = [shapes.full_caption(held[i]) for i in chosen], [shapes.scenes(held)[i] for i in chosen]
+    kept, about = RESULTS / "steps.json", f"{path.name} at step {runs.latest_step(path)}"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    found = found if found.get("of") == about else {"of": about}
+    # Cheap ones first: a figure of few steps is there long before a thousand are.
+    order = [BEST, *HELD_AGAINST[:1]]
+    order += sorted(((name, n) for name, (_, counts) in METHODS.items() for n in counts), key=lambda key: key[1])
+    for name, steps in dict.fromkeys(order):
+        settings = replace(model.settings, **{"eta": 0.0, **METHODS[name][0]}, steps=steps)
+        verdicts = found.setdefault(f"{name} {steps}", [])
+        for first in range(len(verdicts), len(chosen), BATCH):
+            part = slice(first, first + BATCH)
+            drawn = model.sample(captions[part], settings=settings, seed=first, batch_size=BATCH)
+            verdicts += [bool(one["whole"]) for one in prompt_accuracy.verdicts(asked[part], drawn)]
+            RESULTS.mkdir(exist_ok=True)
+            kept.write_text(json.dumps(found))
+        yield (name, steps), verdicts
+
+
+def _figure(right: dict[tuple[str, int], np.ndarray]) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (_, counts) in METHODS.items():
+        shown = [n for n in counts if (name, n) in right]
+        share = np.array([right[name, n].mean() for n in shown])
+        error = np.sqrt(share * (1 - share) / PROMPTS)
+        axes.errorbar(shown, share, error, marker="o", capsize=2, label=name)
+    axes.set(xscale="log", xlabel="steps", ylabel="whole prompts right", ylim=(0, 1))
+    axes.set_xticks(sorted({n for _, n in right}), labels=sorted({n for _, n in right}))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(Path(__file__).parent.parent / "docs" / "steps.png", dpi=120)

@@ -1,0 +1,26 @@
+"""A spiral of points in the plane, small enough to see every step: why sampling adds noise again.
+
+Aim     samples of DDPM and DDIM within 0.02 of the curve, on the mean; those without noise fall short.
+Run     jdiff figures spiral --config=spiral
+Takes   about a minute on 2 CPU cores.
+Expect  loss 0.3 of the noise's variance after 1,000 steps.
+Seen    -
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(count=2000, turns=2.0)
+    config.mlp = dict(width=128, layers=3)
+    config.diffusion = dict(schedule="cosine", timesteps=1000, prediction_type="v", weighting="simple")
+    config.optimizer = dict(learning_rate=3e-3, warmup_steps=200, weight_decay=0.0)
+    config.train = dict(objective="points", batch_size=512, steps=15_000, seed=0, ema_decay=0.999)
+    config.sample = dict(steps=200, guidance_scale=1.0, clip=False)
+    if variant == "tiny":
+        config.train.update(steps=2)
+        config.sample.update(steps=2)
+    elif variant:
+        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
+    return config

@@ -1,0 +1,127 @@
+"""jdiff figures spiral: a spiral learnt in a minute, and why sampling adds noise again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+
+from jdiff import grids, rng
+from jdiff.build import Spiral
+from jdiff.data.spiral import distances
+from jdiff.diffusion import prediction, sampler
+from jdiff.diffusion.tableau import Tableau
+from jdiff.levels import Level
+
+SAMPLES, PART = 1000, 500  # points that are drawn; training steps between two signs of life
+SHOWN = (999, 600, 400, 250, 100, 20)  # timesteps of the field
+ARROWS, REACH = 150, 1.6  # of the field: how many, and how far it is shown
+
+
+def spiral(setup: Spiral, out: str) -> dict[str, tuple[float, float]]:
+    """Learn the spiral of a config and draw its field and its samples.
+
+    Returns for each way of sampling the mean distance of its points to the data, and of the data to its points.
+    """
+    denoise = prediction.denoiser(_learnt(setup), setup.diffusion.prediction_type)
+    points, schedule = setup.points(), setup.schedule()
+    about = {"figure": "spiral", "config": setup.config}
+    field = grids.write(epath.Path(out) / "spiral_field.png", _field(denoise, points, schedule), about)
+
+    def tableau(**said) -> Tableau:
+        return dataclasses.replace(setup.sample, **said).tableau(schedule, setup.diffusion.prediction_type)
+
+    ddpm = tableau(solver="ddpm")
+    ways = {
+        "DDPM": ddpm,
+        "DDPM, its noise left out": dataclasses.replace(ddpm, of_noise=np.zeros_like(ddpm.of_noise)),
+        "DDIM": tableau(solver="ddim", eta=0.0),
+    }
+    keys = rng.image_keys(jnp.arange(SAMPLES))
+    drawn, found = {}, {}
+    for name, rows in ways.items():
+        run = jax.jit(lambda keys, rows=rows: sampler.sample(denoise, rows, sampler.start(keys, (2,)), keys=keys)[0])
+        drawn[name] = np.asarray(run(keys))
+        found[name] = (float(distances(drawn[name], points).mean()), float(distances(points, drawn[name]).mean()))
+        to, back = found[name]
+        print(f"{name}: {to:.4f} from a point to the data on the mean, {back:.4f} from the data to a point")
+    samples = grids.write(
+        epath.Path(out) / "spiral_samples.png", _samples(points, drawn, found), about | {"found": found}
+    )
+    print(f"wrote {field} and {samples}, each with its .json")
+    return found
+
+
+def _learnt(setup: Spiral) -> Callable:
+    """Train, and return the network as (xt, timestep) -> output."""
+    step, train = setup.step(), setup.train
+    batch = {"index": jnp.arange(train.batch_size)}
+
+    @jax.jit
+    def some(state, count):
+        return jax.lax.fori_loop(0, count, lambda _, state: step(state, batch)[0], state)
+
+    state, left = setup.initial_state(), train.steps
+    parts = [min(PART, left - done) for done in range(0, left, PART)]
+    for count in track(parts, description=f"learning for {left} steps", console=Console(stderr=True)):
+        state = jax.block_until_ready(some(state, count))
+    mlp, params = setup.mlp(), state.best["mlp"]
+    return lambda xt, timestep: mlp.apply({"params": params}, xt, timestep)
+
+
+def _field(denoise: Callable, points: np.ndarray, schedule) -> np.ndarray:
+    """From noised points to where the learnt denoiser sees them clean, at some timesteps."""
+    figure = Figure(figsize=(12, 2.5), layout="constrained")
+    eps = np.asarray(rng.normal(rng.image_keys(jnp.arange(len(points))), (2,)))
+    some = np.linspace(0, len(points) - 1, ARROWS).round().astype(int)
+    for axes, timestep in zip(figure.subplots(1, len(SHOWN)), SHOWN):
+        timestep = min(timestep, schedule.timesteps - 1)
+        rates = schedule.rates(np.array(float(timestep)))
+        noised = rates.alpha * points + rates.sigma * eps
+        xt = jnp.asarray(noised[some], jnp.float32)
+        level = Level(jnp.full(len(xt), rates.alpha, jnp.float32), jnp.full(len(xt), rates.sigma, jnp.float32))
+        x0 = np.asarray(denoise(xt, _Row(jnp.full(len(xt), timestep, jnp.float32), level)).x0)
+        axes.scatter(*noised.T, s=1, color="0.8")
+        axes.quiver(*xt.T, *(x0 - xt).T, color="C0", angles="xy", scale_units="xy", scale=1, width=0.004, alpha=0.5)
+        axes.scatter(*x0.T, s=4, color="C3", zorder=3)
+        axes.set_title(f"timestep {timestep}", fontsize=9)
+        _square(axes)
+    return _pixels(figure)
+
+
+@dataclasses.dataclass
+class _Row:
+    timestep: jax.Array
+    level: Level
+
+
+def _samples(points: np.ndarray, drawn: dict[str, np.ndarray], found: dict[str, tuple[float, float]]) -> np.ndarray:
+    figure = Figure(figsize=(12, 3.7), layout="constrained")
+    panels = figure.subplots(1, 1 + len(drawn))
+    panels[0].set_title("the data, and its mean", fontsize=9)
+    panels[0].plot(*points.mean(0), "x", color="C3")
+    for axes, (name, samples) in zip(panels[1:], drawn.items()):
+        axes.scatter(*samples.T, s=3, color="C0", zorder=2)
+        axes.set_title("{}\n{:.3f} to the data, {:.3f} back".format(name, *found[name]), fontsize=9)
+    for axes in panels:
+        axes.scatter(*points.T, s=1, color="0.75")
+        _square(axes)
+    return _pixels(figure)
+
+
+def _square(axes) -> None:
+    axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
