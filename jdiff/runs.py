@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ class Model:
 
     weights: (sharding, only=None) -> parameters by network; ``only`` names those that are wanted.
     step: how many training steps it has seen, None where it is somebody else's.
+    x0_variance: of ``Sampler``, where `jdiff evaluate` has measured it at this step.
     """
 
     setup: Experiment
@@ -41,6 +42,7 @@ class Model:
     weights: Callable[..., dict[str, Any]]
     step: int | None = None
     notes: tuple[str, ...] = ()
+    x0_variance: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def is_run(path: epath.PathLike) -> bool:
@@ -56,7 +58,11 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> Model:
     Raises ``NoCheckpoint`` where there is neither, ``WrongWeights`` where they cannot be read.
     """
     if is_run(path):
-        return Model(saved_experiment(path), saved_tokenizer(path), partial(restore_weights, path), latest_step(path))
+        step = latest_step(path)
+        weights = partial(restore_weights, path)
+        return Model(
+            saved_experiment(path), saved_tokenizer(path), weights, step, x0_variance=_saved_x0_variance(path, step)
+        )
     theirs = foreign.find(path, hints)
     if theirs is None:
         saved_experiment(path)  # says what is missing
@@ -81,7 +87,8 @@ def load(path: epath.PathLike, hints: Hints = NO_HINTS) -> Sampler | Encoder:
 
 def sampler(model: Model) -> Sampler:
     """A text-to-image model with its weights read, on the first device."""
-    return model.setup.sampler(model.tokenizer, model.weights(first_device()))
+    found = model.setup.sampler(model.tokenizer, model.weights(first_device()))
+    return replace(found, x0_variance=model.x0_variance)
 
 
 def encoder(model: Model) -> Encoder:
@@ -207,6 +214,20 @@ def restore_weights(workdir: epath.PathLike, sharding: Sharding, only: Iterable[
         learnt = found["ema"] or store.restore_parts(sharding, "params")["params"]
     weights = {**(found["frozen"] or {}), **(learnt or {})}
     return weights if only is None else {part: weights[part] for part in only}
+
+
+def save_x0_variance(workdir: epath.PathLike, step: int, measured: tuple[tuple[float, ...], ...]) -> None:
+    """Keep what ``Sampler.unknown`` has measured of a run at a step, in x0_variance.json."""
+    about = {"step": step, "logsnr": measured[0], "variance": measured[1]}
+    (epath.Path(workdir) / "x0_variance.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _saved_x0_variance(workdir: epath.PathLike, step: int | None) -> tuple[tuple[float, ...], ...] | None:
+    path = epath.Path(workdir) / "x0_variance.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if step is None or found.get("step") != step:
+        return None
+    return tuple(found["logsnr"]), tuple(found["variance"])
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:

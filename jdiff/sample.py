@@ -14,11 +14,12 @@ from jax import Array, export
 
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion import guidance, prediction, sampler
+from jdiff.diffusion import guidance, prediction, process, sampler
 from jdiff.diffusion.guidance import Corrections, two_captions, two_networks
 from jdiff.diffusion.schedules import Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.tableau import Tableau, stacked
+from jdiff.levels import Level
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
@@ -60,6 +61,7 @@ class Sampler:
     shape: (h, w, c) of what the U-Net works in.
     learned_variance: whether the U-Net also says, in as many channels more, how much noise a step of DDPM adds.
     weaker: the networks of a weaker model, see ``guided_by``.
+    x0_variance: what ``unknown`` has measured, None where it was not.
     """
 
     tokenizer: Tokenizer
@@ -73,6 +75,7 @@ class Sampler:
     settings: Settings = field(default_factory=Settings)
     learned_variance: bool = False
     weaker: tuple[TextTower, UNet] | None = None
+    x0_variance: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def sample(
         self,
@@ -142,7 +145,34 @@ class Sampler:
 
     def tableau(self, settings: Settings) -> Tableau:
         """The coefficients that settings ask for, of this model's schedule. Raises ``ValueError``."""
-        return settings.tableau(self.schedule, self.prediction_type, learned_variance=self.learned_variance)
+        measured = self.x0_variance
+        return settings.tableau(
+            self.schedule,
+            self.prediction_type,
+            learned_variance=self.learned_variance,
+            x0_variance=measured and (lambda level: np.interp(level.logsnr, *measured)),
+        )
+
+    def unknown(
+        self, images: np.ndarray, prompts: Sequence[str], *, levels: int = 17, seed: int = 0
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What the model does not know of x0 at so many levels, the mean over images and dimensions of its squared
+        error: for ``x0_variance``, by which DDPM's "analytic" variance is drawn [analytic eq. 9].
+
+        images: (n, h, w, 3) uint8, that training has not seen.   prompts: of each.
+        Returns log SNRs, rising, and variances.
+        """
+        ends = self.schedule.rates(np.array([self.schedule.last, self.schedule.first])).logsnr
+        low, high = np.maximum(ends, -20.0)
+        timesteps = self.schedule.timestep(np.linspace(low, high, levels))
+        timesteps = np.unique(np.clip(np.round(timesteps), self.schedule.first, self.schedule.last))[::-1]
+        rates, tokens = self.schedule.rates(timesteps), self.tokenizer.encode(list(prompts))
+        keys = rng.image_keys(seed + np.arange(len(images)))
+        errors = [
+            float(_squared_error(self.program(), self.weights, images, tokens, keys, *(np.float32(v) for v in at)))
+            for at in zip(timesteps, rates.alpha, rates.sigma)
+        ]
+        return tuple(rates.logsnr.tolist()), tuple(errors)
 
     def program(self, *, trajectory: bool = False) -> Program:
         """What this model's compiled program depends on."""
@@ -310,3 +340,19 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
         return jax.lax.cond(jnp.any(row.guidance_scale != 1), guided, alone, xt, row, memory)
 
     return sampler.sample(either, tableau, start, keys=keys, memory=memory, trajectory=True)
+
+
+@partial(jax.jit, static_argnums=0)
+def _squared_error(program: Program, weights, images, tokens, keys, timestep, alpha, sigma) -> Array:
+    """The mean squared error of x0, in [-1, 1] or in latents, of images noised to one level."""
+    x0 = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    if program.autoencoder is not None:
+        x0, _ = program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="encode")
+    level = Level(jnp.full(len(x0), alpha), jnp.full(len(x0), sigma))
+    xt = process.diffuse(x0, rng.normal(keys, x0.shape[1:]), level)
+    hidden, pooled = program.text.apply({"params": weights["text"]}, *tokens)
+    output = program.unet.apply({"params": weights["unet"]}, xt, jnp.full(len(x0), timestep), hidden, tokens[1], pooled)
+    answer = prediction.read(program.prediction_type, output, xt, level)
+    if program.autoencoder is None:
+        answer = prediction.clipped(answer, xt, level)
+    return jnp.mean((answer.x0 - x0) ** 2)

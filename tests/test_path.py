@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,6 +99,21 @@ def test_evaluating(folder, run):
         assert found["analogies"] == 48 * (7 + 5)
         assert found["analogies_chance"] == 1 / 48
     assert "measured already" in jdiff("evaluate", f"--workdir=runs/{run}", "--num=8", cwd=folder).stdout
+
+
+def test_what_is_unknown_of_an_image_is_measured_for_the_analytic_variance(folder):
+    """A network that has learnt nothing says x0 = 0, and what it does not know is the mean square of an image."""
+    sampler = package.load(folder / "runs" / "shapes")
+    silent = jax.tree.map(jnp.zeros_like, sampler.weights["unet"])
+    sampler = dataclasses.replace(sampler, weights={**sampler.weights, "unet": silent})
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    logsnr, variance = sampler.unknown(images, ["a red circle"] * 4, levels=5)
+    assert np.all(np.diff(logsnr) > 0)
+    np.testing.assert_allclose(variance, ((images / 127.5 - 1) ** 2).mean(), rtol=1e-4)
+    jdiff("evaluate", "--workdir=runs/shapes", "--num=8", cwd=folder)
+    said = ("sample", "runs/shapes", "a red circle", "--solver=ddpm", "--steps=3", "--variance=analytic")
+    jdiff(*said, "--out=analytic", cwd=folder)
+    assert json.loads((folder / "analytic" / "000000.json").read_text())["variance"] == "analytic"
 
 
 def test_negative_prompts_are_measured_on_request(folder):

@@ -79,7 +79,9 @@ class Settings:
                 "'leading' starts below it"
             )
         if self.variance == "analytic" and self.solver == "ddpm" and x0_variance is None:
-            raise ValueError("variance is 'analytic', but what is unknown of x0 was not measured for this model")
+            raise ValueError(
+                "variance is 'analytic', but what is unknown of x0 was not measured; `jdiff evaluate` measures it"
+            )
         solver = SOLVERS[self.solver]
         given = {"eta": self.eta, "variance": self.variance, "x0_variance": x0_variance}
         low = -np.inf if self.guidance_from is None else self.guidance_from
