@@ -167,11 +167,11 @@ class Sampler:
         timesteps = self.schedule.timestep(np.linspace(low, high, levels))
         timesteps = np.unique(np.clip(np.round(timesteps), self.schedule.first, self.schedule.last))[::-1]
         rates, tokens = self.schedule.rates(timesteps), self.tokenizer.encode(list(prompts))
-        keys = rng.image_keys(seed + np.arange(len(images)))
-        errors = [
-            float(_squared_error(self.program(), self.weights, images, tokens, keys, *(np.float32(v) for v in at)))
-            for at in zip(timesteps, rates.alpha, rates.sigma)
-        ]
+        errors = []
+        for at in zip(timesteps, rates.alpha, rates.sigma):
+            keys = rng.image_keys(seed + len(images) * len(errors) + np.arange(len(images)))
+            level = (np.float32(value) for value in at)
+            errors.append(float(_squared_error(self.program(), self.weights, images, tokens, keys, *level)))
         return tuple(rates.logsnr.tolist()), tuple(errors)
 
     def program(self, *, trajectory: bool = False) -> Program:
