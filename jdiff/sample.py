@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, export
+from jax import Array
 
 from jdiff import rng
 from jdiff.data.tokenizer import Tokenizer
@@ -216,40 +216,6 @@ class Sampler:
             clip=np.array([one.clip and pixels for one in settings]),
             percentile=column(one.percentile if pixels else 0.0 for one in settings),
         )
-
-    def exported(self, *, max_rows: int = MAX_ROWS) -> export.Exported:
-        """All of it, tokens in and images out, as one function of any number b of images, for CPU, CUDA and TPU.
-
-        Its three arguments are dicts of arrays: the weights and the ``method`` of the images as ``named`` names them,
-        and of the captions tokens, mask, negative_tokens, negative_mask (b, context_length) and seeds (b,).
-        Returns images (b, h, w, 3) uint8.
-        """
-        program, like = self.program(), self.method([self.settings], max_rows=max_rows)
-        b = export.symbolic_shape("b")
-
-        def call(weights: dict[str, Array], method: dict[str, Array], captions: dict[str, Array]) -> Array:
-            columns = [captions[name] for name in CAPTIONS]
-            return draw(program, _unnamed(weights, self.weights), _unnamed(method, like), columns, None)[0]
-
-        def of(leaf, shape: tuple) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-        weights = {name: of(leaf, leaf.shape) for name, leaf in named(self.weights).items()}
-        method = {name: of(leaf, leaf.shape[:-1] + b) for name, leaf in named(like).items()}
-        columns = [*self.tokenizer.encode([""]) * 2, np.zeros(1, np.uint32)]
-        captions = {name: of(column, b + column.shape[1:]) for name, column in zip(CAPTIONS, columns, strict=True)}
-        return export.export(jax.jit(call), platforms=("cpu", "cuda", "tpu"))(weights, method, captions)
-
-
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, with slashes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _unnamed(leaves: dict[str, Array], like: Any) -> Any:
-    """The inverse of ``named``."""
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in named(like)])
 
 
 def batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:

@@ -1,13 +1,8 @@
-"""Configs to objects: the only place that reads a config.
-
-Every section of a config names a constructor's arguments, so an unknown key is an error, with the
-nearest right one in its sentence, and no key can go unread.
-"""
+"""A config of text and images to the objects it names."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,28 +14,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jdiff import rng
-from jdiff.construct import ConfigError, choose, construct, nearest
+from jdiff.build.sections import Config, plain
+from jdiff.construct import ConfigError, choose, construct
 from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
-from jdiff.data.spiral import spiral as spiral_points
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion import schedules
-from jdiff.diffusion.loss import DENSITIES
-from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIGHTINGS
-from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
-from jdiff.diffusion.settings import Settings
-from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import POOLINGS, VISION_TOWERS, DualEncoder, ResNetTower, TextTower, VisionTower
 from jdiff.models.layers import ACTIVATIONS
-from jdiff.models.mlp import MLP
 from jdiff.models.unet import UNet
 from jdiff.sample import Sampler
 from jdiff.sharding import mesh as meshes
 from jdiff.training import metrics, steps
 from jdiff.training.loop import Every
-from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
 # The networks of each objective, whose sections may name a run to begin from, and the other sections.
@@ -54,170 +41,12 @@ OF_A_START = ("run", "frozen")  # keys of a network's section that say where its
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay.
-
-    group: records that follow each other on disk and stay together in a batch.
-    hold_text: steps before a dual encoder's text tower begins to learn.
-    """
-
-    objective: str
-    batch_size: int
-    steps: int
-    seed: int = 0
-    group: int = 1
-    hold_text: int = 0
-    ema_decay: float = 0.0
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 500
-    keep: int = 2
-
-
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """config.diffusion.
-
-    continuous, shift, zero_terminal_snr: see ``schedules.make``.   density: how timesteps are drawn.
-    learned_variance: whether the U-Net also learns how much noise a step of DDPM adds.
-    caption_dropout: share of captions replaced by the empty one.
-    """
-
-    schedule: str = "cosine"
-    timesteps: int = 1000
-    continuous: bool = False
-    shift: float = 1.0
-    zero_terminal_snr: bool = False
-    learned_variance: bool = False
-    prediction_type: str = "v"
-    weighting: str = "simple"
-    density: str = "uniform"
-    caption_dropout: float = 0.1
-
-
-@dataclass(frozen=True)
-class _Config:
-    """A config, and the objects that those of all objectives name."""
-
-    config: dict[str, Any]
-
-    def _section(self, name: str) -> dict[str, Any]:
-        return dict(self.config.get(name, {}))
-
-    @property
-    def train(self) -> TrainSettings:
-        return construct("train", TrainSettings, self._section("train"))
-
-    @property
-    def diffusion(self) -> DiffusionSettings:
-        return construct("diffusion", DiffusionSettings, self._section("diffusion"))
-
-    @property
-    def sample(self) -> Settings:
-        return construct("sample", Settings, self._section("sample"))
-
-    def schedule(self) -> Schedule:
-        d = self.diffusion
-        choose("diffusion.schedule", d.schedule, SCHEDULES)
-        return schedules.make(
-            d.schedule,
-            d.timesteps,
-            continuous=d.continuous,
-            shift=d.shift,
-            zero_terminal_snr=d.zero_terminal_snr,
-        )
-
-    def optimizer(self):
-        return construct("optimizer", adamw, self._section("optimizer"), steps=self.train.steps)
-
-    def _check_sections(self, sections: Sequence[str]) -> None:
-        for section in self.config:
-            if section not in sections:
-                raise ConfigError(
-                    f"config.{section} is no section of {self.train.objective} training; {nearest(section, sections)}"
-                )
-
-    def _check_diffusion(self) -> None:
-        """The diffusion and sample sections, with the sentence for each key."""
-        if self.diffusion.timesteps < 1:
-            raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
-        if self.diffusion.shift <= 0:
-            raise ConfigError(f"config.diffusion.shift is {self.diffusion.shift}; it must be above 0")
-        schedule = self.schedule()
-        choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
-        if self.diffusion.zero_terminal_snr and self.diffusion.prediction_type in BLIND_AT_ZERO_SNR:
-            raise ConfigError(
-                f"config.diffusion.prediction_type is '{self.diffusion.prediction_type}', which says nothing of an "
-                "image at pure noise, where config.diffusion.zero_terminal_snr ends; take 'v', 'x0' or 'flow'"
-            )
-        if self.diffusion.learned_variance and self.diffusion.continuous:
-            raise ConfigError(
-                "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
-                "config.diffusion.continuous has none"
-            )
-        choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
-        choose("diffusion.density", self.diffusion.density, DENSITIES)
-        choose("sample.solver", self.sample.solver, SOLVERS)
-        choose("sample.spacing", self.sample.spacing, SPACINGS)
-        choose("sample.variance", self.sample.variance, VARIANCES)
-        try:
-            self.sample.tableau(
-                schedule, self.diffusion.prediction_type, learned_variance=self.diffusion.learned_variance
-            )
-        except ValueError as error:
-            raise ConfigError(f"config.sample cannot be used: {error}") from error
-
-
-@dataclass(frozen=True)
-class Spiral(_Config):
-    """The config of a network of points in the plane, checked whole, and the objects it names."""
-
-    def __post_init__(self):
-        self._check_sections(("data", "mlp", "diffusion", "optimizer", "train", "sample"))
-        for key in ("steps", "batch_size"):
-            if getattr(self.train, key) < 1:
-                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
-        self._check_diffusion()
-        self.points()
-        self.mlp()
-        self.optimizer()
-
-    def points(self) -> np.ndarray:
-        return construct("data", spiral_points, self._section("data"))
-
-    def mlp(self) -> MLP:
-        return construct("mlp", MLP, self._section("mlp"))
-
-    def step(self) -> Callable:
-        """One training step: (state, batch) -> (state, report)."""
-        d, train = self.diffusion, self.train
-        return steps.points_step(
-            self.mlp(),
-            jnp.asarray(self.points()),
-            self.optimizer(),
-            schedule=self.schedule(),
-            prediction_type=d.prediction_type,
-            weighting=d.weighting,
-            density=d.density,
-            ema_decay=train.ema_decay or None,
-            seed=train.seed,
-        )
-
-    def initial_state(self) -> TrainState:
-        """Where training begins, from the config's seed."""
-        key = rng.stream(self.train.seed, "parameters")
-        params = {"mlp": self.mlp().init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]}
-        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
-        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, {})
-
-
-@dataclass(frozen=True)
-class Experiment(_Config):
+class Experiment(Config):
     """A config of text and images, checked whole, and the objects it names."""
 
     def __post_init__(self):
         sections = choose("train.objective", self.train.objective, SECTIONS)
-        self._check_sections(sections)
+        self.check_sections(sections)
         for key in ("steps", "batch_size", "log_every", "save_every", "sample_every", "keep", "group"):
             if getattr(self.train, key) < 1:
                 raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
@@ -238,20 +67,20 @@ class Experiment(_Config):
                 f"config.train.steps, {self.train.steps}"
             )
         self._check_starts()
-        choose("text.activation", self._section("text").get("activation", "gelu"), ACTIVATIONS)
+        choose("text.activation", self.section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
         text = self.text(0)
         if self.train.objective == "contrastive":
             if text.skip:
                 raise ConfigError("config.text.skip is set, but only text-to-image training reads the tower's states")
-            vision = self._section("vision")
+            vision = self.section("vision")
             choose("vision.activation", vision.get("activation", "gelu"), ACTIVATIONS)
             choose("vision.pooling", vision.get("pooling", "class"), POOLINGS)
             # What a tower is that begins as somebody's is known when that is opened.
             if "vision" not in self.starts or "patch_size" in vision or "kind" in vision:
                 self.encoder(0)
         else:
-            if "layers" in self._section("text") and not 0 <= text.skip < text.layers:
+            if "layers" in self.section("text") and not 0 <= text.skip < text.layers:
                 raise ConfigError(
                     f"config.text.skip is {text.skip}; it must be from 0 to {text.layers - 1}, as the tower has "
                     f"{text.layers} layers"
@@ -263,7 +92,7 @@ class Experiment(_Config):
                     f"config.data.image_size is {self.image_size}, no multiple of {autoencoder.factor}, as the "
                     "autoencoder needs it"
                 )
-            self._check_diffusion()
+            self.check_diffusion()
             if not 0 <= self.diffusion.caption_dropout <= 1:
                 raise ConfigError(
                     f"config.diffusion.caption_dropout is {self.diffusion.caption_dropout}; it must be from 0 to 1"
@@ -271,7 +100,7 @@ class Experiment(_Config):
 
     def _check_starts(self) -> None:
         for part in PARTS[self.train.objective]:
-            keys = self._section(part)
+            keys = self.section(part)
             if not isinstance(keys.get("frozen", False), bool):
                 raise ConfigError(f"config.{part}.frozen is {keys['frozen']!r}; it must be true or false")
             if part in self.frozen and part not in self.starts and self.train.objective == "contrastive":
@@ -287,37 +116,37 @@ class Experiment(_Config):
 
     def _network(self, part: str) -> dict[str, Any]:
         """A network's section without what says where its weights come from."""
-        return {key: value for key, value in self._section(part).items() if key not in OF_A_START}
+        return {key: value for key, value in self.section(part).items() if key not in OF_A_START}
 
     @property
     def image_size(self) -> int:
-        return self._section("data").get("image_size", 32)
+        return self.section("data").get("image_size", 32)
 
     @property
     def context_length(self) -> int:
-        return self._section("tokenizer").get("context_length", 32)
+        return self.section("tokenizer").get("context_length", 32)
 
     @property
     def starts(self) -> dict[str, str]:
         """Where networks begin, by name: the run, or somebody's weights, that config.NAME.run names."""
         parts = PARTS[self.train.objective]
-        return {part: self._section(part)["run"] for part in parts if "run" in self._section(part)}
+        return {part: self.section(part)["run"] for part in parts if "run" in self.section(part)}
 
     @property
     def frozen(self) -> set[str]:
         """Networks that are read and not trained; a text tower that a U-Net listens to is one, if not said."""
         read = {"text", "autoencoder"} if self.train.objective == "diffusion" else set()
         parts = [part for part in PARTS[self.train.objective] if part in self.config]
-        return {part for part in parts if self._section(part).get("frozen", part in read)}
+        return {part for part in parts if self.section(part).get("frozen", part in read)}
 
     @property
     def source(self) -> str:
         """Where the data comes from: "shapes", "emoji", "folder", or "tfds:NAME"; "" where none was named."""
-        return self._section("data").get("source", "")
+        return self.section("data").get("source", "")
 
     def dataset(self) -> records.CaptionedImages:
         """The builder of the records that the config's data section names."""
-        keys = self._section("data")
+        keys = self.section("data")
         kind, _, name = self.source.partition(":")
         if not kind:
             raise ConfigError(f"config.data.source is missing; known are {', '.join(SOURCES)}")
@@ -331,7 +160,7 @@ class Experiment(_Config):
 
     def train_tokenizer(self, captions) -> Tokenizer:
         """A tokenizer learnt from captions, to the config's tokenizer section."""
-        return construct("tokenizer", partial(tokenizers.train, captions), self._section("tokenizer"))
+        return construct("tokenizer", partial(tokenizers.train, captions), self.section("tokenizer"))
 
     def text(self, vocab_size: int) -> TextTower:
         """vocab_size: of the tokenizer; a tower that came with weights may have room for more."""
@@ -348,7 +177,7 @@ class Experiment(_Config):
 
     def encoder(self, vocab_size: int) -> DualEncoder:
         return construct(
-            "encoder", DualEncoder, self._section("encoder"), text=self.text(vocab_size), vision=self.vision()
+            "encoder", DualEncoder, self.section("encoder"), text=self.text(vocab_size), vision=self.vision()
         )
 
     def unet(self) -> UNet:
@@ -371,7 +200,7 @@ class Experiment(_Config):
         return side, side, autoencoder.latent_channels
 
     def mesh(self) -> jax.sharding.Mesh:
-        return construct("mesh", meshes.make, self._section("mesh"))
+        return construct("mesh", meshes.make, self.section("mesh"))
 
     @property
     def every(self) -> Every:
@@ -483,13 +312,4 @@ class Experiment(_Config):
 
 def experiment(config: ConfigDict | Mapping) -> Experiment:
     """A checked experiment from a config file's ``get_config()`` or from a run's config.json."""
-    return Experiment(_plain(config))
-
-
-def spiral(config: ConfigDict | Mapping) -> Spiral:
-    """A checked experiment of points. As ``experiment``."""
-    return Spiral(_plain(config))
-
-
-def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+    return Experiment(plain(config))

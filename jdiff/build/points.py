@@ -1,0 +1,67 @@
+"""A config of points in the plane to the objects it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jdiff import rng
+from jdiff.build.sections import Config, plain
+from jdiff.construct import ConfigError, construct
+from jdiff.data.spiral import spiral as spiral_points
+from jdiff.models.mlp import MLP
+from jdiff.training import steps
+from jdiff.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Spiral(Config):
+    """The config of a network of points in the plane, checked whole, and the objects it names."""
+
+    def __post_init__(self):
+        self.check_sections(("data", "mlp", "diffusion", "optimizer", "train", "sample"))
+        for key in ("steps", "batch_size"):
+            if getattr(self.train, key) < 1:
+                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        self.check_diffusion()
+        self.points()
+        self.mlp()
+        self.optimizer()
+
+    def points(self) -> np.ndarray:
+        return construct("data", spiral_points, self.section("data"))
+
+    def mlp(self) -> MLP:
+        return construct("mlp", MLP, self.section("mlp"))
+
+    def step(self) -> Callable:
+        """One training step: (state, batch) -> (state, report)."""
+        d, train = self.diffusion, self.train
+        return steps.points_step(
+            self.mlp(),
+            jnp.asarray(self.points()),
+            self.optimizer(),
+            schedule=self.schedule(),
+            prediction_type=d.prediction_type,
+            weighting=d.weighting,
+            density=d.density,
+            ema_decay=train.ema_decay or None,
+            seed=train.seed,
+        )
+
+    def initial_state(self) -> TrainState:
+        """Where training begins, from the config's seed."""
+        key = rng.stream(self.train.seed, "parameters")
+        params = {"mlp": self.mlp().init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]}
+        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
+        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, {})
+
+
+def spiral(config: ConfigDict | Mapping) -> Spiral:
+    """A checked experiment of points. As ``experiment``."""
+    return Spiral(plain(config))

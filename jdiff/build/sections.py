@@ -1,0 +1,139 @@
+"""The sections that configs of all objectives have, each checked with a sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jdiff.construct import ConfigError, choose, construct, nearest
+from jdiff.diffusion import schedules
+from jdiff.diffusion.loss import DENSITIES
+from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIGHTINGS
+from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from jdiff.diffusion.settings import Settings
+from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.training.optimizer import adamw
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay.
+
+    group: records that follow each other on disk and stay together in a batch.
+    hold_text: steps before a dual encoder's text tower begins to learn.
+    """
+
+    objective: str
+    batch_size: int
+    steps: int
+    seed: int = 0
+    group: int = 1
+    hold_text: int = 0
+    ema_decay: float = 0.0
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 500
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """config.diffusion.
+
+    continuous, shift, zero_terminal_snr: see ``schedules.make``.   density: how timesteps are drawn.
+    learned_variance: whether the U-Net also learns how much noise a step of DDPM adds.
+    caption_dropout: share of captions replaced by the empty one.
+    """
+
+    schedule: str = "cosine"
+    timesteps: int = 1000
+    continuous: bool = False
+    shift: float = 1.0
+    zero_terminal_snr: bool = False
+    learned_variance: bool = False
+    prediction_type: str = "v"
+    weighting: str = "simple"
+    density: str = "uniform"
+    caption_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config, and the objects that those of all objectives name."""
+
+    config: dict[str, Any]
+
+    def section(self, name: str) -> dict[str, Any]:
+        return dict(self.config.get(name, {}))
+
+    @property
+    def train(self) -> TrainSettings:
+        return construct("train", TrainSettings, self.section("train"))
+
+    @property
+    def diffusion(self) -> DiffusionSettings:
+        return construct("diffusion", DiffusionSettings, self.section("diffusion"))
+
+    @property
+    def sample(self) -> Settings:
+        return construct("sample", Settings, self.section("sample"))
+
+    def schedule(self) -> Schedule:
+        d = self.diffusion
+        choose("diffusion.schedule", d.schedule, SCHEDULES)
+        return schedules.make(
+            d.schedule,
+            d.timesteps,
+            continuous=d.continuous,
+            shift=d.shift,
+            zero_terminal_snr=d.zero_terminal_snr,
+        )
+
+    def optimizer(self):
+        return construct("optimizer", adamw, self.section("optimizer"), steps=self.train.steps)
+
+    def check_sections(self, sections: Sequence[str]) -> None:
+        for section in self.config:
+            if section not in sections:
+                raise ConfigError(
+                    f"config.{section} is no section of {self.train.objective} training; {nearest(section, sections)}"
+                )
+
+    def check_diffusion(self) -> None:
+        """The diffusion and sample sections, with the sentence for each key."""
+        if self.diffusion.timesteps < 1:
+            raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
+        if self.diffusion.shift <= 0:
+            raise ConfigError(f"config.diffusion.shift is {self.diffusion.shift}; it must be above 0")
+        schedule = self.schedule()
+        choose("diffusion.prediction_type", self.diffusion.prediction_type, PREDICTION_TYPES)
+        if self.diffusion.zero_terminal_snr and self.diffusion.prediction_type in BLIND_AT_ZERO_SNR:
+            raise ConfigError(
+                f"config.diffusion.prediction_type is '{self.diffusion.prediction_type}', which says nothing of an "
+                "image at pure noise, where config.diffusion.zero_terminal_snr ends; take 'v', 'x0' or 'flow'"
+            )
+        if self.diffusion.learned_variance and self.diffusion.continuous:
+            raise ConfigError(
+                "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
+                "config.diffusion.continuous has none"
+            )
+        choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
+        choose("diffusion.density", self.diffusion.density, DENSITIES)
+        choose("sample.solver", self.sample.solver, SOLVERS)
+        choose("sample.spacing", self.sample.spacing, SPACINGS)
+        choose("sample.variance", self.sample.variance, VARIANCES)
+        try:
+            self.sample.tableau(
+                schedule, self.diffusion.prediction_type, learned_variance=self.diffusion.learned_variance
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.sample cannot be used: {error}") from error
+
+
+def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+    """A config as JSON would keep it."""
+    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
