@@ -1,7 +1,7 @@
 """``python -m benchmarks choices``: what docs/diffusion.md advises, measured where it is cheap to.
 
-How far each solver and grid ends from where the flow of a known mixture ends; and how well a spiral is learnt with each
-schedule, prediction type and weighting.
+How far each solver and grid ends from where the flow of a known mixture ends; what a run that draws shapes draws right
+with each variance and guidance; and how well a spiral is learnt with each schedule, prediction type and weighting.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
-from itertools import product
+from itertools import chain, product
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
@@ -19,16 +21,19 @@ import numpy as np
 
 from benchmarks.claims import Claim, settle
 from jdiff import build, rng
+from jdiff import runs as loaded
 from jdiff.cli import shipped_configs
+from jdiff.data import records
 from jdiff.data.spiral import spiral
 from jdiff.diffusion import exact, sampler, schedules
 from jdiff.diffusion.schedules import SPACINGS
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
+from jdiff.evaluation import prompt_accuracy, shapes
 from jdiff.verbs.spiral import spiral as learn_and_draw
 
 STEPS = (5, 10, 20, 50)
-SEEDS = 3
+SEEDS = 2
 CHOICES = (
     *({"prediction_type": name} for name in ("v", "x0", "eps", "flow")),
     *({"schedule": name} for name in ("linear", "sigmoid", "logsnr")),
@@ -40,8 +45,10 @@ CHOICES = (
 
 
 def measure(*, quick: bool, runs: str) -> int:
-    """Print both tables; quickly, only the first. Returns the exit status."""
-    return settle("choices", [*_ends()] if quick else [*_ends(), *_learnt()])
+    """Print the tables; quickly, only the first. Returns the exit status."""
+    path = next((Path(runs) / name for name in ("shapes_t2i", "shapes") if (Path(runs) / name).exists()), None)
+    more = [] if quick else [_drawn(path) if path else [], _learnt()]
+    return settle("choices", chain(_ends(), *more))
 
 
 def _ends() -> Iterator[Claim]:
@@ -64,6 +71,34 @@ def _ends() -> Iterator[Claim]:
             ]
             note = "of 5; " + ", ".join(f"{error:.4f} of {n}" for n, error in zip(STEPS[1:], off[1:]))
             yield Claim(f"{schedule}, {solver}, {spacing}: distance from the flow's end", float(off[0]), note=note)
+
+
+GUIDED = (
+    *({"guidance_scale": scale} for scale in (1.0, 2.0, 4.0, 8.0)),
+    {"guidance_scale": 8.0, "rescale": 0.7},
+    {"guidance_scale": 8.0, "parallel": 0.0, "norm": 0.1},
+    {"guidance_scale": 8.0, "percentile": 99.0},
+    {"guidance_scale": 8.0, "guidance_from": -5.0, "guidance_to": 1.0},
+)
+
+
+def _drawn(path: Path) -> Iterator[Claim]:
+    """The share of whole prompts right, by DDPM's variance and by guidance, of the same prompts and seeds."""
+    model, held = loaded.load(path), records.records(loaded.saved_experiment(path).dataset(), "test")
+    chosen = shapes.sharp(held, 128)
+    captions, asked = [shapes.full_caption(held[i]) for i in chosen], [shapes.scenes(held)[i] for i in chosen]
+    model = replace(model, x0_variance=model.unknown(np.stack([held[i]["image"] for i in chosen]), captions))
+    ddpm = [
+        {"solver": "ddpm", "steps": steps, "variance": variance}
+        for steps in (5, 10)
+        for variance in ("small", "large", "analytic")
+    ]
+    for said in (*ddpm, *({"solver": "dpmpp_2m", "steps": 20, **guided} for guided in GUIDED)):
+        settings = replace(model.settings, **{"eta": 0.0, **said})
+        drawn = model.sample(captions, settings=settings, seed=0)
+        right = np.mean([one["whole"] for one in prompt_accuracy.verdicts(asked, drawn)])
+        name = ", ".join(f"{key} {value}" for key, value in said.items())
+        yield Claim(f"{path.name}, {name}: whole prompt right", float(right), note=f"of {len(asked)}")
 
 
 def _learnt() -> Iterator[Claim]:
