@@ -31,13 +31,13 @@ def spiral(setup: Spiral, out: str) -> dict[str, tuple[float, float]]:
 
     Returns for each way of sampling the mean distance of its points to the data, and of the data to its points.
     """
-    denoise = prediction.denoiser(_learnt(setup), setup.diffusion.prediction_type)
-    points, schedule = setup.points(), setup.schedule()
+    predict, prediction_type = _learnt(setup), setup.diffusion.prediction_type
+    denoise, points, schedule = prediction.denoiser(predict, prediction_type), setup.points(), setup.schedule()
     about = {"figure": "spiral", "config": setup.config}
-    field = grids.write(epath.Path(out) / "spiral_field.png", _field(denoise, points, schedule), about)
+    field = grids.write(epath.Path(out) / "spiral_field.png", _field(predict, setup), about)
 
     def tableau(**said) -> Tableau:
-        return dataclasses.replace(setup.sample, **said).tableau(schedule, setup.diffusion.prediction_type)
+        return dataclasses.replace(setup.sample, **said).tableau(schedule, prediction_type)
 
     ddpm = tableau(solver="ddpm")
     ways = {
@@ -77,8 +77,9 @@ def _learnt(setup: Spiral) -> Callable:
     return lambda xt, timestep: mlp.apply({"params": params}, xt, timestep)
 
 
-def _field(denoise: Callable, points: np.ndarray, schedule) -> np.ndarray:
-    """From noised points to where the learnt denoiser sees them clean, at some timesteps."""
+def _field(predict: Callable, setup: Spiral) -> np.ndarray:
+    """From noised points to where the learnt network sees them clean, at some timesteps."""
+    points, schedule = setup.points(), setup.schedule()
     figure = Figure(figsize=(12, 2.5), layout="constrained")
     eps = np.asarray(rng.normal(rng.image_keys(jnp.arange(len(points))), (2,)))
     some = np.linspace(0, len(points) - 1, ARROWS).round().astype(int)
@@ -88,19 +89,14 @@ def _field(denoise: Callable, points: np.ndarray, schedule) -> np.ndarray:
         noised = rates.alpha * points + rates.sigma * eps
         xt = jnp.asarray(noised[some], jnp.float32)
         level = Level(jnp.full(len(xt), rates.alpha, jnp.float32), jnp.full(len(xt), rates.sigma, jnp.float32))
-        x0 = np.asarray(denoise(xt, _Row(jnp.full(len(xt), timestep, jnp.float32), level)).x0)
+        output = predict(xt, jnp.full(len(xt), timestep, jnp.float32))
+        x0 = np.asarray(prediction.read(setup.diffusion.prediction_type, output, xt, level).x0)
         axes.scatter(*noised.T, s=1, color="0.8")
         axes.quiver(*xt.T, *(x0 - xt).T, color="C0", angles="xy", scale_units="xy", scale=1, width=0.004, alpha=0.5)
         axes.scatter(*x0.T, s=4, color="C3", zorder=3)
         axes.set_title(f"timestep {timestep}", fontsize=9)
         _square(axes)
     return _pixels(figure)
-
-
-@dataclasses.dataclass
-class _Row:
-    timestep: jax.Array
-    level: Level
 
 
 def _samples(points: np.ndarray, drawn: dict[str, np.ndarray], found: dict[str, tuple[float, float]]) -> np.ndarray:
