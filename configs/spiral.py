@@ -1,10 +1,10 @@
 """A spiral of points in the plane, small enough to see every step: why sampling adds noise again.
 
-Aim     samples of DDPM and DDIM within 0.02 of the curve, on the mean; those without noise fall short.
+Aim     samples of DDPM and DDIM lie on all of the curve: 0.01 or less from them to it and from it to them, on the mean.
 Run     jdiff figures spiral --config=spiral
 Takes   about a minute on 2 CPU cores.
-Expect  loss 0.3 of the noise's variance after 1,000 steps.
-Seen    -
+Expect  0.01 both ways after 5,000 steps; without its noise DDPM ends in one place, 0.7 from the curve.
+Seen    SEEN
 """
 
 from ml_collections import ConfigDict

@@ -79,6 +79,19 @@ def of_foreign(theirs: Foreign) -> Model:
     return Model(setup, theirs.tokenizer, weights, notes=theirs.notes)
 
 
+def drawing(path: epath.PathLike, hints: Hints = NO_HINTS) -> tuple[Sampler, int | None]:
+    """A text-to-image model, and the step it is from; what was noticed of somebody's weights is printed.
+
+    Raises ``ConfigError`` where it is a dual encoder.
+    """
+    model = find(path, hints)
+    if model.setup.train.objective != "diffusion":
+        raise ConfigError(f"{path} is a dual encoder, which cannot draw; name a text-to-image model")
+    for note in model.notes:
+        print(f"{path}: {note}")
+    return sampler(model), model.step
+
+
 def load(path: epath.PathLike, hints: Hints = NO_HINTS) -> Sampler | Encoder:
     """A model, ready to use: a ``Sampler`` of a text-to-image model, an ``Encoder`` of a dual encoder."""
     model = find(path, hints)

@@ -30,12 +30,7 @@ def export(source: str, destination: str, *, hints: Hints, changes: dict, max_ro
     folder = epath.Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{destination} is there already; name a directory that is not, or empty it")
-    model = runs.find(source, hints)
-    if model.setup.train.objective != "diffusion":
-        raise ConfigError(f"{source} is a dual encoder, which cannot draw; name a text-to-image model")
-    for note in model.notes:
-        print(f"{source}: {note}")
-    sampler = runs.sampler(model)
+    sampler, step = runs.drawing(source, hints)
     sampler = dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, **changes))
     method = sampler.method([sampler.settings], max_rows=max_rows)  # refuse impossible settings first
     print(f"writing a program of up to {method.tableau.rows} rows for any number of images, on CPU, CUDA and TPU")
@@ -47,7 +42,7 @@ def export(source: str, destination: str, *, hints: Hints, changes: dict, max_ro
         (folder / f"{name}.safetensors").write_bytes(save(arrays))
     sampler.tokenizer.save(folder / "tokenizer.json")
     (folder / "captions.json").write_text(json.dumps(sampler.tokenizer.layout(), indent=2) + "\n")
-    about = {"source": source, "step": model.step, **dataclasses.asdict(sampler.settings), "jax": jax.__version__}
+    about = {"source": source, "step": step, **dataclasses.asdict(sampler.settings), "jax": jax.__version__}
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     (folder / "draw.py").write_text(inspect.getsource(standalone))
     print(f"wrote {folder}; `python {folder / 'draw.py'} 'a red circle'` draws, without jdiff")

@@ -14,7 +14,6 @@ from rich.progress import track
 from jdiff import grids, runs
 from jdiff.construct import ConfigError
 from jdiff.interop.foreign import Hints
-from jdiff.sample import Sampler
 
 
 def sample(
@@ -43,19 +42,11 @@ def sample(
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError("there is no prompt; write one in quotes after the flags, or name a --prompts_file")
-    model = runs.find(path, hints)
-    if model.setup.train.objective != "diffusion":
-        raise ConfigError(f"{path} is a dual encoder, which cannot draw; name a text-to-image model with --workdir")
-    for note in model.notes:
-        print(f"{path}: {note}")
-    sampler = runs.sampler(model)
+    sampler, step = runs.drawing(path, hints)
     if weaker:
         if negative:
             raise ConfigError("--negative and --weaker are both given, but guidance leads away from one; leave one out")
-        other = runs.load(weaker)
-        if not isinstance(other, Sampler):
-            raise ConfigError(f"--weaker={weaker} is a dual encoder, which cannot draw; name a text-to-image model")
-        sampler = sampler.guided_by(other)
+        sampler = sampler.guided_by(runs.drawing(weaker)[0])
     settings = dataclasses.replace(sampler.settings, **changes)
     sampler.tableau(settings)  # refuse impossible settings before anything is drawn
     for prompt in {*prompts, negative}:
@@ -64,7 +55,7 @@ def sample(
     directory = epath.Path(out or (f"{path}/images" if runs.is_run(path) else "images"))
     said = {name: value for name, value in dataclasses.asdict(hints).items() if value is not None}
     said |= {"weaker": weaker} if weaker else {}
-    common = {"workdir": str(path), **said, "step": model.step, "negative": negative, **dataclasses.asdict(settings)}
+    common = {"workdir": str(path), **said, "step": step, "negative": negative, **dataclasses.asdict(settings)}
     total = num or len(prompts)
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
     todo = [i for i, about in enumerate(wanted) if not _there(directory / f"{i:06d}.png", about, trajectory)]
