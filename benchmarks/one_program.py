@@ -57,11 +57,11 @@ def _company(path: Path, quick: bool) -> Iterator[Claim]:
     every = every[:: 31 if quick else 1]
     n = len(every)
     captions = _captions(model, n)
-    one = jax.jit(partial(sample.denoised, model.program()))
+    program = jax.jit(partial(sample.denoised, model.program()))
 
     def run(at: np.ndarray) -> np.ndarray:
         method = model.method([every[i] for i in at])
-        return np.asarray(one(model.weights, method, [column[at] for column in captions], None)[0])
+        return np.asarray(program(model.weights, method, [column[at] for column in captions], None)[0])
 
     mixed = np.random.default_rng(0).permutation(n)
     together = np.zeros((n, *model.shape), np.float32)
@@ -72,17 +72,19 @@ def _company(path: Path, quick: bool) -> Iterator[Claim]:
         began = time.perf_counter()
         alone[i] = run(np.full(BATCH, i))[0]
         took[every[i].steps].append(time.perf_counter() - began)
-    compiled = one._cache_size()
+    compiled = program._cache_size()
     single = np.concatenate([run(np.array([i])) for i in range(n)])
     text = f"programs compiled for {len(SOLVERS)} methods x {len(STEPS)} numbers of steps x {len(GUIDANCE)} guidances"
     yield Claim(text, compiled, 1, at_most=True)
     different = (together != alone).any((1, 2, 3)).sum()
     yield Claim(f"... of {n} images those that differ, in any bit, in other company", float(different), 0, at_most=True)
     worst = np.abs(single - alone).max((1, 2, 3))
-    note = f"(median {np.median(worst):.1e}, {np.mean(worst <= 1e-4):.1%} within 1e-4)"
-    yield Claim(
-        "... largest difference from a batch of one, of values from -1 to 1", float(worst.max()), 1e-4, True, note=note
-    )
+    for guidance in GUIDANCE:
+        of = [i for i, one in enumerate(every) if all(getattr(one, key) == value for key, value in guidance.items())]
+        said = ", ".join(f"{key} {value:g}" for key, value in guidance.items())
+        note = f"(median {np.median(worst[of]):.1e}, {np.mean(worst[of] <= 1e-4):.1%} within 1e-4)"
+        text = f"... largest difference from a batch of one, of values from -1 to 1, {said}"
+        yield Claim(text, float(worst[of].max()), 1e-4, at_most=True, note=note)
     for steps, seconds in took.items():
         text = f"... {BATCH} images of {steps} steps, mean over methods and guidances, in seconds"
         yield Claim(text, float(np.mean(seconds)))
