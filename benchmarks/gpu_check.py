@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.claims import Claim, settle
 from jdiff import build
+from jdiff.build.experiment import SECTIONS
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.shapes.source import Shapes
 from jdiff.sharding import mesh as meshes
@@ -37,7 +38,7 @@ def config(objective: str, *, wide: bool, batch_size: int) -> dict:
         "train": {"objective": objective, "batch_size": batch_size, "steps": 10_000, "ema_decay": 0.999},
         "sample": {"steps": 50, "guidance_scale": 3.0},
     }
-    return {name: section for name, section in sections.items() if name in build.SECTIONS[objective]}
+    return {name: section for name, section in sections.items() if name in SECTIONS[objective]}
 
 
 def measure(*, quick: bool, runs: str) -> int:

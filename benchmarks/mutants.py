@@ -439,7 +439,7 @@ MUTANTS = (
         "rescaled by the batch's deviation",
         "diffusion/guidance.py",
         "held = answer * with_.std(axes, keepdims=True) / jnp.maximum(answer.std(axes, keepdims=True), 1e-12)",
-        "held = answer * with_.std() / answer.std()",
+        "held = answer * with_.std() / jnp.maximum(answer.std(), 1e-12)",
         "sampler",
     ),
     Mutant(
