@@ -154,25 +154,29 @@ class Sampler:
         )
 
     def unknown(
-        self, images: np.ndarray, prompts: Sequence[str], *, levels: int = 17, seed: int = 0
+        self, images: np.ndarray, prompts: Sequence[str], *, levels: int = 17, seed: int = 0, batch_size: int = 64
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """What the model does not know of x0 at so many levels, the mean over images and dimensions of its squared
-        error: for ``x0_variance``, by which DDPM's "analytic" variance is drawn [analytic eq. 9].
+        error: for ``x0_variance``, by which DDPM's "analytic" variance is drawn [analytic].
 
         images: (n, h, w, 3) uint8, that training has not seen.   prompts: of each.
         Returns log SNRs, rising, and variances.
         """
-        ends = self.schedule.rates(np.array([self.schedule.last, self.schedule.first])).logsnr
-        low, high = np.maximum(ends, -20.0)
-        timesteps = self.schedule.timestep(np.linspace(low, high, levels))
+        low, high = self.schedule.rates(np.array([self.schedule.last, self.schedule.first])).logsnr
+        timesteps = self.schedule.timestep(np.linspace(max(low, -20.0), high, levels))
         timesteps = np.unique(np.clip(np.round(timesteps), self.schedule.first, self.schedule.last))[::-1]
+        timesteps = timesteps[self.schedule.rates(timesteps).alpha > 0]  # pure noise has no log SNR
         rates, tokens = self.schedule.rates(timesteps), self.tokenizer.encode(list(prompts))
-        errors = []
-        for at in zip(timesteps, rates.alpha, rates.sigma):
-            keys = rng.image_keys(seed + len(images) * len(errors) + np.arange(len(images)))
-            level = (np.float32(value) for value in at)
-            errors.append(float(_squared_error(self.program(), self.weights, images, tokens, keys, *level)))
-        return tuple(rates.logsnr.tolist()), tuple(errors)
+        parts = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
+        errors = np.zeros(len(timesteps))
+        for i, at in enumerate(zip(timesteps, rates.alpha, rates.sigma)):
+            level = [np.float32(value) for value in at]
+            for part in parts:
+                keys = rng.image_keys(seed + len(images) * i + part)
+                captions = [column[part] for column in tokens]
+                error = _squared_error(self.program(), self.weights, images[part], captions, keys, *level)
+                errors[i] += float(error) * len(part) / len(images)
+        return tuple(rates.logsnr.tolist()), tuple(errors.tolist())
 
     def program(self, *, trajectory: bool = False) -> Program:
         """What this model's compiled program depends on."""

@@ -20,6 +20,7 @@ import jdiff as package
 from benchmarks import path
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import Scene, Thing
+from jdiff.diffusion.schedules import make
 from tests.running import jdiff, start
 
 
@@ -110,6 +111,10 @@ def test_what_is_unknown_of_an_image_is_measured_for_the_analytic_variance(folde
     logsnr, variance = sampler.unknown(images, ["a red circle"] * 4, levels=5)
     assert np.all(np.diff(logsnr) > 0)
     np.testing.assert_allclose(variance, ((images / 127.5 - 1) ** 2).mean(), rtol=1e-4)
+    in_parts = dataclasses.replace(sampler, schedule=make("cosine", zero_terminal_snr=True))
+    found = in_parts.unknown(images, ["a red circle"] * 4, levels=5, batch_size=3)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[1], variance[0], rtol=1e-4)
     jdiff("evaluate", "--workdir=runs/shapes", "--num=8", cwd=folder)
     said = ("sample", "runs/shapes", "a red circle", "--solver=ddpm", "--steps=3", "--variance=analytic")
     jdiff(*said, "--out=analytic", cwd=folder)
