@@ -54,7 +54,7 @@ def _company(path: Path, quick: bool) -> Iterator[Claim]:
         for solver in SOLVERS
         for guidance in GUIDANCE
     ]
-    every = every[:: 31 if quick else 1]
+    every = every[:: 61 if quick else 1]
     n = len(every)
     captions = _captions(model, n)
     program = jax.jit(partial(sample.denoised, model.program()))
@@ -98,15 +98,17 @@ def _cost(path: Path, quick: bool) -> Iterator[Claim]:
             settings = replace(model.settings, solver="ddim", eta=0.0, steps=20, guidance_scale=scale)
             general, dedicated = _general(model, settings, b), _dedicated(model, settings, b)
             a, c = np.asarray(general()), np.asarray(dedicated())
-            ratio = _ratio(general, dedicated, 5 if quick else 25)
+            ratios = _ratios(general, dedicated, 4 if quick else 25)
+            least = float(ratios.min()) if quick else None  # of four, the interval of a median is all of them
             kind = "guided" if scale != 1 else "unguided"
-            yield Claim(f"time over a dedicated program's, batch {b}, {kind}", ratio, 1.03, at_most=True)
+            text = f"time over a dedicated program's, batch {b}, {kind}"
+            yield Claim(text, float(np.median(ratios)), 1.03, at_most=True, at_best=least)
             off = np.abs(a.astype(int) - c.astype(int)).max()
             yield Claim(f"... and the largest difference of a pixel, of 255, {kind}", float(off), 1, at_most=True)
 
 
-def _ratio(a: Callable, b: Callable, repeats: int) -> float:
-    """The median of the ratios of the two's times, side by side in turns."""
+def _ratios(a: Callable, b: Callable, repeats: int) -> np.ndarray:
+    """The ratios of the two's times, side by side in turns."""
     ratios = []
     for i in range(repeats):
         times = {}
@@ -115,7 +117,7 @@ def _ratio(a: Callable, b: Callable, repeats: int) -> float:
             jax.block_until_ready(call())
             times[call] = time.perf_counter() - began
         ratios.append(times[a] / times[b])
-    return float(np.median(ratios))
+    return np.array(ratios)
 
 
 def _captions(model: Sampler, b: int) -> list:
