@@ -6,31 +6,26 @@ with each variance and guidance; and how well a spiral is learnt with each sched
 
 from __future__ import annotations
 
-import io
+import runpy
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import chain, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import steps
 from benchmarks.claims import Claim, settle
-from jdiff import build, rng
-from jdiff import runs as loaded
+from jdiff import build, rng, runs
 from jdiff.cli import shipped_configs
-from jdiff.data import records
 from jdiff.data.spiral import spiral
 from jdiff.diffusion import exact, sampler, schedules
 from jdiff.diffusion.schedules import SPACINGS
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
-from jdiff.evaluation import prompt_accuracy, shapes
-from jdiff.verbs.spiral import spiral as learn_and_draw
+from jdiff.verbs import spiral as learning
 
 STEPS = (5, 10, 20, 50)
 SEEDS = 2
@@ -46,7 +41,7 @@ CHOICES = (
 
 def measure(*, quick: bool, runs: str) -> int:
     """Print the tables; quickly, only the first. Returns the exit status."""
-    path = next((Path(runs) / name for name in ("shapes_t2i", "shapes") if (Path(runs) / name).exists()), None)
+    path = steps.run_of_shapes(runs)
     more = [] if quick else [_drawn(path) if path else [], _learnt()]
     return settle("choices", chain(_ends(), *more))
 
@@ -84,37 +79,33 @@ GUIDED = (
 
 def _drawn(path: Path) -> Iterator[Claim]:
     """The share of whole prompts right, by DDPM's variance and by guidance, of the same prompts and seeds."""
-    model, held = loaded.load(path), records.records(loaded.saved_experiment(path).dataset(), "test")
-    chosen = shapes.sharp(held, 128)
-    captions, asked = [shapes.full_caption(held[i]) for i in chosen], [shapes.scenes(held)[i] for i in chosen]
-    model = replace(model, x0_variance=model.unknown(np.stack([held[i]["image"] for i in chosen]), captions))
+    model, (captions, scenes, pictures) = runs.load(path), steps.asked(path, 128)
+    model = replace(model, x0_variance=model.unknown(pictures, captions))
     ddpm = [
-        {"solver": "ddpm", "steps": steps, "variance": variance}
-        for steps in (5, 10)
+        {"solver": "ddpm", "steps": count, "variance": variance}
+        for count in (5, 10)
         for variance in ("small", "large", "analytic")
     ]
     for said in (*ddpm, *({"solver": "dpmpp_2m", "steps": 20, **guided} for guided in GUIDED)):
         settings = replace(model.settings, **{"eta": 0.0, **said})
         drawn = model.sample(captions, settings=settings, seed=0)
-        right = np.mean([one["whole"] for one in prompt_accuracy.verdicts(asked, drawn)])
+        right = np.mean(steps.whole(scenes, drawn))
         name = ", ".join(f"{key} {value}" for key, value in said.items())
-        yield Claim(f"{path.name}, {name}: whole prompt right", float(right), note=f"of {len(asked)}")
+        yield Claim(f"{path.name}, {name}: whole prompt right", float(right), note=f"of {len(scenes)}")
 
 
 def _learnt() -> Iterator[Claim]:
     """Mean distances of samples and data after 5,000 steps, by one choice at a time."""
-    spec = spec_from_file_location("spiral", shipped_configs()["spiral"])
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    get_config = runpy.run_path(str(shipped_configs()["spiral"]))["get_config"]
     for choice in CHOICES:
         found = []
         for seed in range(SEEDS):
-            config = module.get_config()
+            config = get_config()
             config.diffusion.update(choice)
             config.train.update(steps=5000, seed=seed)
-            with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                both = learn_and_draw(build.spiral(config), folder)
-            found.append([sum(both[way]) / 2 for way in ("DDPM", "DDIM")])
+            setup = build.spiral(config)
+            drawn = learning.samples(learning.learnt(setup), setup)
+            found.append([np.mean(learning.measured(drawn[way], setup.points())) for way in ("DDPM", "DDIM")])
         ddpm, ddim = np.array(found).T
         note = f"DDPM ({ddpm.min():.4f} to {ddpm.max():.4f}); "
         note += f"DDIM {ddim.mean():.4f} ({ddim.min():.4f} to {ddim.max():.4f})"

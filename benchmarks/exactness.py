@@ -76,11 +76,10 @@ def _cells(quick: bool) -> Iterator[Claim]:
 def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str) -> None:
     """All methods and spacings of one schedule and type, as one batch of one program."""
     unknown = truths.gaussian_unknown(STD)
-    cells = []
+    cells, levels = [], {name: grid(schedule, spacing(schedule, STEPS)).level for name, spacing in SPACINGS.items()}
     for spacing, method in product(SPACINGS, METHODS):
         cell = f"{named}, {spacing}, {method}"
-        pure = schedule.rates(np.asarray(SPACINGS[spacing](schedule, STEPS), float)).alpha[0] == 0
-        blind = pure and prediction_type in prediction.BLIND_AT_ZERO_SNR
+        blind = levels[spacing].alpha[0] == 0 and prediction_type in prediction.BLIND_AT_ZERO_SNR
         try:
             tableau = Settings(**method, steps=STEPS, spacing=spacing).tableau(
                 schedule,
@@ -107,7 +106,7 @@ def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str)
     noise = np.stack([_noise(keys, row) for row in range(1, rows + 1)]).astype(float)
     for i, (cell, spacing, method, _) in enumerate(cells):
         own = slice(len(STARTS) * i, len(STARTS) * (i + 1))
-        level = grid(schedule, np.asarray(SPACINGS[spacing](schedule, STEPS))).level
+        level = levels[spacing]
         options = {key: value for key, value in method.items() if key != "solver"}
         if "variance" in options:
             options |= {"unknown": unknown, "fraction": FRACTION}

@@ -291,8 +291,8 @@ MUTANTS = (
     Mutant(
         "the same noise in every step",
         "diffusion/sampler.py",
-        "jax.random.fold_in(key, number + 1)",
-        "jax.random.fold_in(key, 1)",
+        "_noise(keys, number + 1, xs.shape[1:])",
+        "_noise(keys, 1, xs.shape[1:])",
         "sampler",
         "maxdiffusion's DDPM without a key",
     ),
@@ -493,6 +493,19 @@ def mutated(mutant: Mutant) -> str:
     return text.replace(mutant.right, mutant.wrong) + (BELOW if "BELOW(" in mutant.wrong else "")
 
 
+def tested(arguments: list[str], sources: Path, **settings: str) -> list[ElementTree.Element]:
+    """Run pytest in a folder of sources; the cases of its report. settings: of the environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments],
+            cwd=sources,
+            env=os.environ | settings,
+            capture_output=True,
+        )
+        return list(ElementTree.parse(report).iter("testcase"))
+
+
 def killed(mutant: Mutant, cache: str) -> Death:
     """Run the tests on a copy of the sources with the mutant, until one fails."""
     with tempfile.TemporaryDirectory() as folder:
@@ -503,17 +516,9 @@ def killed(mutant: Mutant, cache: str) -> Death:
         (copy / "jdiff" / mutant.file).write_text(mutated(mutant))
         first = f"tests/diffusion/test_{mutant.tests}.py"
         others = sorted(f"tests/diffusion/{path.name}" for path in (ROOT / "tests/diffusion").glob("test_*.py"))
-        report = copy / "report.xml"
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", first]
-            + [other for other in others if other != first],
-            cwd=copy,
-            env=os.environ
-            | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-        )
-        for case in ElementTree.parse(report).iter("testcase"):
+        ordered = [first, *(other for other in others if other != first)]
+        settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for case in tested(["-x", *ordered], copy, **settings, PYTHONPATH=folder, PYTHONDONTWRITEBYTECODE="1"):
             for kind in ("failure", "error"):
                 if (found := case.find(kind)) is not None:
                     said = found.get("message", "")

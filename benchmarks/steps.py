@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.claims import RESULTS, Claim
 from jdiff import runs
 from jdiff.data import records
+from jdiff.data.shapes.world import Scene
 from jdiff.evaluation import prompt_accuracy, shapes
 
 PROMPTS, BATCH = 512, 64
@@ -45,14 +46,30 @@ def claims(path: Path) -> Iterator[Claim]:
     _figure(right)
 
 
+def run_of_shapes(runs: str) -> Path | None:
+    """The best of the runs there that draw shapes."""
+    return next((Path(runs) / name for name in ("shapes_t2i", "shapes") if (Path(runs) / name).exists()), None)
+
+
+def asked(path: Path, count: int) -> tuple[list[str], list[Scene], np.ndarray]:
+    """Captions that a run is asked for, their scenes, and the test pictures (n, h, w, 3) that they are of."""
+    held = records.records(runs.saved_experiment(path).dataset(), "test")
+    chosen, scenes = shapes.sharp(held, count), shapes.scenes(held)
+    pictures = np.stack([held[i]["image"] for i in chosen])
+    return [shapes.full_caption(held[i]) for i in chosen], [scenes[i] for i in chosen], pictures
+
+
+def whole(scenes: list[Scene], drawn: np.ndarray) -> list[bool]:
+    """Which pictures show all that was asked for."""
+    return [bool(one["whole"]) for one in prompt_accuracy.verdicts(scenes, drawn)]
+
+
 def _verdicts(path: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
     """For each method and number of steps, which of the same prompts, from the same seeds, were drawn right.
 
     Batches that were drawn before are read from results/steps.json, so that a run cut short goes on.
     """
-    model, held = runs.load(path), records.records(runs.saved_experiment(path).dataset(), "test")
-    chosen = shapes.sharp(held, PROMPTS)
-    captions, asked = [shapes.full_caption(held[i]) for i in chosen], [shapes.scenes(held)[i] for i in chosen]
+    model, (captions, scenes, _) = runs.load(path), asked(path, PROMPTS)
     kept, about = RESULTS / "steps.json", f"{path.name} at step {runs.latest_step(path)}"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     found = found if found.get("of") == about else {"of": about}
@@ -62,10 +79,10 @@ def _verdicts(path: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
     for name, steps in dict.fromkeys(order):
         settings = replace(model.settings, **{"eta": 0.0, **METHODS[name][0]}, steps=steps)
         verdicts = found.setdefault(f"{name} {steps}", [])
-        for first in range(len(verdicts), len(chosen), BATCH):
+        for first in range(len(verdicts), len(captions), BATCH):
             part = slice(first, first + BATCH)
             drawn = model.sample(captions[part], settings=settings, seed=first, batch_size=BATCH)
-            verdicts += [bool(one["whole"]) for one in prompt_accuracy.verdicts(asked[part], drawn)]
+            verdicts += whole(scenes[part], drawn)
             RESULTS.mkdir(exist_ok=True)
             kept.write_text(json.dumps(found))
         yield (name, steps), verdicts

@@ -225,10 +225,10 @@ def _define_figures() -> None:
 def _figures() -> None:
     from jdiff.construct import nearest
 
-    f, names = flags.FLAGS, _arguments() or ["forward"]
+    f, names, known = flags.FLAGS, _arguments() or ["forward"], ("forward", "spiral")
     for name in names:
-        if name not in ("forward", "spiral"):
-            raise UsageError(f"there is no figure '{name}'; {nearest(name, ('forward', 'spiral'))}")
+        if name not in known:
+            raise UsageError(f"there is no figure '{name}'; {nearest(name, known)}")
     if "forward" in names:
         from jdiff.verbs.figures import forward
 

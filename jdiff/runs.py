@@ -79,6 +79,14 @@ def of_foreign(theirs: Foreign) -> Model:
     return Model(setup, theirs.tokenizer, weights, notes=theirs.notes)
 
 
+def new_folder(destination: str) -> epath.Path:
+    """Where something new is to be written. Raises ``ConfigError`` where there is something already."""
+    path = epath.Path(destination)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{destination} is there already; name a directory that is not, or empty it")
+    return path
+
+
 def drawing(path: epath.PathLike, hints: Hints = NO_HINTS) -> tuple[Sampler, int | None]:
     """A text-to-image model, and the step it is from; what was noticed of somebody's weights is printed.
 

@@ -132,7 +132,7 @@ class Sampler:
             image, path = draw(
                 program,
                 self.weights,
-                self.method([chosen[i] for i in at], max_rows=rows),
+                self.method([chosen[i] for i in at], tableaux, max_rows=rows),
                 [column[at] for column in columns],
                 None if begun is None else begun[at],
             )
@@ -200,15 +200,24 @@ class Sampler:
         weights = {**self.weights, "weaker": {part: weaker.weights[part] for part in ("text", "unet")}}
         return replace(self, weaker=(weaker.text, weaker.unet), weights=weights)
 
-    def method(self, settings: Sequence[Settings], *, max_rows: int = MAX_ROWS) -> Method:
-        """How to draw images of one of these settings each. Latents are not clipped."""
+    def method(
+        self,
+        settings: Sequence[Settings],
+        tableaux: Mapping[Settings, Tableau] | None = None,
+        *,
+        max_rows: int = MAX_ROWS,
+    ) -> Method:
+        """How to draw images of one of these settings each. Latents are not clipped.
+
+        tableaux: of the settings, where they were made before.
+        """
 
         def column(values: Iterable) -> np.ndarray:
             return np.array(list(values), np.float32)
 
         pixels = self.autoencoder is None
-        tableaux = {one: self.tableau(one) for one in set(settings)}
-        rows = max(max_rows, *(tableau.rows for tableau in tableaux.values()))
+        tableaux = tableaux or {one: self.tableau(one) for one in set(settings)}
+        rows = max(max_rows, *(tableaux[one].rows for one in settings))
         return Method(
             stacked([tableaux[one] for one in settings], rows),
             Corrections(
@@ -265,13 +274,6 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
     tokens, mask, negative_tokens, negative_mask, seeds = captions
     tableau, corrections, clip, percentile = method
 
-    def encode(text: TextTower, weights, tokens: Array, mask: Array) -> tuple:
-        hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
-        return hidden, mask, pooled
-
-    def network(unet: UNet, weights) -> Callable:
-        return lambda xt, timestep, caption: unet.apply({"params": weights["unet"]}, xt, timestep, *caption)
-
     def denoiser(ask: Callable) -> Callable:
         def denoise(xt: Array, row: Tableau, memory: Array):
             output, memory = ask(xt, row, memory)
@@ -281,11 +283,11 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
         return denoise
 
     led = jnp.any(tableau.guidance_scale != 1, axis=1)
-    predict, prompt = network(program.unet, weights), encode(program.text, weights, tokens, mask)
+    predict, prompt = _network(program.unet, weights), _encode(program.text, weights, tokens, mask)
     if program.weaker is None:
         negative = jax.lax.cond(
             jnp.any(led),
-            partial(encode, program.text, weights),
+            partial(_encode, program.text, weights),
             lambda *_: jax.tree.map(jnp.zeros_like, prompt),
             negative_tokens,
             negative_mask,
@@ -293,7 +295,7 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
         both = two_captions(predict, prompt, negative)
     else:
         text, unet = program.weaker
-        theirs, caption = network(unet, weights["weaker"]), encode(text, weights["weaker"], tokens, mask)
+        theirs, caption = _network(unet, weights["weaker"]), _encode(text, weights["weaker"], tokens, mask)
         both = two_networks(
             lambda xt, timestep: predict(xt, timestep, prompt), lambda xt, timestep: theirs(xt, timestep, caption)
         )
@@ -312,6 +314,17 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
     return sampler.sample(either, tableau, start, keys=keys, memory=memory, trajectory=True)
 
 
+def _encode(text: TextTower, weights, tokens: Array, mask: Array) -> tuple:
+    """Captions as a U-Net reads them. weights: by network."""
+    hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
+    return hidden, mask, pooled
+
+
+def _network(unet: UNet, weights) -> Callable:
+    """(xt, timestep, caption of ``_encode``) -> output."""
+    return lambda xt, timestep, caption: unet.apply({"params": weights["unet"]}, xt, timestep, *caption)
+
+
 @partial(jax.jit, static_argnums=0)
 def _squared_error(program: Program, weights, images, tokens, keys, timestep, alpha, sigma) -> Array:
     """The mean squared error of x0, in [-1, 1] or in latents, of images noised to one level."""
@@ -320,8 +333,8 @@ def _squared_error(program: Program, weights, images, tokens, keys, timestep, al
         x0, _ = program.autoencoder.apply({"params": weights["autoencoder"]}, x0, method="encode")
     level = Level(jnp.full(len(x0), alpha), jnp.full(len(x0), sigma))
     xt = process.diffuse(x0, rng.normal(keys, x0.shape[1:]), level)
-    hidden, pooled = program.text.apply({"params": weights["text"]}, *tokens)
-    output = program.unet.apply({"params": weights["unet"]}, xt, jnp.full(len(x0), timestep), hidden, tokens[1], pooled)
+    caption = _encode(program.text, weights, *tokens)
+    output = _network(program.unet, weights)(xt, jnp.full(len(x0), timestep), caption)
     answer = prediction.read(program.prediction_type, output, xt, level)
     if program.autoencoder is None:
         answer = prediction.clipped(answer, xt, level)

@@ -69,6 +69,7 @@ def test_the_spirals_config_builds_the_same_from_json_and_refuses_what_it_does_n
     for section, key, value, why in (
         ("data", "turn", 3.0, "did you mean 'turns'"),
         ("train", "steps", 0, "it must be 1 or more"),
+        ("train", "ema_decay", 1.5, "up to, not including, 1"),
         ("diffusion", "schedule", "cosin", "did you mean 'cosine'"),
         ("sample", "steps", 2000, "config.sample cannot be used"),
     ):

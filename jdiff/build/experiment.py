@@ -47,17 +47,11 @@ class Experiment(Config):
     def __post_init__(self):
         sections = choose("train.objective", self.train.objective, SECTIONS)
         self.check_sections(sections)
-        for key in ("steps", "batch_size", "log_every", "save_every", "sample_every", "keep", "group"):
-            if getattr(self.train, key) < 1:
-                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        self.check_train(("steps", "batch_size", "log_every", "save_every", "sample_every", "keep", "group"))
         if self.train.batch_size % self.train.group:
             raise ConfigError(
                 f"config.train.batch_size is {self.train.batch_size}, no multiple of config.train.group, "
                 f"{self.train.group}"
-            )
-        if not 0 <= self.train.ema_decay < 1:
-            raise ConfigError(
-                f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"
             )
         if self.train.hold_text and self.train.objective != "contrastive":
             raise ConfigError("config.train.hold_text is set, but only contrastive training changes the text tower")
@@ -258,8 +252,7 @@ class Experiment(Config):
         weights = {**self.initial_weights(tokenizer), **loaded}
         params = {part: tree for part, tree in weights.items() if part not in self.frozen}
         frozen = {part: tree for part, tree in weights.items() if part in self.frozen}
-        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
-        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, frozen)
+        return self.begin(params, frozen)
 
     def step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
         """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up.

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from jdiff import rng
 from jdiff.build.sections import Config, plain
-from jdiff.construct import ConfigError, construct
+from jdiff.construct import construct
 from jdiff.data.spiral import spiral as spiral_points
 from jdiff.models.mlp import MLP
 from jdiff.training import steps
@@ -25,9 +24,7 @@ class Spiral(Config):
 
     def __post_init__(self):
         self.check_sections(("data", "mlp", "diffusion", "optimizer", "train", "sample"))
-        for key in ("steps", "batch_size"):
-            if getattr(self.train, key) < 1:
-                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        self.check_train(("steps", "batch_size"))
         self.check_diffusion()
         self.points()
         self.mlp()
@@ -57,9 +54,7 @@ class Spiral(Config):
     def initial_state(self) -> TrainState:
         """Where training begins, from the config's seed."""
         key = rng.stream(self.train.seed, "parameters")
-        params = {"mlp": self.mlp().init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]}
-        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
-        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, {})
+        return self.begin({"mlp": self.mlp().init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]}, frozen={})
 
 
 def spiral(config: ConfigDict | Mapping) -> Spiral:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jdiff.construct import ConfigError, choose, construct, nearest
@@ -17,6 +19,7 @@ from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.training.optimizer import adamw
+from jdiff.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,21 @@ class Config:
 
     def optimizer(self):
         return construct("optimizer", adamw, self.section("optimizer"), steps=self.train.steps)
+
+    def begin(self, params: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
+        """The state of no steps yet."""
+        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
+        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, frozen)
+
+    def check_train(self, counts: Sequence[str]) -> None:
+        """The train section. counts: its keys that must be 1 or more."""
+        for key in counts:
+            if getattr(self.train, key) < 1:
+                raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        if not 0 <= self.train.ema_decay < 1:
+            raise ConfigError(
+                f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"
+            )
 
     def check_sections(self, sections: Sequence[str]) -> None:
         for section in self.config:

@@ -16,7 +16,12 @@ from jdiff.levels import over
 
 def start(keys: Array, shape: tuple[int, ...]) -> Array:
     """Where sampling begins: standard normal noise from each image's own key. Returns (b, *shape)."""
-    return rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), shape)
+    return _noise(keys, 0, shape)
+
+
+def _noise(keys: Array, number: int | Array, shape: tuple[int, ...]) -> Array:
+    """An image's own noise, by its key and a number: 0 is the start, i + 1 is of row i."""
+    return rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), shape)
 
 
 def sample(
@@ -83,7 +88,7 @@ def _begin(tableau: Tableau, xt: Array, memory: Array | None, history: Array | N
 
 
 def _row(denoise: Callable, tableau: Tableau, keys: Array, number: Array, state: tuple) -> tuple[tuple, Array]:
-    """One row, (9). Noise is drawn where the row asks for any; an image's is its own, by its key and the row.
+    """One row, (9). Noise is drawn where the row asks for any.
 
     Returns the state after it, and the denoiser's x0.
     """
@@ -98,7 +103,7 @@ def _row(denoise: Callable, tableau: Tableau, keys: Array, number: Array, state:
         xs = xs + over(row.weights[j], xt) * history[j]
 
     def noisy(xs: Array) -> Array:
-        z = rng.normal(jax.vmap(lambda key: jax.random.fold_in(key, number + 1))(keys), xs.shape[1:])
+        z = _noise(keys, number + 1, xs.shape[1:])
         size = over(row.of_noise, xt)
         if answer.fraction is not None:
             size = size * jnp.exp(answer.fraction * over(row.noise_range, xt))

@@ -20,9 +20,7 @@ def convert(source: str, destination: str, hints: Hints) -> None:
 
     Raises ``ConfigError`` where ``destination`` has something already.
     """
-    path = epath.Path(destination)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{destination} is there already; name a directory that is not, or empty it")
+    path = runs.new_folder(destination)
     if not epath.Path(source).exists():
         raise ConfigError(f"there is no {source}, to be converted")
     if runs.is_run(source):

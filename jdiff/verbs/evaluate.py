@@ -159,8 +159,9 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
     else:
         chosen = list(range(min(num, len(held))))
         captions = [held[i]["captions"][0].decode() for i in chosen]
-    pictures = np.stack([held[i]["image"] for i in chosen])
-    runs.save_x0_variance(run["workdir"], run["step"], sampler.unknown(pictures, captions))
+    if sampler.x0_variance is None:
+        pictures = np.stack([held[i]["image"] for i in chosen])
+        runs.save_x0_variance(run["workdir"], run["step"], sampler.unknown(pictures, captions))
     found: dict = {"prompts": len(chosen), "scales": {}}
     for scale in asked["guidance_scales"]:
         settings = dataclasses.replace(sampler.settings, guidance_scale=scale)

@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax import Array
 from jax import export as jax_export
 from safetensors.numpy import save
 
 from jdiff import runs, standalone
-from jdiff.construct import ConfigError
 from jdiff.interop.foreign import Hints
 from jdiff.sample import CAPTIONS, Sampler, draw
 
@@ -27,9 +25,7 @@ def export(source: str, destination: str, *, hints: Hints, changes: dict, max_ro
     max_rows: the most rows that any method may take which is put in its place.
     Raises ``ConfigError`` where ``destination`` has something already.
     """
-    folder = epath.Path(destination)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{destination} is there already; name a directory that is not, or empty it")
+    folder = runs.new_folder(destination)
     sampler, step = runs.drawing(source, hints)
     sampler = dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, **changes))
     method = sampler.method([sampler.settings], max_rows=max_rows)  # refuse impossible settings first

@@ -26,18 +26,27 @@ SHOWN = (999, 600, 400, 250, 100, 20)  # timesteps of the field
 ARROWS, REACH = 150, 1.6  # of the field: how many, and how far it is shown
 
 
-def spiral(setup: Spiral, out: str) -> dict[str, tuple[float, float]]:
-    """Learn the spiral of a config and draw its field and its samples.
+def spiral(setup: Spiral, out: str) -> None:
+    """Learn the spiral of a config and draw its field and its samples."""
+    predict, points, about = learnt(setup), setup.points(), {"figure": "spiral", "config": setup.config}
+    field = grids.write(epath.Path(out) / "spiral_field.png", _field(predict, points, setup), about)
+    drawn = samples(predict, setup)
+    found = {name: measured(ends, points) for name, ends in drawn.items()}
+    for name, (to, back) in found.items():
+        print(f"{name}: {to:.4f} from a point to the data on the mean, {back:.4f} from the data to a point")
+    pictures = grids.write(
+        epath.Path(out) / "spiral_samples.png", _panels(points, drawn, found), about | {"found": found}
+    )
+    print(f"wrote {field} and {pictures}, each with its .json")
 
-    Returns for each way of sampling the mean distance of its points to the data, and of the data to its points.
-    """
-    predict, prediction_type = _learnt(setup), setup.diffusion.prediction_type
-    denoise, points, schedule = prediction.denoiser(predict, prediction_type), setup.points(), setup.schedule()
-    about = {"figure": "spiral", "config": setup.config}
-    field = grids.write(epath.Path(out) / "spiral_field.png", _field(predict, setup), about)
+
+def samples(predict: Callable, setup: Spiral) -> dict[str, np.ndarray]:
+    """Points drawn by a network in each way, (SAMPLES, 2), by the name of the way."""
+    prediction_type = setup.diffusion.prediction_type
+    denoise = prediction.denoiser(predict, prediction_type)
 
     def tableau(**said) -> Tableau:
-        return dataclasses.replace(setup.sample, **said).tableau(schedule, prediction_type)
+        return dataclasses.replace(setup.sample, **said).tableau(setup.schedule(), prediction_type)
 
     ddpm = tableau(solver="ddpm")
     ways = {
@@ -45,22 +54,19 @@ def spiral(setup: Spiral, out: str) -> dict[str, tuple[float, float]]:
         "DDPM, its noise left out": dataclasses.replace(ddpm, of_noise=np.zeros_like(ddpm.of_noise)),
         "DDIM": tableau(solver="ddim", eta=0.0),
     }
-    keys = rng.image_keys(jnp.arange(SAMPLES))
-    drawn, found = {}, {}
+    keys, drawn = rng.image_keys(jnp.arange(SAMPLES)), {}
     for name, rows in ways.items():
         run = jax.jit(lambda keys, rows=rows: sampler.sample(denoise, rows, sampler.start(keys, (2,)), keys=keys)[0])
         drawn[name] = np.asarray(run(keys))
-        found[name] = (float(distances(drawn[name], points).mean()), float(distances(points, drawn[name]).mean()))
-        to, back = found[name]
-        print(f"{name}: {to:.4f} from a point to the data on the mean, {back:.4f} from the data to a point")
-    samples = grids.write(
-        epath.Path(out) / "spiral_samples.png", _samples(points, drawn, found), about | {"found": found}
-    )
-    print(f"wrote {field} and {samples}, each with its .json")
-    return found
+    return drawn
 
 
-def _learnt(setup: Spiral) -> Callable:
+def measured(ends: np.ndarray, points: np.ndarray) -> tuple[float, float]:
+    """The mean distance of samples (n, 2) to the data (m, 2), and of the data to the samples."""
+    return float(distances(ends, points).mean()), float(distances(points, ends).mean())
+
+
+def learnt(setup: Spiral) -> Callable:
     """Train, and return the network as (xt, timestep) -> output."""
     step, train = setup.step(), setup.train
     batch = {"index": jnp.arange(train.batch_size)}
@@ -77,9 +83,9 @@ def _learnt(setup: Spiral) -> Callable:
     return lambda xt, timestep: mlp.apply({"params": params}, xt, timestep)
 
 
-def _field(predict: Callable, setup: Spiral) -> np.ndarray:
+def _field(predict: Callable, points: np.ndarray, setup: Spiral) -> np.ndarray:
     """From noised points to where the learnt network sees them clean, at some timesteps."""
-    points, schedule = setup.points(), setup.schedule()
+    schedule = setup.schedule()
     figure = Figure(figsize=(12, 2.5), layout="constrained")
     eps = np.asarray(rng.normal(rng.image_keys(jnp.arange(len(points))), (2,)))
     some = np.linspace(0, len(points) - 1, ARROWS).round().astype(int)
@@ -99,7 +105,7 @@ def _field(predict: Callable, setup: Spiral) -> np.ndarray:
     return _pixels(figure)
 
 
-def _samples(points: np.ndarray, drawn: dict[str, np.ndarray], found: dict[str, tuple[float, float]]) -> np.ndarray:
+def _panels(points: np.ndarray, drawn: dict[str, np.ndarray], found: dict[str, tuple[float, float]]) -> np.ndarray:
     figure = Figure(figsize=(12, 3.7), layout="constrained")
     panels = figure.subplots(1, 1 + len(drawn))
     panels[0].set_title("the data, and its mean", fontsize=9)
