@@ -116,7 +116,7 @@ def _define_settings() -> None:
     flags.DEFINE_integer("steps", None, "Network evaluations; the config's if not said.", 1)
     flags.DEFINE_enum("solver", None, list(SOLVERS), "The config's if not said.")
     flags.DEFINE_enum("spacing", None, list(SPACINGS), "Of the grid's levels; the config's if not said.")
-    flags.DEFINE_float("eta", None, "DDIM's noise, 0 for none.", 0)
+    flags.DEFINE_float("eta", None, "DDIM's noise, from 0, none, to 1, DDPM's.", 0, 1)
     flags.DEFINE_enum("variance", None, list(VARIANCES), "DDPM's; the config's if not said.")
     flags.DEFINE_float("guidance_from", None, "Least log SNR that is guided.")
     flags.DEFINE_float("guidance_to", None, "Greatest log SNR that is guided.")

@@ -106,20 +106,25 @@ class Sampler:
         progress: goes through the batches in order, and may tell how far it is.
         Returns images (n, h, w, 3) uint8 and, on request, the denoiser's view of each image at
         every step, (rows, n, h, w, 3) uint8; one that is done early stays as it is.
+        Raises ``ValueError`` where something has not one value for each prompt, or cannot be drawn by.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is one sentence, {prompts!r}, but must be a list of them")
         n = len(prompts)
-        chosen = list(settings) if isinstance(settings, Sequence) else [settings or self.settings] * n
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"there are {n} prompts and batch_size is {batch_size}; both must be 1 or more")
+        chosen = _each("settings", self.settings if settings is None else settings, n)
         if guidance_scale is not None:
-            scales = np.broadcast_to(np.asarray(guidance_scale, float), (n,)).tolist()
-            chosen = [replace(one, guidance_scale=scale) for one, scale in zip(chosen, scales, strict=True)]
-        seeds = np.asarray(seed, np.uint32) + (np.arange(n, dtype=np.uint32) if np.ndim(seed) == 0 else 0)
-        negatives = [negative] * n if isinstance(negative, str) else list(negative)
+            scales = _each("guidance_scale", guidance_scale, n)
+            chosen = [replace(one, guidance_scale=float(scale)) for one, scale in zip(chosen, scales)]
+        seeds = np.array([seed + i for i in range(n)] if np.ndim(seed) == 0 else _each("seed", seed, n))
+        if seeds.min() < 0 or seeds.max() >= 2**32:
+            raise ValueError(f"seeds are from {seeds.min()} to {seeds.max()}, but must be from 0 to {2**32 - 1}")
+        negatives = _each("negative", negative, n)
         tableaux = {one: self.tableau(one) for one in set(chosen)}
         longest = max(tableau.rows for tableau in tableaux.values())
         rows = longest if trajectory else max(longest, max_rows)
-        columns = [*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), seeds]
+        columns = [*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), seeds.astype(np.uint32)]
         begun = None
         if noise is not None:
             if np.shape(noise) != (n, *self.shape):
@@ -229,6 +234,14 @@ class Sampler:
             clip=np.array([one.clip and pixels for one in settings]),
             percentile=column(one.percentile if pixels else 0.0 for one in settings),
         )
+
+
+def _each(name: str, said: Any, n: int) -> list:
+    """One value for each of n images, of what was said once for all or once for each."""
+    values = [said] * n if np.ndim(said) == 0 else list(said)
+    if len(values) != n:
+        raise ValueError(f"{name} has {len(values)} values, but there are {n} prompts")
+    return values
 
 
 def batches(tableaux: Sequence[Tableau], size: int) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
 from jdiff.diffusion.schedules import SPACINGS, Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.diffusion.tableau import Tableau, grid, with_guidance
+
+RANGES = {"eta": (0, 1), "rescale": (0, 1), "norm": (0, np.inf), "percentile": (0, 100)}  # of other numbers, any
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Settings:
     solver, spacing: names in SOLVERS and SPACINGS.   steps: of the grid; "heun" asks the network twice in each.
     offset: added to the timesteps of leading spacing.   ends_clean: whether the last step ends at the clean image, or
         at timestep 0, whose little noise stays; Stable Diffusion was shipped with 1 and the latter.
-    eta: DDIM's noise, 0 for none.   variance: DDPM's, of VARIANCES.
+    eta: DDIM's noise, from 0, none, to 1, DDPM's.   variance: DDPM's, of VARIANCES.
     guidance_scale: 1 is the plain conditional model.   guidance_from, guidance_to: the log SNRs between which it is
         used; everywhere if not said.   rescale, parallel, norm, momentum: see ``guidance.Corrections``.
     clip: hold the clean image in [-1, 1]; never latents.   percentile: of dynamic thresholding, 0 for none.
@@ -60,6 +62,14 @@ class Settings:
                 f"solver, spacing and variance are {self.solver}, {self.spacing} and {self.variance}; known are "
                 f"{', '.join(SOLVERS)}; {', '.join(SPACINGS)}; {', '.join(VARIANCES)}"
             )
+        for name, value in asdict(self).items():
+            low, high = RANGES.get(name, (-np.inf, np.inf))
+            if isinstance(value, (int, float)) and not (np.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} is {value:g}, but it must be finite, and from {low:g} to {high:g}")
+        low = -np.inf if self.guidance_from is None else self.guidance_from
+        high = np.inf if self.guidance_to is None else self.guidance_to
+        if low > high:
+            raise ValueError(f"guidance_from is {low:g}, but it must not be above guidance_to, {high:g}")
         if not 1 <= self.steps <= schedule.timesteps:
             raise ValueError(
                 f"steps is {self.steps}, but it must be from 1 to {schedule.timesteps}, the schedule's timesteps"
@@ -84,7 +94,5 @@ class Settings:
             )
         solver = SOLVERS[self.solver]
         given = {"eta": self.eta, "variance": self.variance, "x0_variance": x0_variance}
-        low = -np.inf if self.guidance_from is None else self.guidance_from
-        high = np.inf if self.guidance_to is None else self.guidance_to
         tableau = solver.rows(visited, **{name: given[name] for name in solver.options})
         return with_guidance(tableau, self.guidance_scale, low=low, high=high)

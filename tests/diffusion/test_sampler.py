@@ -196,6 +196,25 @@ def test_a_variance_that_nothing_tells_is_refused():
             Settings(solver="ddpm", variance=variance).tableau(linear(1000))
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"eta": 1.5}, "eta is 1.5, .* from 0 to 1"),
+        ({"eta": float("nan")}, "eta is nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf, but it must be finite"),
+        ({"percentile": 200}, "percentile is 200"),
+        ({"norm": -1.0}, "norm is -1"),
+        ({"guidance_from": 2.0, "guidance_to": -2.0}, "guidance_from is 2, but it must not be above guidance_to, -2"),
+        ({"steps": 1001}, "from 1 to 1000"),
+        ({"solver": "dpmp_2m"}, "known are ddpm"),
+    ],
+    ids=str,
+)
+def test_settings_that_mean_nothing_are_refused(said, why):
+    with pytest.raises(ValueError, match=why):
+        Settings(**said).tableau(linear(1000))
+
+
 @pytest.mark.parametrize("name", orders.DETERMINISTIC)
 def test_order_of_convergence_from_exact_starting_values(name):
     """The error of an image at the end of a stretch of the flow falls with the declared power of the stride."""

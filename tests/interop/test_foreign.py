@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 import jdiff as jdiff_package
 from jdiff import build, runs
 from jdiff.construct import ConfigError
+from jdiff.diffusion.settings import Settings
 from jdiff.interop import foreign, positions
 from jdiff.interop.foreign import Hints
 from jdiff.interop.tensors import WrongWeights, scan
@@ -77,6 +78,27 @@ def test_latents_are_decoded_and_an_image_is_its_seeds_own(models):
     assert (sampler.sample(["a dog"], settings=settings, noise=noise)[0] != images[1]).any()
     with pytest.raises(ValueError, match="noise is of shape"):
         sampler.sample(["a dog"], settings=settings, noise=noise[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"prompts": []}, "0 prompts"),
+        ({"prompts": "a cat"}, "must be a list"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"settings": [Settings()]}, "settings has 1 values, but there are 2 prompts"),
+        ({"guidance_scale": [1, 2, 3]}, "guidance_scale has 3 values"),
+        ({"negative": ["", "", ""]}, "negative has 3 values"),
+        ({"seed": [7]}, "seed has 1 values"),
+        ({"seed": -1}, "seeds are from -1 to 0"),
+        ({"seed": 2**32 - 1}, "but must be from 0 to 4294967295"),
+    ],
+    ids=str,
+)
+def test_what_is_not_said_for_each_image_is_refused(models, said, why):
+    """An image left out, or drawn by its neighbour's seed, would otherwise never be noticed."""
+    with pytest.raises(ValueError, match=why):
+        runs.load(models[0] / "sd").sample(**{"prompts": ["a cat", "a dog"], **said})
 
 
 def test_sampling_is_as_shipped(models):
