@@ -60,6 +60,16 @@ def softmax_cross_entropy(logits, label):
     return np.log(np.exp(shifted).sum()) - shifted[label]
 
 
+def contrastive(kind, text, image, scale, bias):
+    """CLIP's loss [clip fig. 3], or SigLIP's [siglip alg. 1], pair by pair. text, image (b, d)."""
+    logits, b = scale * text @ image.T + bias, len(text)
+    if kind == "softmax":
+        ways = [softmax_cross_entropy(rows[i], i) for rows in (logits, logits.T) for i in range(b)]
+        return sum(ways) / (2 * b)
+    signs = 2 * np.eye(b) - 1
+    return sum(np.log1p(np.exp(-signs[i, j] * logits[i, j])) for i in range(b) for j in range(b)) / b
+
+
 def attention(query, key, value, mask=None, causal=False):
     """One head, row by row: softmax(q k / sqrt(d)) v. query (n, d), key and value (m, d), mask (m,)."""
     rows = []

@@ -14,8 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jdiff import rng
-from jdiff.build.sections import Config, plain
+from jdiff.build.sections import Config, ContrastiveSettings, plain
 from jdiff.construct import ConfigError, choose, construct
+from jdiff.contrastive.loss import FORMS, KINDS, Loss
 from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
@@ -34,7 +35,7 @@ from jdiff.training.state import TrainState
 PARTS = {"contrastive": ("text", "vision"), "diffusion": ("text", "unet", "autoencoder")}
 BOTH = ("data", "tokenizer", "optimizer", "mesh", "train")
 SECTIONS = {
-    "contrastive": (*PARTS["contrastive"], "encoder", *BOTH),
+    "contrastive": (*PARTS["contrastive"], "encoder", "contrastive", *BOTH),
     "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
 }
 OF_A_START = ("run", "frozen")  # keys of a network's section that say where its weights come from and whether they stay
@@ -67,6 +68,7 @@ class Experiment(Config):
         if self.train.objective == "contrastive":
             if text.skip:
                 raise ConfigError("config.text.skip is set, but only text-to-image training reads the tower's states")
+            self._check_contrastive()
             vision = self.section("vision")
             choose("vision.activation", vision.get("activation", "gelu"), ACTIVATIONS)
             choose("vision.pooling", vision.get("pooling", "class"), POOLINGS)
@@ -174,6 +176,34 @@ class Experiment(Config):
             "encoder", DualEncoder, self.section("encoder"), text=self.text(vocab_size), vision=self.vision()
         )
 
+    @property
+    def contrastive(self) -> ContrastiveSettings:
+        return construct("contrastive", ContrastiveSettings, self.section("contrastive"))
+
+    def contrastive_loss(self) -> Loss:
+        """The loss of a dual encoder, over the devices that a batch lies on."""
+        said, mesh = self.contrastive, self.mesh()
+        form = choose("contrastive.form", said.form, FORMS)
+        chunk = {"chunk": said.chunk} if said.chunk else {}
+        rows = self.train.batch_size // mesh.size
+        if said.chunk and rows % said.chunk:
+            raise ConfigError(f"config.contrastive.chunk is {said.chunk}; it must divide a device's {rows} images")
+        return form(choose("contrastive.loss", said.loss, KINDS), mesh, meshes.BATCH, **chunk)
+
+    def _check_contrastive(self) -> None:
+        said = self.contrastive
+        choose("contrastive.loss", said.loss, KINDS)
+        choose("contrastive.form", said.form, FORMS)
+        if said.loss == "sigmoid" and not self.section("encoder").get("biased"):
+            raise ConfigError("config.contrastive.loss is 'sigmoid', which needs config.encoder.biased = True")
+        if said.chunk and said.form != "ring":
+            raise ConfigError(
+                f"config.contrastive.chunk is {said.chunk}, but config.contrastive.form is '{said.form}'; only 'ring' "
+                "has chunks"
+            )
+        if said.chunk < 0:
+            raise ConfigError(f"config.contrastive.chunk is {said.chunk}; it must be 0, for all, or more")
+
     def unet(self) -> UNet:
         outputs = self.shape[-1] * (2 if self.diffusion.learned_variance else 1)
         return construct("unet", UNet, self._network("unet"), out_channels=outputs)
@@ -263,7 +293,8 @@ class Experiment(Config):
         decay = train.ema_decay or None
         if train.objective == "contrastive":
             encoder = self.encoder(tokenizer.vocab_size)
-            one = steps.contrastive_step(encoder, optimizer, ema_decay=decay, hold_text=train.hold_text)
+            loss = self.contrastive_loss()
+            one = steps.contrastive_step(encoder, loss, optimizer, ema_decay=decay, hold_text=train.hold_text)
         else:
             tokens, mask = tokenizer.encode([""])
             one = steps.diffusion_step(

@@ -44,6 +44,18 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class ContrastiveSettings:
+    """config.contrastive.
+
+    loss: of KINDS.   form: of FORMS, where its logits lie.   chunk: of the ring, images looked at together; 0 for all.
+    """
+
+    loss: str = "softmax"
+    form: str = "dense"
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
 class DiffusionSettings:
     """config.diffusion.
 

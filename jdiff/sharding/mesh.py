@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+BATCH = ("data",)  # the axes that the rows of a batch are spread over
+
 
 def make(*, data: int = -1) -> Mesh:
     """A mesh of ``data`` devices, all of them if -1."""
@@ -22,7 +24,7 @@ def make(*, data: int = -1) -> Mesh:
 
 def over_batch(mesh: Mesh) -> NamedSharding:
     """Rows spread over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from jdiff import rng
-from jdiff.contrastive.loss import softmax_loss
+from jdiff.contrastive.loss import Loss
 from jdiff.diffusion import loss as diffusion
 from jdiff.diffusion.schedules import Schedule
 from jdiff.models.autoencoder import Autoencoder
@@ -47,7 +47,12 @@ def _apply(
 
 
 def contrastive_step(
-    encoder: DualEncoder, optimizer: optax.GradientTransformation, *, ema_decay: float | None, hold_text: int = 0
+    encoder: DualEncoder,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None,
+    hold_text: int = 0,
 ) -> Step:
     """The dual encoder's step: bring each caption and its image together, all others apart.
 
@@ -60,9 +65,9 @@ def contrastive_step(
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         def loss_fn(params):
             weights = {**state.frozen, **params}
-            text, image, scale, _ = encoder.apply({"params": weights}, batch["tokens"], batch["mask"], images_of(batch))
-            loss, report = softmax_loss(text, image, scale)
-            return loss, report | {"logit_scale": scale}
+            found = encoder.apply({"params": weights}, batch["tokens"], batch["mask"], images_of(batch))
+            value, report = loss(*found)
+            return value, report | {"logit_scale": found[2]}
 
         def constrain(params: dict) -> dict:
             """The logit scale at most 100 [clip sec. 2.5], the text tower as it was while it is held."""
