@@ -15,6 +15,7 @@ NAMES = {
     "gpu_check": "a short training and sampling run on whatever JAX finds",
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",
     "choices": "solvers, grids, schedules and prediction types on a spiral",
+    "sharding": "the contrastive losses over devices, and their memory, on eight fake CPU devices",
     "schedulers": "diffusers' schedulers with a perfect network, beside float64",
 }
 
