@@ -15,6 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = dict(source="folder", image_size=224, crop="clip", max_rejected=0.05)
     config.text = dict(run="weights/clip", frozen=False)
     config.vision = dict(run="weights/clip", frozen=False)
+    config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.1)
     config.mesh = dict(data=-1)
     config.train = dict(

@@ -27,6 +27,7 @@ from jdiff.models.layers import ACTIVATIONS
 from jdiff.models.unet import UNet
 from jdiff.sample import Sampler
 from jdiff.sharding import mesh as meshes
+from jdiff.sharding import rules
 from jdiff.training import metrics, steps
 from jdiff.training.loop import Every
 from jdiff.training.state import TrainState
@@ -185,7 +186,7 @@ class Experiment(Config):
         said, mesh = self.contrastive, self.mesh()
         form = choose("contrastive.form", said.form, FORMS)
         chunk = {"chunk": said.chunk} if said.chunk else {}
-        rows = self.train.batch_size // mesh.size
+        rows = self.train.batch_size // meshes.shares(mesh)
         if said.chunk and rows % said.chunk:
             raise ConfigError(f"config.contrastive.chunk is {said.chunk}; it must divide a device's {rows} images")
         return form(choose("contrastive.loss", said.loss, KINDS), mesh, meshes.BATCH, **chunk)
@@ -268,15 +269,21 @@ class Experiment(Config):
 
         Raises ``ConfigError`` where the config's numbers make no network.
         """
-        begin = jax.jit(partial(self._begin, tokenizer), out_shardings=meshes.everywhere(mesh), donate_argnums=0)
+        begin, loaded = partial(self._begin, tokenizer), dict(loaded)
         with self._making_networks():
-            return begin(dict(loaded))
+            place = rules.placement(mesh, jax.eval_shape(begin, loaded))
+            # What is loaded lies everywhere, and can only be given up for what does as well.
+            given_up = 0 if mesh.size == mesh.shape["data"] else ()
+            return jax.jit(begin, out_shardings=place, donate_argnums=given_up)(loaded)
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
         """The shapes of a state and where they are placed, for a checkpoint to be read into."""
         shapes = jax.eval_shape(partial(self._begin, tokenizer), self.shapes(tokenizer))
-        place = meshes.everywhere(mesh)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            rules.placement(mesh, shapes),
+        )
 
     def _begin(self, tokenizer: Tokenizer, loaded: dict[str, Any]) -> TrainState:
         weights = {**self.initial_weights(tokenizer), **loaded}
@@ -312,8 +319,12 @@ class Experiment(Config):
                 seed=train.seed,
             )
 
+        mesh = self.mesh()
+
         def averaged(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
             state, report = one(state, batch)
+            if mesh.size > 1:
+                state = jax.lax.with_sharding_constraint(state, rules.placement(mesh, state))
             return state, metrics.averages(report)
 
         return jax.jit(averaged, donate_argnums=0)

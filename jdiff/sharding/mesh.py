@@ -1,25 +1,38 @@
-"""The devices as a mesh, and where batches and parameters lie on it.
+"""The devices as a mesh, and where batches lie on it.
 
-One axis today, ``data``: every device holds all parameters and its share of each batch.
+Three axes: ``data`` cuts the rows of a batch, ``fsdp`` rows and parameters, ``tensor`` parameters alone.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-BATCH = ("data",)  # the axes that the rows of a batch are spread over
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the axes that the rows of a batch are spread over
 
 
-def make(*, data: int = -1) -> Mesh:
-    """A mesh of ``data`` devices, all of them if -1."""
-    devices = jax.devices()
-    if data == -1:
-        data = len(devices)
-    if not 1 <= data <= len(devices):
-        raise ValueError(f"config.mesh.data is {data}, but there are {len(devices)} devices; set it to -1 to use all")
-    return Mesh(np.array(devices[:data]), ("data",))
+def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of data x fsdp x tensor devices; one of them may be -1, for as many as there are."""
+    devices, sizes = jax.devices(), {"data": data, "fsdp": fsdp, "tensor": tensor}
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    said = math.prod(size for size in sizes.values() if size != -1)
+    if len(rest) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise ValueError(f"config.mesh is {sizes}, but each axis must be 1 or more, and one of them may be -1")
+    if said > len(devices) or (rest and len(devices) % said):
+        raise ValueError(f"config.mesh is {sizes}, but there are {len(devices)} devices to share")
+    if rest:
+        sizes[rest[0]] = len(devices) // said
+    shape = tuple(sizes[axis] for axis in AXES)
+    return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), AXES)
+
+
+def shares(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:

@@ -21,6 +21,7 @@ from jdiff.diffusion.loss import spectrum_of
 from jdiff.embed import Encoder
 from jdiff.runs import Model
 from jdiff.sharding import mesh as meshes
+from jdiff.sharding import rules
 from jdiff.training import loop
 from jdiff.training.metrics import Writer, from_checkpoint
 from jdiff.training.state import TrainState
@@ -38,10 +39,9 @@ def train(setup: Experiment, workdir: str) -> None:
     builder = setup.dataset()
     dataset = records.records(builder, "train")
     mesh = setup.mesh()
-    if train.batch_size % mesh.size:
-        raise ConfigError(
-            f"config.train.batch_size is {train.batch_size}, which {mesh.size} devices cannot share evenly"
-        )
+    shares = meshes.shares(mesh)
+    if train.batch_size % shares:
+        raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shares} devices cannot share evenly")
     _check_unchanged(setup, path, builder)
     tokenizer = _tokenizer(setup, path, starts, dataset)
     new = runs.latest_step(path) is None
@@ -61,6 +61,9 @@ def train(setup: Experiment, workdir: str) -> None:
         weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         device = mesh.devices.flat[0].device_kind
         print(f"{train.objective} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
+        if mesh.size > 1:
+            print(f"mesh {dict(mesh.shape)}; parameters lie on it by jdiff/sharding/rules.py:")
+            print(rules.table(mesh, {**state.params, **state.frozen}))
         print(f"steps {start} to {train.steps} of {train.batch_size} out of {len(dataset)} images; saving to {path}")
         batches = Batches(
             dataset,
@@ -102,10 +105,10 @@ def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | Non
 
 
 def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.CaptionedImages) -> None:
-    """See that a run that was begun had this config and this data. Raises ``ConfigError``."""
+    """See that a run that was begun had this config, on whatever mesh, and this data. Raises ``ConfigError``."""
     if (path / CONFIG).exists():
         old = json.loads((path / CONFIG).read_text())
-        for key, (before, now) in sorted(_differences(old, setup.config).items()):
+        for key, (before, now) in sorted(_differences(old | {"mesh": {}}, setup.config | {"mesh": {}}).items()):
             raise ConfigError(
                 f"{path} was begun with config.{key} = {before!r}, and now it is {now!r}; "
                 "name another --workdir, or change the config back"

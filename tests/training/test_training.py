@@ -188,22 +188,6 @@ def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
         assert store.latest is None
 
 
-def test_devices_do_not_change_the_run():
-    """One device and eight see the same batch, and lose the same within rounding, step by step.
-
-    Losses, not parameters: the gradient of a key's bias is 0 but for rounding, which Adam makes a full step of.
-    """
-    losses = []
-    for devices in (1, 8):
-        setup = build.experiment(CONFIG | {"mesh": {"data": devices}})
-        mesh, step = setup.mesh(), setup.step(Words())
-        state = setup.initial_state(Words(), mesh, {})
-        for i in range(4):
-            state, averages = step(state, meshes.place(mesh, batch(i)))
-            losses.append(float(averages["loss"].compute()))
-    np.testing.assert_allclose(losses[:4], losses[4:], rtol=1e-5)
-
-
 def test_noise_belongs_to_the_example():
     """Keys follow seed, stream, step and place, and no two of them meet."""
     place = jnp.arange(4)

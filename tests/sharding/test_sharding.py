@@ -1,0 +1,180 @@
+"""The same run on any mesh, and where its parameters lie."""
+
+import json
+import runpy
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jdiff import build, runs
+from jdiff.cli import shipped_configs
+from jdiff.construct import ConfigError
+from jdiff.sharding import mesh as meshes
+from jdiff.sharding import rules
+from jdiff.verbs import train
+
+ONE = {"data": 1}
+LAYOUTS = ({"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 2})
+EVERY = {"data": 2, "fsdp": 2, "tensor": 2}
+BASE = {
+    "data": {"image_size": 8},
+    "tokenizer": {"context_length": 8},
+    "text": {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16, "activation": "gelu", "causal": False},
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
+    "train": {"objective": "contrastive", "batch_size": 16, "steps": 6, "ema_decay": 0.9},
+}
+CONTRASTIVE = BASE | {"vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16}}
+DIFFUSION = BASE | {
+    "unet": {"channels": (16, 32), "attention": (False, True), "heads": (1, 2), "blocks": 1, "groups": 8},
+    "diffusion": {"prediction_type": "v"},
+    "train": BASE["train"] | {"objective": "diffusion"},
+}
+RESNET = CONTRASTIVE | {"vision": {"kind": "resnet", "width": 8, "layers": (1, 1, 1, 1), "heads": 2}}
+
+
+class Words:
+    """A tokenizer's interface over random tokens."""
+
+    vocab_size = 20
+
+    def encode(self, captions):
+        return np.zeros((len(captions), 8), np.int32), np.ones((len(captions), 8), bool)
+
+
+def batch(step):
+    generator = np.random.default_rng(step)
+    tokens = generator.integers(1, 20, (16, 8)).astype(np.int32)
+    images = generator.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+    return {"image": images, "tokens": tokens, "mask": tokens > 3, "index": np.arange(16, dtype=np.int32)}
+
+
+def trained(config, layout, steps=3):
+    """The loss of each step on a mesh, and the state at the end."""
+    setup = build.experiment(config | {"mesh": layout})
+    mesh, step, losses = setup.mesh(), setup.step(Words()), []
+    state = setup.initial_state(Words(), mesh, {})
+    for i in range(steps):
+        state, averages = step(state, meshes.place(mesh, batch(i)))
+        losses.append(float(averages["loss"].compute()))
+    return losses, state
+
+
+@cache
+def alone(objective):
+    return trained(DIFFUSION if objective == "diffusion" else CONTRASTIVE, ONE)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
+def test_a_mesh_does_not_change_the_run(config, layout):
+    """Every layout sees the same batch and noise, and loses the same within rounding, step by step.
+
+    Losses, not parameters: the gradient of a key's bias is 0 but for rounding, which Adam makes a full step of.
+    """
+    losses, state = trained(config, layout)
+    np.testing.assert_allclose(losses, alone(config["train"]["objective"]), rtol=1e-5)
+    mesh = build.experiment(config | {"mesh": layout}).mesh()
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(rules.placement(mesh, state))):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+@pytest.mark.parametrize("form", [{"form": "gathered"}, {"form": "ring"}, {"form": "ring", "chunk": 2}], ids=str)
+def test_nor_does_the_form_of_the_loss(form):
+    losses, _ = trained(CONTRASTIVE | {"contrastive": form}, EVERY)
+    np.testing.assert_allclose(losses, alone("contrastive"), rtol=1e-5)
+
+
+def test_a_device_holds_its_part_of_parameters_moments_and_average():
+    _, state = trained(CONTRASTIVE, {"data": 1, "fsdp": 8}, steps=1)
+    moments = next(part.mu for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if part)
+    for tree in (state.params, moments, state.ema):
+        kernel = tree["text"]["transformer"]["layers_0"]["mlp_1"]["kernel"]
+        assert kernel.shape == (16, 64) and kernel.addressable_shards[0].data.shape == (2, 64)
+
+
+def test_a_checkpoint_of_one_layout_is_read_into_another(tmp_path):
+    _, state = trained(CONTRASTIVE, EVERY, steps=1)
+    setup = build.experiment(CONTRASTIVE | {"mesh": {"data": 2, "fsdp": 4}})
+    with runs.checkpoints(tmp_path, keep=1) as store:
+        store.save(state)
+        store.wait()
+        found = store.restore(setup.state_like(Words(), setup.mesh()))
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kernel = found.params["text"]["transformer"]["layers_0"]["mlp_1"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (4, 64)
+
+
+def test_a_run_goes_on_on_another_mesh_but_not_as_another_network(tmp_path):
+    begun = build.experiment(CONTRASTIVE | {"mesh": ONE}).config
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    train._check_unchanged(build.experiment(begun | {"mesh": EVERY}), tmp_path, None)
+    with pytest.raises(ConfigError, match=r"config.text.width = 16, and now it is 32"):
+        train._check_unchanged(build.experiment(begun | {"text": begun["text"] | {"width": 32}}), tmp_path, None)
+
+
+def shipped():
+    """The shapes of parameters of every config that is shipped, at its own size, without somebody's weights."""
+    for name, path in shipped_configs().items():
+        config = runpy.run_path(str(path))["get_config"]().to_dict()
+        if "data" in config and name not in ("spiral", "tune_clip", "tune_t2i"):  # which say nothing of their networks
+            config["text"].pop("run", None)
+            yield name, build.experiment(config).shapes(Words())
+
+
+def test_every_parameter_has_a_rule_and_every_rule_serves():
+    seen = set()
+    for shapes in [shapes for _, shapes in shipped()] + [build.experiment(RESNET).shapes(Words())]:
+        paths = ["/".join(key.key for key in keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+        seen |= {rules.rule_of(path) for path in paths}
+    assert seen == set(range(len(rules.RULES)))
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(rules.NoRule, match="unet/strange/kernel"):
+        rules.placement(
+            build.experiment(CONTRASTIVE | {"mesh": ONE}).mesh(), {"unet": {"strange": {"kernel": np.ones(3)}}}
+        )
+
+
+@pytest.mark.parametrize(("name", "parts"), [("demo_clip", ("text", "vision", "logit_scale")), ("demo_t2i", ("unet",))])
+def test_the_table_of_a_config(name, parts):
+    """Goldens: rewrite them on purpose, and read the difference."""
+    mesh, shapes = build.experiment(CONTRASTIVE | {"mesh": EVERY}).mesh(), dict(shipped())[name]
+    found = rules.table(mesh, {part: shapes[part] for part in parts}) + "\n"
+    assert found == (Path(__file__).parent / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("layout", "why"),
+    [
+        ({"data": 9}, "there are 8 devices"),
+        ({"data": -1, "fsdp": 3}, "there are 8 devices"),
+        ({"data": -1, "fsdp": -1}, "one of them may be -1"),
+        ({"data": 1, "tensor": 0}, "must be 1 or more"),
+        ({"data": 1, "tensors": 2}, "did you mean 'tensor'"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_cannot_be_is_refused(layout, why):
+    with pytest.raises(ConfigError, match=why):
+        build.experiment(CONTRASTIVE | {"mesh": layout}).mesh()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"loss": "sigmoid"}, "encoder.biased"),
+        ({"form": "rings"}, "did you mean 'ring'"),
+        ({"form": "dense", "chunk": 2}, "only 'ring'"),
+        ({"form": "ring", "chunk": -2}, "must be 0, for all, or more"),
+        ({"form": "ring", "chunk": 3}, "must divide a device's 4 images"),
+    ],
+    ids=str,
+)
+def test_a_loss_that_cannot_be_is_refused(said, why):
+    with pytest.raises(ConfigError, match=why):
+        build.experiment(CONTRASTIVE | {"contrastive": said, "mesh": EVERY}).step(Words())
