@@ -3,7 +3,7 @@
 Aim     samples of DDPM and DDIM lie on all of the curve: 0.01 or less from them to it and from it to them, on the mean.
 Run     jdiff figures spiral --config=spiral
 Takes   about a minute on 2 CPU cores.
-Expect  0.01 both ways after 5,000 steps; without its noise DDPM ends in one place, 0.7 from the curve.
+Expect  0.01 both ways after 8,000 steps; without its noise DDPM ends in one place, 0.7 from most of the curve.
 Seen    2026-11-26, 49 s: to the data and back, DDPM 0.005 and 0.005, without its noise 0.006 and 0.725, DDIM 0.006
         and 0.005.
 """

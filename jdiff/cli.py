@@ -113,7 +113,7 @@ def _define_settings() -> None:
     from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 
     flags.DEFINE_float("guidance_scale", None, "1 is the plain conditional model; the config's if not said.")
-    flags.DEFINE_integer("steps", None, "Network evaluations; the config's if not said.", 1)
+    flags.DEFINE_integer("steps", None, "Steps, in each of which heun asks twice; the config's if not said.", 1)
     flags.DEFINE_enum("solver", None, list(SOLVERS), "The config's if not said.")
     flags.DEFINE_enum("spacing", None, list(SPACINGS), "Of the grid's levels; the config's if not said.")
     flags.DEFINE_float("eta", None, "DDIM's noise, from 0, none, to 1, DDPM's.", 0, 1)

@@ -34,7 +34,10 @@ def construct(section: str, constructor: Callable, keys: Mapping[str, Any], **mo
         if name not in accepted:
             raise ConfigError(f"config.{section}.{name} is not a setting; {nearest(name, accepted)}")
         wanted_name = str(accepted[name].annotation)
-        wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(wanted_name)
+        types = {"int": int, "float": (int, float), "bool": bool, "str": str}
+        wanted = types.get(wanted_name.removesuffix(" | None"))
+        if value is None and wanted_name.endswith(" | None"):
+            continue
         if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
             raise ConfigError(
                 f"config.{section}.{name} is {value!r}, a {type(value).__name__}; it must be {wanted_name}"

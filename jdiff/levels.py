@@ -39,6 +39,3 @@ class Level:
         """The same rates with trailing axes of one, to multiply a batch. x: (b, *dims), rates: (b,) or ()."""
 
         return Level(over(self.alpha, x), over(self.sigma, x))
-
-
-CLEAN = Level(np.array(1.0), np.array(0.0))

@@ -121,6 +121,8 @@ class Sampler:
         if seeds.min() < 0 or seeds.max() >= 2**32:
             raise ValueError(f"seeds are from {seeds.min()} to {seeds.max()}, but must be from 0 to {2**32 - 1}")
         negatives = _each("negative", negative, n)
+        if self.weaker is not None and any(negatives):
+            raise ValueError("negative is said, but this model is led away from a weaker one in place of a caption")
         tableaux = {one: self.tableau(one) for one in set(chosen)}
         longest = max(tableau.rows for tableau in tableaux.values())
         rows = longest if trajectory else max(longest, max_rows)
@@ -198,6 +200,7 @@ class Sampler:
             ("way of reading captions", self.tokenizer.layout(), weaker.tokenizer.layout()),
             ("vocabulary", self.tokenizer.vocab_size, weaker.tokenizer.vocab_size),
             ("number of timesteps", self.schedule.timesteps, weaker.schedule.timesteps),
+            ("schedule's log SNRs", _some_levels(self.schedule), _some_levels(weaker.schedule)),
             ("channels of variance", self.learned_variance, weaker.learned_variance),
         ):
             if ours != theirs:
@@ -234,6 +237,11 @@ class Sampler:
             clip=np.array([one.clip and pixels for one in settings]),
             percentile=column(one.percentile if pixels else 0.0 for one in settings),
         )
+
+
+def _some_levels(schedule: Schedule) -> list[float]:
+    """What tells a schedule from others: log SNRs at its start, middle and end."""
+    return schedule.rates(np.linspace(schedule.first, schedule.last, 3)).logsnr.round(6).tolist()
 
 
 def _each(name: str, said: Any, n: int) -> list:

@@ -44,6 +44,8 @@ def load(folder, guidance_scale=None):
     weights, method = device_put(tensors(folder / "weights.safetensors")), tensors(folder / "method.safetensors")
     if guidance_scale is not None:
         scale = method["tableau/guidance_scale"]
+        if (scale == 1).all():
+            raise ValueError("guidance_scale is said, but what was exported is not guided; export it with a scale")
         method["tableau/guidance_scale"] = np.where(scale != 1, np.float32(guidance_scale), scale)
     call = jit(program.call)
 
@@ -100,7 +102,10 @@ def main():
         encode = encoder(Path(__file__).parent)
     except ImportError as error:
         sys.exit(f"draw.py: {error.name} is not installed; this needs jax, flatbuffers, tokenizers and Pillow")
-    draw = load(Path(__file__).parent, given.guidance_scale)
+    try:
+        draw = load(Path(__file__).parent, given.guidance_scale)
+    except ValueError as error:
+        sys.exit(f"draw.py: {error}")
     n = len(given.prompts)
     images = draw(*encode(given.prompts), *encode([given.negative] * n), given.seed + np.arange(n))
     out = Path(given.out)

@@ -72,6 +72,8 @@ def test_the_spirals_config_builds_the_same_from_json_and_refuses_what_it_does_n
         ("train", "ema_decay", 1.5, "up to, not including, 1"),
         ("diffusion", "schedule", "cosin", "did you mean 'cosine'"),
         ("sample", "steps", 2000, "config.sample cannot be used"),
+        ("sample", "guidance_from", "low", "it must be float"),
+        ("diffusion", "timesteps", 1, "it must be 2 or more"),
     ):
         wrong = config.to_dict()
         wrong[section] = wrong[section] | {key: value}

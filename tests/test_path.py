@@ -193,6 +193,10 @@ def test_a_weaker_model_in_place_of_a_negative_prompt(folder):
     assert (drawn(sampler.guided_by(weaker), 4.0) != plain).any()
     with pytest.raises(ValueError, match="prediction type is v, but must be this one's, x0"):
         sampler.guided_by(dataclasses.replace(sampler, prediction_type="v"))
+    with pytest.raises(ValueError, match="schedule's log SNRs"):
+        sampler.guided_by(dataclasses.replace(sampler, schedule=make("linear", sampler.schedule.timesteps)))
+    with pytest.raises(ValueError, match="negative is said"):
+        sampler.guided_by(weaker).sample(["a red circle"], negative="blur", **few)
     jdiff("sample", "runs/shapes", "a red circle", "--weaker=runs/shapes", "--out=led", cwd=folder)
     assert json.loads((folder / "led" / "000000.json").read_text())["weaker"] == "runs/shapes"
 

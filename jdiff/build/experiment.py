@@ -271,10 +271,10 @@ class Experiment(Config):
         """
         begin, loaded = partial(self._begin, tokenizer), dict(loaded)
         with self._making_networks():
-            place = rules.placement(mesh, jax.eval_shape(begin, loaded))
-            # What is loaded lies everywhere, and can only be given up for what does as well.
-            given_up = 0 if mesh.size == mesh.shape["data"] else ()
-            return jax.jit(begin, out_shardings=place, donate_argnums=given_up)(loaded)
+            shapes = jax.eval_shape(begin, loaded)
+        # What is loaded lies everywhere, and can only be given up for what does as well.
+        given_up = 0 if mesh.size == mesh.shape["data"] else ()
+        return jax.jit(begin, out_shardings=rules.placement(mesh, shapes), donate_argnums=given_up)(loaded)
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
         """The shapes of a state and where they are placed, for a checkpoint to be read into."""

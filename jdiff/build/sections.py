@@ -135,8 +135,8 @@ class Config:
 
     def check_diffusion(self) -> None:
         """The diffusion and sample sections, with the sentence for each key."""
-        if self.diffusion.timesteps < 1:
-            raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 1 or more")
+        if self.diffusion.timesteps < 2:
+            raise ConfigError(f"config.diffusion.timesteps is {self.diffusion.timesteps}; it must be 2 or more")
         if self.diffusion.shift <= 0:
             raise ConfigError(f"config.diffusion.shift is {self.diffusion.shift}; it must be above 0")
         schedule = self.schedule()

@@ -78,7 +78,8 @@ def guided(both: Callable, prediction_type: str, corrections: Corrections) -> Ca
         outputs, others = both(xt, row.timestep)
         (with_, fraction), (without, _) = divided(outputs, xt), divided(others, xt)
         answer = without + scale * (with_ - without)
-        held, memory = _corrected(with_, without, answer, xt, row, prediction_type, c, memory)
+        held, now = _corrected(with_, without, answer, xt, row, prediction_type, c, memory)
+        memory = jnp.where(scale == 1, memory, now)  # as for an image that is drawn alone
         used = (c.rescale != 0) | (c.parallel != 1) | jnp.isfinite(c.norm) | (c.momentum != 0)
         answer = jnp.where(scale == 1, with_, jnp.where(used, held, answer))
         if fraction is not None:

@@ -165,7 +165,7 @@ class Continuous:
             level = _rates(self.logsnr(u, xp), xp)
             gone = level.sigma**2 / (1 + level.alpha)
             less = lost + start * (gone - lost) / (start - end)
-            alpha = xp.where(u >= 1, 0.0, 1 - less)
+            alpha = xp.where(u >= 1, 0.0, xp.maximum(1 - less, 0.0))  # near 1, float32 may round below 0
             return 2 * xp.log(alpha) - xp.log(less * (1 + alpha))
 
         def time(logsnr):

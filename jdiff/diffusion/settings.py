@@ -70,11 +70,17 @@ class Settings:
         high = np.inf if self.guidance_to is None else self.guidance_to
         if low > high:
             raise ValueError(f"guidance_from is {low:g}, but it must not be above guidance_to, {high:g}")
+        if self.percentile and not self.clip:
+            raise ValueError(f"percentile is {self.percentile:g}, but clip is false, so nothing is thresholded")
         if not 1 <= self.steps <= schedule.timesteps:
             raise ValueError(
                 f"steps is {self.steps}, but it must be from 1 to {schedule.timesteps}, the schedule's timesteps"
             )
-        timesteps = SPACINGS[self.spacing](schedule, self.steps) + self.offset
+        timesteps = SPACINGS[self.spacing](schedule, self.steps) + (self.offset if self.spacing == "leading" else 0)
+        if not self.ends_clean:  # where it ends, no step begins
+            timesteps = timesteps[timesteps > schedule.first + 1e-6 * (schedule.last - schedule.first)]
+        if not len(timesteps):
+            raise ValueError(f"steps is {self.steps}, and the only timestep is the last, where ends_clean=False ends")
         if not schedule.first <= timesteps.min() <= timesteps.max() <= schedule.last:
             raise ValueError(
                 f"offset is {self.offset}, and so the timesteps are from {timesteps.min():g} to {timesteps.max():g}, "

@@ -23,7 +23,7 @@ RULES = (
     (r".*/(q|k|v|mlp_1|ff1|time1)/kernel", ("fsdp", "tensor")),
     (r".*/(out|mlp_2|ff2|time2)/kernel", ("tensor", "fsdp")),
     (r".*/(projection|pooled|time|proj_in|proj_out)/kernel", ("fsdp", None)),
-    (r".*/(conv\w*|\w+_sample|shortcut|patches)/kernel", (None, None, None, "fsdp")),
+    (r".*/(conv\w*|\w+_sample|shortcut|patches|quant|post_quant)/kernel", (None, None, None, "fsdp")),
 )
 
 

@@ -159,7 +159,7 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
     else:
         chosen = list(range(min(num, len(held))))
         captions = [held[i]["captions"][0].decode() for i in chosen]
-    if sampler.x0_variance is None:
+    if sampler.x0_variance is None and run["split"] != "train":  # of pictures that training has not seen
         pictures = np.stack([held[i]["image"] for i in chosen])
         runs.save_x0_variance(run["workdir"], run["step"], sampler.unknown(pictures, captions))
     found: dict = {"prompts": len(chosen), "scales": {}}

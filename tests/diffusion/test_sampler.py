@@ -203,6 +203,8 @@ def test_a_variance_that_nothing_tells_is_refused():
         ({"eta": float("nan")}, "eta is nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf, but it must be finite"),
         ({"percentile": 200}, "percentile is 200"),
+        ({"percentile": 99, "clip": False}, "clip is false"),
+        ({"spacing": "leading", "steps": 1, "ends_clean": False}, "the only timestep"),
         ({"norm": -1.0}, "norm is -1"),
         ({"guidance_from": 2.0, "guidance_to": -2.0}, "guidance_from is 2, but it must not be above guidance_to, -2"),
         ({"steps": 1001}, "from 1 to 1000"),
@@ -213,6 +215,25 @@ def test_a_variance_that_nothing_tells_is_refused():
 def test_settings_that_mean_nothing_are_refused(said, why):
     with pytest.raises(ValueError, match=why):
         Settings(**said).tableau(linear(1000))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_step_has_no_length(name, spacing):
+    """A grid that ends above the clean image, as Stable Diffusion's, visits that end only as its end."""
+    for offset in (0, 1):
+        tableau = Settings(solver=name, spacing=spacing, steps=10, offset=offset, ends_clean=False).tableau(
+            linear(1000)
+        )
+        assert tableau.timestep.min() > 0
+        assert all(np.isfinite(column).all() for column in jax.tree.leaves(tableau))
+
+
+def test_an_offset_is_of_leading_timesteps_alone():
+    last = {name: Settings(spacing=name, steps=10, offset=1).tableau(linear(1000)).timestep for name in SPACINGS}
+    for name, timesteps in last.items():
+        moved = timesteps - Settings(spacing=name, steps=10).tableau(linear(1000)).timestep
+        np.testing.assert_array_equal(moved, 1.0 if name == "leading" else 0.0)
 
 
 @pytest.mark.parametrize("name", orders.DETERMINISTIC)
@@ -394,6 +415,8 @@ def test_equation_29_apg():
     along = d @ with_ / (with_ @ with_) * with_
     right = [with_ + 3 * d * 0.1 / np.sqrt((d**2).mean()), with_ + 3 * (d - along), with_ + 3 * d, with_ + 3 * d]
     np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+    _, _, kept = answer_of(corrections, [4.0, 4.0, 1.0, 4.0], memory=memory)
+    np.testing.assert_array_equal(kept[2], memory[2])  # as of an image that is drawn where nobody is guided
     again, _, _ = answer_of(corrections, [4.0] * 4, memory=memory)
     np.testing.assert_allclose(again[2], with_ + 3 * (d - 0.5 * d), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(again[3], found[3])

@@ -152,6 +152,14 @@ def test_equation_17_shift_is_of_the_ratio_of_noise_to_signal():
         np.testing.assert_allclose(larger.sigma / larger.alpha, 4 * plain.sigma / plain.alpha, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_level_next_to_pure_noise_is_a_number(name):
+    """In float32, where what is left of alpha is less than a rounding of 1."""
+    schedule = make(name, continuous=True, zero_terminal_snr=True)
+    rates = schedule.rates(schedule.last * (1 - jnp.logspace(-8, -3, 2001)))
+    assert bool(jnp.all(rates.alpha >= 0) & jnp.all(rates.sigma > 0.9) & jnp.all(rates.alpha < 0.1))
+
+
 def test_equation_18_zero_terminal_snr():
     """Figures of another library for the linear schedule; the first timestep keeps its level."""
     found = make("linear", zero_terminal_snr=True).alpha_bar
