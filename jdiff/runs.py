@@ -244,8 +244,10 @@ def save_x0_variance(workdir: epath.PathLike, step: int, measured: tuple[tuple[f
 
 
 def _saved_x0_variance(workdir: epath.PathLike, step: int | None) -> tuple[tuple[float, ...], ...] | None:
-    path = epath.Path(workdir) / "x0_variance.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        found = json.loads((epath.Path(workdir) / "x0_variance.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # one cut short by a kill is measured again
+        return None
     if step is None or found.get("step") != step:
         return None
     return tuple(found["logsnr"]), tuple(found["variance"])

@@ -36,8 +36,8 @@ the quadratic itself, of order 3.
 
 Strides are of any length; the step after the last timestep ends at the clean image, alpha = 1, unless it is said to be
 timestep 0, where Stable Diffusion ends. A step to the clean image is of first order in (20), whose end lies at
-infinity: it gives the last x0. So is a step that begins at pure noise, an SNR below 1e-6, where (19) has no or hardly
-a coordinate: in every method it is DDIM's, of eta 1 in methods that add noise, and no later step looks back at it.
+infinity: it gives the last x0. So is a first step that begins at pure noise, an SNR below 1e-6, where (19) has no or
+hardly a coordinate: in every method it is DDIM's, of eta 1 in methods that add noise, and no later step looks back.
 Tables are made in float64 on the host.
 """
 

@@ -65,10 +65,12 @@ def sample(
     )
     for first in track(range(0, len(todo), batch_size), description="sampling", console=Console(stderr=True)):
         chosen = todo[first : first + batch_size]
+        # The last batch is filled up with some of its own, so that it needs no program of another size.
+        full = [wanted[chosen[i % len(chosen)]] for i in range(min(batch_size, len(todo)))]
         drawn = sampler.sample(
-            [wanted[i]["prompt"] for i in chosen],
+            [about["prompt"] for about in full],
             negative=negative,
-            seed=[wanted[i]["seed"] for i in chosen],
+            seed=[about["seed"] for about in full],
             settings=settings,
             batch_size=batch_size,
             trajectory=trajectory,
