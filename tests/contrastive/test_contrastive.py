@@ -20,7 +20,7 @@ WAYS = [(form, {}) for form in FORMS] + [("ring", {"chunk": 2})]
 def made(kind, form="dense", devices=1, **options):
     """A loss over so many devices, which are two axes of the mesh where they can be."""
     across = np.array(jax.devices()[:devices]).reshape(-1, min(devices, 2))
-    return FORMS[form](KINDS[kind], Mesh(across, AXES), AXES, **options)
+    return jax.jit(FORMS[form](KINDS[kind], Mesh(across, AXES), AXES, **options))
 
 
 def pairs(b=16, d=6):
