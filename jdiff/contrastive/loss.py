@@ -173,7 +173,9 @@ def ring(of: Kind, mesh: Mesh, axes: tuple[str, ...], *, chunk: int | None = Non
         def visit(state, visiting):
             (rows, of_text), (image, columns, of_image, theirs) = state, visiting
             logits = _logits(text, image, scale, bias)
-            rows, columns = of.add(rows, of.of(logits, 1)), of.add(columns, of.of(logits, 0))
+            rows = of.add(rows, of.of(logits, 1))
+            if of.both:
+                columns = of.add(columns, of.of(logits, 0))
             near = _near(logits, positive, theirs, scale)
             return (rows, of_text + near[0]), (image, columns, of_image + near[1], theirs)
 
