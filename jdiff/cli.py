@@ -76,7 +76,23 @@ def _prepare() -> None:
     prepare(_experiment())
 
 
+def _define_train() -> None:
+    _config_and_workdir()
+    flags.DEFINE_string(
+        "cluster", "auto", "What starts the processes, if JAX is not to look; 'none': this one is alone."
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing tells JAX of the processes.")
+    flags.DEFINE_integer("processes", None, "How many processes, each started by this command.", 1)
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", 0)
+    flags.DEFINE_integer("devices", None, "How many devices all processes must find, or none begins.", 1)
+    flags.DEFINE_integer("wait", 300, "Seconds that processes wait for each other to start.", 1)
+
+
 def _train() -> None:
+    from jdiff.runtime.distributed import Cluster, join
+
+    f = flags.FLAGS
+    join(Cluster(f.cluster, f.coordinator, f.processes, f.process, f.devices, f.wait))
     from jdiff.verbs.train import train
 
     train(_experiment(), _needed("workdir"))
@@ -242,7 +258,7 @@ def _figures() -> None:
 
 VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
     "prepare": (_config_and_workdir, _prepare),
-    "train": (_config_and_workdir, _train),
+    "train": (_define_train, _train),
     "sample": (_define_sample, _sample),
     "evaluate": (_define_evaluate, _evaluate),
     "convert": (_define_convert, _convert),
@@ -314,6 +330,7 @@ def main() -> None:
         return
     from jdiff.construct import ConfigError, nearest
     from jdiff.data.records import NotPrepared, TooManyRejected
+    from jdiff.runtime.distributed import CannotJoin
     from jdiff.training.checkpoint import NoCheckpoint
     from jdiff.training.loop import Diverged, Interrupted
 
@@ -323,6 +340,7 @@ def main() -> None:
         NotPrepared,
         TooManyRejected,
         NoCheckpoint,
+        CannotJoin,
         Diverged,
         flags.Error,
         ValueError,

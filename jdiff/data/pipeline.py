@@ -32,6 +32,25 @@ class _Groups:
         return [self._records[i * self._group + j] for j in range(self._group)]
 
 
+class _Dealt(grain.MapDataset):
+    """A sequence in another order within each batch, so that hosts who are dealt elements in turn get rows that follow
+    each other."""
+
+    def __init__(self, parent: grain.MapDataset, together: int, shards: int):
+        super().__init__(parent)
+        self._together, self._shards = together, shards
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, self._together)
+        turn, shard = divmod(place, self._shards)
+        return self._parent[batch * self._together + shard * (self._together // self._shards) + turn]
+
+
 class Batches:
     """An endless iterator of training batches.
 
@@ -53,7 +72,7 @@ class Batches:
     ):
         """records: random access.   group: how many stay together; it divides batch_size.
 
-        shard of shards: which rows of the global batch this host reads.
+        shard of shards: which part of the rows of the global batch this host reads; shards divide them, and groups.
         """
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that have none
@@ -70,7 +89,8 @@ class Batches:
         shuffled = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
         encoded = shuffled.random_map(draw_captions).map_with_index(encode)
         options = grain.sharding.ShardOptions(shard_index=shard, shard_count=shards)
-        self._iterator = iter(ElasticIterator(encoded, batch_size // group, options))
+        dealt = _Dealt(encoded, batch_size // group, shards)
+        self._iterator = iter(ElasticIterator(dealt, batch_size // group, options))
         self._iterator.set_state({"global_next_index": start_step * batch_size // group})
 
     def __iter__(self) -> Iterator[Batch]:

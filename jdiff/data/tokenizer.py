@@ -144,8 +144,13 @@ class Tokenizer:
             "lowercase": self._clean in (_openai, _open_clip),
         }
 
+    @property
+    def text(self) -> str:
+        """The vocabulary as JSON."""
+        return self._model.to_str(pretty=True)
+
     def save(self, path: epath.PathLike) -> None:
-        epath.Path(path).write_text(self._model.to_str(pretty=True))
+        epath.Path(path).write_text(self.text)
 
 
 def train(captions: Iterable[str], *, vocab_size: int, context_length: int, lowercase: bool = True) -> Tokenizer:

@@ -6,17 +6,23 @@ Three axes: ``data`` cuts the rows of a batch, ``fsdp`` rows and parameters, ``t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that the rows of a batch are spread over
 
 
-def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of data x fsdp x tensor devices; one of them may be -1, for as many as there are."""
+def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> Mesh:
+    """A mesh of data x fsdp x tensor devices; one of them may be -1, for as many as there are.
+
+    slices: parts of the hardware between which the network is slow, as of a TPU multislice; ``data`` alone spans them,
+    and is a multiple of them.
+    """
     devices, sizes = jax.devices(), {"data": data, "fsdp": fsdp, "tensor": tensor}
     rest = [axis for axis, size in sizes.items() if size == -1]
     said = math.prod(size for size in sizes.values() if size != -1)
@@ -27,7 +33,27 @@ def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if rest:
         sizes[rest[0]] = len(devices) // said
     shape = tuple(sizes[axis] for axis in AXES)
-    return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), AXES)
+    if jax.process_count() > 1 and math.prod(shape) < len(devices):
+        raise ValueError(
+            f"config.mesh is {sizes}, but {jax.process_count()} processes have {len(devices)} devices, which must all "
+            "be used"
+        )
+    if slices < 1 or sizes["data"] % slices:
+        raise ValueError(f"config.mesh.slices is {slices}, which must divide config.mesh.data, {sizes['data']}")
+    devices = devices[: math.prod(shape)]
+    if slices == 1:
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+    known = all(hasattr(device, "slice_index") for device in devices)
+    found = len({device.slice_index if known else device.process_index for device in devices})
+    if found != slices:
+        raise ValueError(f"config.mesh.slices is {slices}, but the devices are of {found}")
+    within = (sizes["data"] // slices, *shape[1:])
+    return Mesh(
+        mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, process_is_granule=not known, allow_split_physical_axes=True
+        ),
+        AXES,
+    )
 
 
 def shares(mesh: Mesh) -> int:
@@ -45,7 +71,34 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def reader(mesh: Mesh) -> tuple[int, int]:
+    """Which part of the rows of a batch this process reads, of how many parts. Processes that share rows read them all.
+
+    Raises ``ValueError`` where processes hold parts of unlike rows, so that none can read its own alone.
+    """
+    rows = over_batch(mesh).devices_indices_map((shares(mesh),))
+    held: dict[int, set[int]] = {}
+    for device, (row,) in rows.items():
+        held.setdefault(device.process_index, set()).update(range(shares(mesh))[row])
+    parts = sorted({tuple(sorted(own)) for own in held.values()})
+    if [row for part in parts for row in part] != list(range(shares(mesh))) or len({len(part) for part in parts}) > 1:
+        raise ValueError(f"config.mesh is {dict(mesh.shape)}, which gives processes parts of a batch that overlap")
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
 def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch as arrays of the whole batch, spread over the mesh."""
-    sharding = over_batch(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's rows of a batch as arrays of the whole batch, spread over the mesh."""
+    sharding, (_, parts) = over_batch(mesh), reader(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * parts, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
+
+
+def here(tree: Any) -> Any:
+    """Arrays that lie on a mesh of several processes, whole on this process's first device. All processes ask."""
+    if jax.process_count() == 1:
+        return tree
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    whole = jax.jit(lambda tree: tree, out_shardings=everywhere(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)

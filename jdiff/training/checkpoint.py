@@ -84,6 +84,8 @@ class Checkpoints:
         return self.latest
 
     def _restore(self, trees: dict[str, Any]) -> dict[str, Any]:
+        if not trees:  # of which Orbax would make all there are
+            return {}
         args = {part: ocp.args.StandardRestore(tree) for part, tree in trees.items()}
         return dict(self._manager.restore(self._newest(), args=ocp.args.Composite(**args)))
 

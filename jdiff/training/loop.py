@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -47,49 +46,48 @@ def train(
     steps: int,
     every: Every,
     checkpoints: Checkpoints,
-    writer: metrics.Writer,
+    writer: metrics.Writer | None,
     show_samples: Callable[[TrainState], None],
+    stop: Callable[[], int | None],
     merged: metrics.Averages | None = None,
 ) -> TrainState:
     """Train until ``steps``, saving as it goes.
 
     step: compiled, (state, batch) -> (state, averages); the state passed in is given up.
     batches: placed batches, from the state's step on.
+    writer: None on a process that leaves it, and showing progress, to another.
     show_samples: writes what the model can do so far.
+    stop: asked before every step; the number of the signal to stop by, or None.
     merged: what was measured between the last report and the state's step.
     Raises ``Interrupted`` after a stop that was saved, ``Diverged`` before a save that would be worthless.
     """
     done = first = int(state.step)
     last_report, last_time, loss = done, time.monotonic(), None
-    asked_to_stop: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: asked_to_stop.append(number)) for number in _SIGNALS}
-    try:
-        with _Progress(first, steps) as progress:
-            while done < steps and not asked_to_stop:
-                state, averages = step(state, next(batches))
-                merged = averages if merged is None else metrics.merge(merged, averages)
-                done += 1
-                if done % every.log == 0 or done == steps:
-                    values = metrics.values(merged)
-                    loss = _finite(values["loss"], done)
-                    rate = (done - last_report) / (time.monotonic() - last_time)
+    signal = None
+    with _Progress(first, steps, shown=writer is not None) as progress:
+        while done < steps and (signal := stop()) is None:
+            state, averages = step(state, next(batches))
+            merged = averages if merged is None else metrics.merge(merged, averages)
+            done += 1
+            if done % every.log == 0 or done == steps:
+                values = metrics.values(merged)
+                loss = _finite(values["loss"], done)
+                rate = (done - last_report) / (time.monotonic() - last_time)
+                if writer is not None:
                     writer.write(done, values, rates={"steps_per_second": rate})
-                    merged, last_report, last_time = None, done, time.monotonic()
-                progress.show(done, loss)
-                if done % every.save == 0 or done == steps:
-                    _finite(float(averages["loss"].total), done)
-                    checkpoints.save(state, merged)
-                if done % every.sample == 0 or done == steps:
-                    show_samples(state)
-            if done > first:
+                merged, last_report, last_time = None, done, time.monotonic()
+            progress.show(done, loss)
+            if done % every.save == 0 or done == steps:
                 _finite(float(averages["loss"].total), done)
                 checkpoints.save(state, merged)
-            checkpoints.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            if done % every.sample == 0 or done == steps:
+                show_samples(state)
+        if done > first:
+            _finite(float(averages["loss"].total), done)
+            checkpoints.save(state, merged)
+        checkpoints.wait()
     if done < steps:
-        raise Interrupted(asked_to_stop[0], done)
+        raise Interrupted(signal, done)
     return state
 
 
@@ -103,21 +101,18 @@ def _finite(loss: float, step: int) -> float:
     return loss
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
+    """A bar on a terminal; elsewhere a line now and then; where it is not shown, nothing."""
 
     LINE_SECONDS = 15.0
 
-    def __init__(self, start: int, total: int):
+    def __init__(self, start: int, total: int, *, shown: bool):
         self._start, self._total, self._began = start, total, time.monotonic()
         self._last_line = self._began
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(file=sys.stderr))
         self._task = self._bar.add_task("", total=total, completed=start, note="")
-        self._live = self._bar.console.is_terminal
+        self._shown, self._live = shown, shown and self._bar.console.is_terminal
 
     def __enter__(self) -> _Progress:
         if self._live:
@@ -130,7 +125,7 @@ class _Progress:
         note = f"{rate:.2f} steps/s" + ("" if loss is None else f"  loss {loss:.4f}")
         if self._live:
             self._bar.update(self._task, completed=done, note=note)
-        elif now - self._last_line > self.LINE_SECONDS or done == self._total:
+        elif self._shown and (now - self._last_line > self.LINE_SECONDS or done == self._total):
             self._last_line = now
             left = (self._total - done) / max(rate, 1e-9)
             print(f"step {done}/{self._total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion.loss import spectrum_of
 from jdiff.embed import Encoder
 from jdiff.runs import Model
+from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
 from jdiff.training import loop
@@ -32,7 +34,10 @@ SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures dr
 
 
 def train(setup: Experiment, workdir: str) -> None:
-    """Train to the config's last step, from the newest checkpoint if there is one."""
+    """Train to the config's last step, from the newest checkpoint if there is one.
+
+    Every process of a run calls this; what is printed and written for all, one of them does.
+    """
     path = epath.Path(workdir)
     setup, starts = runs.with_starts(setup, path)
     train = setup.train
@@ -42,29 +47,33 @@ def train(setup: Experiment, workdir: str) -> None:
     shares = meshes.shares(mesh)
     if train.batch_size % shares:
         raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shares} devices cannot share evenly")
+    shard, shards = meshes.reader(mesh)
     _check_unchanged(setup, path, builder)
     tokenizer = _tokenizer(setup, path, starts, dataset)
     new = runs.latest_step(path) is None
+    about = {"data": f"{builder.builder_config.name}, {len(dataset)}", "state of --workdir": f"{new}"}
+    distributed.agree(config=json.dumps(setup.config), tokenizer=tokenizer.text, **about)
     if new:
         merged = None
         state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, meshes.everywhere(mesh)))
     show_samples = _shower(setup, tokenizer, path, builder)
-    _claim(setup, path, builder, tokenizer)
+    if distributed.leads():
+        _claim(setup, path, builder, tokenizer)
     with runs.checkpoints(path, keep=train.keep) as store:
         if not new:
             state = store.restore(setup.state_like(tokenizer, mesh))
             merged = from_checkpoint(store.restore_parts(meshes.everywhere(mesh), "averages")["averages"])
         start = int(state.step)
         if start >= train.steps:
-            print(f"{workdir} has all its {train.steps} steps already")
+            _say(f"{workdir} has all its {train.steps} steps already")
             return
         weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         device = mesh.devices.flat[0].device_kind
-        print(f"{train.objective} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
+        _say(f"{train.objective} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
         if mesh.size > 1:
-            print(f"mesh {dict(mesh.shape)}; parameters lie on it by jdiff/sharding/rules.py:")
-            print(rules.table(mesh, {**state.params, **state.frozen}))
-        print(f"steps {start} to {train.steps} of {train.batch_size} out of {len(dataset)} images; saving to {path}")
+            _say(f"mesh {dict(mesh.shape)}; parameters lie on it by jdiff/sharding/rules.py:")
+            _say(rules.table(mesh, {**state.params, **state.frozen}))
+        _say(f"steps {start} to {train.steps} of {train.batch_size} out of {len(dataset)} images; saving to {path}")
         batches = Batches(
             dataset,
             tokenizer,
@@ -72,11 +81,10 @@ def train(setup: Experiment, workdir: str) -> None:
             seed=train.seed,
             start_step=start,
             group=train.group,
-            shard=jax.process_index(),
-            shards=jax.process_count(),
+            shard=shard,
+            shards=shards,
         )
-        writer = Writer(path, start_step=start)
-        with closing(batches), closing(writer):
+        with closing(batches), _writer(path, start) as writer, distributed.Stop() as stop:
             loop.train(
                 state,
                 setup.step(tokenizer, _spectrum(setup, dataset, state)),
@@ -86,9 +94,26 @@ def train(setup: Experiment, workdir: str) -> None:
                 checkpoints=store,
                 writer=writer,
                 show_samples=partial(show_samples, writer),
+                stop=stop.asked,
                 merged=merged,
             )
-    print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}", flush=True)
+    distributed.agree(end="of the run")  # one process may still have been drawing
+    _say(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
+
+
+def _say(text: str) -> None:
+    if distributed.leads():
+        print(text, flush=True)
+
+
+@contextmanager
+def _writer(path: epath.Path, start: int) -> Iterator[Writer | None]:
+    """The run's writer, on the process that writes."""
+    if not distributed.leads():
+        yield None
+        return
+    with closing(Writer(path, start_step=start)) as writer:
+        yield writer
 
 
 def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | None:
@@ -99,7 +124,7 @@ def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | Non
     found, autoencoder = images.astype(np.float32) / 127.5 - 1, setup.autoencoder()
     if autoencoder is not None:
         encode = jax.jit(lambda weights, x: autoencoder.apply({"params": weights}, x, method="encode")[0])
-        weights = state.frozen["autoencoder"]
+        weights = meshes.here(state.frozen["autoencoder"])
         found = np.concatenate([encode(weights, found[i : i + 8]) for i in range(0, len(found), 8)])
     return spectrum_of(found)
 
@@ -162,15 +187,18 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
     rows = [held[i] for i in range(min(SHOWN[setup.train.objective], len(held)))]
     captions = [row["captions"][0].decode() for row in rows]
 
-    def show(writer: Writer, state: TrainState) -> None:
+    def show(writer: Writer | None, state: TrainState) -> None:
+        weights = meshes.here(state.best)
+        if writer is None:
+            return
         step = int(state.step)
         about = {"workdir": str(path), "step": step, "split": split, "captions": captions}
         if setup.train.objective == "diffusion":
-            images = setup.sampler(tokenizer, state.best).sample(captions, seed=0)
+            images = setup.sampler(tokenizer, weights).sample(captions, seed=0)
             picture = grids.grid(images, columns=4, scale=grids.scale_for(setup.image_size))
             about |= {"seed": 0, **dataclasses.asdict(setup.sample)}
         else:
-            encoder = Encoder(tokenizer, setup.encoder(tokenizer.vocab_size), state.best)
+            encoder = Encoder(tokenizer, setup.encoder(tokenizer.vocab_size), weights)
             images = np.stack([row["image"] for row in rows])
             similarity = encoder.embed_texts(captions) @ encoder.embed_images(images).T
             picture = grids.heat(np.asarray(similarity), cell=8)

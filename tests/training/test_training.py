@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from etils import epath
 
 from jdiff import build, rng, runs
+from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
 from jdiff.training import ema, loop, metrics
 from jdiff.training.optimizer import adamw, learning_rate_schedule
@@ -59,7 +61,7 @@ def run(workdir, *, stop_at=None, save_every=100):
 
         start = int(state.step)
         writer = metrics.Writer(epath.Path(workdir), start_step=start)
-        try:
+        with closing(writer), distributed.Stop() as stop:
             return loop.train(
                 state,
                 setup.step(Words()),
@@ -69,10 +71,9 @@ def run(workdir, *, stop_at=None, save_every=100):
                 checkpoints=store,
                 writer=writer,
                 show_samples=lambda state: None,
+                stop=stop.asked,
                 merged=merged,
             )
-        finally:
-            writer.close()
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
@@ -110,13 +111,8 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
         state = setup.initial_state(Words(), setup.mesh(), {})
 
-        class Signalling(loop._Progress):
-            def __enter__(self):
-                signal.raise_signal(signal.SIGTERM)
-                return super().__enter__()
-
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.Interrupted) as stopped:
-            patch.setattr(loop, "_Progress", Signalling)
+        with pytest.raises(loop.Interrupted) as stopped, distributed.Stop() as stop:
+            signal.raise_signal(signal.SIGTERM)
             loop.train(
                 state,
                 step,
@@ -126,6 +122,7 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
                 checkpoints=store,
                 writer=writer,
                 show_samples=lambda state: None,
+                stop=stop.asked,
             )
         writer.close()
         assert (stopped.value.signal, store.latest) == (signal.SIGTERM, None)
@@ -183,6 +180,7 @@ def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
                 checkpoints=store,
                 writer=writer,
                 show_samples=lambda state: None,
+                stop=lambda: None,
             )
         writer.close()
         assert store.latest is None
