@@ -1,14 +1,18 @@
-"""The claims of sharding, on eight fake CPU devices: the contrastive losses over devices, and the memory they take."""
+"""The claims of sharding, on eight fake CPU devices: a run is the same on any layout of them; so are the contrastive
+losses over devices, which take a part of the memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks import layouts
 from benchmarks.claims import Claim, settle
 from jdiff.contrastive.loss import FORMS, KINDS, Loss
 
@@ -21,7 +25,39 @@ def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim. Returns the exit status."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    return settle("sharding", _losses(quick))
+    return settle("sharding", chain(_losses(quick), () if quick else _layouts()))
+
+
+LAYOUTS = {
+    "one device": ({"data": 1}, {}),
+    "data 8": ({"data": 8}, {}),
+    "fsdp 8": ({"data": 1, "fsdp": 8}, {}),
+    "2 x 2 x 2": ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
+    "8 microbatches": ({"data": 1}, {"microbatches": 8}),
+}
+FIXED = ({"data": 2}, {"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2}, {"data": 2, "fsdp": 4})
+
+
+def _layouts() -> Iterator[Claim]:
+    """The same batches and seed on every layout, and in two processes."""
+    for objective in layouts.OBJECTIVES:
+        alone = None
+        for name, (mesh, train) in (LAYOUTS | {"two processes x 4": (None, {})}).items():
+            found = layouts.in_processes(objective) if mesh is None else layouts.run(objective, mesh, **train)
+            alone = alone or found
+            text = f"{objective}, {layouts.STEPS} steps, {name} beside one device"
+            if found is alone:
+                continue
+            if found.drawn:
+                unlike = sum(int(np.sum(found.drawn[key] != alone.drawn[key])) for key in alone.drawn)
+                note = f"(of {sum(x.size for x in alone.drawn.values()):,})"
+                yield Claim(f"{text}: numbers drawn that differ", unlike, 0, at_most=True, note=note)
+            off = float(np.linalg.norm(found.params - alone.params) / np.linalg.norm(alone.params))
+            note = f"(losses {np.max(np.abs(found.losses / alone.losses - 1)):.1e})"
+            yield Claim(f"{text}: parameters off, of their norm", off, 1e-5, at_most=True, note=note)
+        bits = {layouts.run(objective, mesh, fixed_order=8).params.tobytes() for mesh in FIXED}
+        text = f"{objective}, fixed order: parameters that {len(FIXED)} layouts of two to eight devices end with"
+        yield Claim(text, len(bits), 1, at_most=True)
 
 
 def _loss(kind: str, way: str, devices: int, **options: int) -> Loss:

@@ -23,12 +23,12 @@ from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import POOLINGS, VISION_TOWERS, DualEncoder, ResNetTower, TextTower, VisionTower
-from jdiff.models.layers import ACTIVATIONS
+from jdiff.models.layers import ACTIVATIONS, REMAT
 from jdiff.models.unet import UNet
 from jdiff.sample import Sampler
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
-from jdiff.training import metrics, steps
+from jdiff.training import metrics, parts, steps
 from jdiff.training.loop import Every
 from jdiff.training.state import TrainState
 
@@ -39,6 +39,7 @@ SECTIONS = {
     "contrastive": (*PARTS["contrastive"], "encoder", "contrastive", *BOTH),
     "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
 }
+DTYPES = ("float32", "bfloat16")  # what networks compute in; parameters, norms, softmax and losses are float32
 OF_A_START = ("run", "frozen")  # keys of a network's section that say where its weights come from and whether they stay
 
 
@@ -49,7 +50,14 @@ class Experiment(Config):
     def __post_init__(self):
         sections = choose("train.objective", self.train.objective, SECTIONS)
         self.check_sections(sections)
-        self.check_train(("steps", "batch_size", "log_every", "save_every", "sample_every", "keep", "group"))
+        of_steps = ("steps", "log_every", "save_every", "sample_every")
+        self.check_train((*of_steps, "batch_size", "keep", "group", "microbatches", "steps_per_dispatch"))
+        for key in of_steps:
+            if getattr(self.train, key) % self.train.steps_per_dispatch:
+                raise ConfigError(
+                    f"config.train.{key} is {getattr(self.train, key)}, no multiple of "
+                    f"config.train.steps_per_dispatch, {self.train.steps_per_dispatch}"
+                )
         if self.train.batch_size % self.train.group:
             raise ConfigError(
                 f"config.train.batch_size is {self.train.batch_size}, no multiple of config.train.group, "
@@ -63,6 +71,9 @@ class Experiment(Config):
                 f"config.train.steps, {self.train.steps}"
             )
         self._check_starts()
+        for part in PARTS[self.train.objective]:
+            choose(f"{part}.dtype", self.section(part).get("dtype", "float32"), DTYPES)
+            choose(f"{part}.remat", self.section(part).get("remat", "none"), REMAT)
         choose("text.activation", self.section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
         text = self.text(0)
@@ -227,6 +238,31 @@ class Experiment(Config):
     def mesh(self) -> jax.sharding.Mesh:
         return construct("mesh", meshes.make, self.section("mesh"))
 
+    def parts(self) -> parts.InTurn | parts.FixedOrder:
+        """How a batch is divided for its gradient."""
+        train, mesh = self.train, self.mesh()
+        shares, count = meshes.shares(mesh), train.fixed_order or train.microbatches
+        if not train.fixed_order:
+            if train.batch_size % (shares * count):
+                raise ConfigError(
+                    f"config.train.microbatches is {count}, but {train.batch_size} images on {shares} devices cannot "
+                    "be divided so"
+                )
+            return parts.InTurn(count, shares)
+        if count < 0 or count & (count - 1) or count % shares or train.batch_size % count:
+            raise ConfigError(
+                f"config.train.fixed_order is {count}; it must be a power of two that {shares} devices divide, and "
+                f"that divides config.train.batch_size, {train.batch_size}"
+            )
+        if train.microbatches > 1 or train.steps_per_dispatch > 1:
+            raise ConfigError(
+                "config.train.fixed_order is set, which goes with neither config.train.microbatches nor "
+                "config.train.steps_per_dispatch"
+            )
+        if self.config.get("contrastive", {}).get("form", "dense") != "dense":
+            raise ConfigError("config.train.fixed_order needs config.contrastive.form = 'dense'")
+        return parts.FixedOrder(count, shares)
+
     @property
     def every(self) -> Every:
         return Every(self.train.log_every, self.train.save_every, self.train.sample_every)
@@ -294,14 +330,18 @@ class Experiment(Config):
     def step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
         """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up.
 
+        Where several steps are taken at a time, it takes their batches, (steps, b, ...).
+
         spectrum: of what the U-Net works in, for the report of a diffusion loss.
         """
         train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
-        decay = train.ema_decay or None
+        decay, mesh = train.ema_decay or None, self.mesh()
         if train.objective == "contrastive":
             encoder = self.encoder(tokenizer.vocab_size)
             loss = self.contrastive_loss()
-            one = steps.contrastive_step(encoder, loss, optimizer, ema_decay=decay, hold_text=train.hold_text)
+            one = steps.contrastive_step(
+                encoder, loss, optimizer, ema_decay=decay, hold_text=train.hold_text, parts=self.parts()
+            )
         else:
             tokens, mask = tokenizer.encode([""])
             one = steps.diffusion_step(
@@ -317,17 +357,22 @@ class Experiment(Config):
                 empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
                 ema_decay=decay,
                 seed=train.seed,
+                parts=self.parts(),
             )
+        if train.fixed_order:
+            return parts.everywhere_alike(one, mesh)
 
-        mesh = self.mesh()
-
-        def averaged(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-            state, report = one(state, batch)
+        def placed(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+            state, averages = one(state, batch)
             if mesh.size > 1:
                 state = jax.lax.with_sharding_constraint(state, rules.placement(mesh, state))
-            return state, metrics.averages(report)
+            return state, averages
 
-        return jax.jit(averaged, donate_argnums=0)
+        def several(state: TrainState, batches: dict) -> tuple[TrainState, metrics.Averages]:
+            state, averages = jax.lax.scan(placed, state, batches)
+            return state, jax.tree.map(lambda each: each.sum(0), averages)
+
+        return jax.jit(placed if train.steps_per_dispatch == 1 else several, donate_argnums=0)
 
     def sampler(self, tokenizer: Tokenizer, weights: Mapping[str, Any]) -> Sampler:
         """A sampler of given weights."""

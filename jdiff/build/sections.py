@@ -28,6 +28,10 @@ class TrainSettings:
 
     group: records that follow each other on disk and stay together in a batch.
     hold_text: steps before a dual encoder's text tower begins to learn.
+    microbatches: parts that a batch is worked through in, one after another, to save memory.
+    steps_per_dispatch: steps that the devices take before they ask the host again; it divides all that is counted in
+        steps.
+    fixed_order: for tests, parts that a gradient is summed from in an order that no layout changes; 0 for none.
     """
 
     objective: str
@@ -36,6 +40,9 @@ class TrainSettings:
     seed: int = 0
     group: int = 1
     hold_text: int = 0
+    microbatches: int = 1
+    steps_per_dispatch: int = 1
+    fixed_order: int = 0
     ema_decay: float = 0.0
     log_every: int = 50
     save_every: int = 500

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
+from jdiff.models.convolution import Conv
 from jdiff.models.layers import GroupNorm, ResidualBlock, conv, doubled
 
 EPSILON = 1e-6
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
                 x = ResidualBlock(features, self.groups, EPSILON, dtype=self.dtype, name=name)(x)
             if level < len(self.channels) - 1:
                 name = f"down_{level}_sample"  # its padding is right and below only
-                x = nn.Conv(features, (3, 3), (2, 2), ((0, 1), (0, 1)), dtype=self.dtype, name=name)(x)
+                x = Conv(features, (3, 3), (2, 2), ((0, 1), (0, 1)), dtype=self.dtype, name=name)(x)
         x = _Middle(self.groups, self.attend, self.dtype, name="middle")(x)
         x = nn.silu(GroupNorm(self.groups, EPSILON, name="norm_out")(x))
         return conv(2 * self.latent_channels, name="conv_out", dtype=self.dtype)(x)
@@ -101,8 +102,8 @@ class Autoencoder(nn.Module):
         more = {"attend": self.attend, "dtype": self.dtype}
         self.encoder = Encoder(self.channels, self.blocks, self.groups, self.latent_channels, **more)
         self.decoder = Decoder(self.channels, self.blocks, self.groups, **more)
-        self.quant = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
-        self.post_quant = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+        self.quant = Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
+        self.post_quant = Conv(self.latent_channels, (1, 1), dtype=self.dtype)
 
     @property
     def factor(self) -> int:

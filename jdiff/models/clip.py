@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
+from jdiff.models.convolution import Conv
 from jdiff.models.layers import Dense, sinusoids, standardised, unit
 from jdiff.models.resnet import ResNetTower
 from jdiff.models.transformer import Transformer, feed_forward
@@ -50,6 +51,7 @@ class TextTower(nn.Module):
     The embedding leaves out none.
     embed_dim: 0 for a tower without projection, whose embedding is the state itself.
     reads_padding: whether padding is read like words, the embedding at the last of it, as SigLIP was trained to.
+    remat: what layers keep for their gradients, a name in ``layers.REMAT``.
     """
 
     vocab_size: int
@@ -65,6 +67,7 @@ class TextTower(nn.Module):
     skip: int = 0
     projection_bias: bool = False
     reads_padding: bool = False
+    remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
@@ -83,6 +86,7 @@ class TextTower(nn.Module):
             self.activation,
             causal=self.causal,
             epsilon=self.epsilon,
+            remat=self.remat,
             attend=self.attend,
             dtype=self.dtype,
             name="transformer",
@@ -128,6 +132,7 @@ class VisionTower(nn.Module):
     pooling: "class" reads a class token, through a norm and a projection; "attention" reads all patches after the
     norm by an ``AttentionPool``, and has no norm before the blocks and no projection, so embed_dim is the width.
     mean, std: of the pixels from 0 to 1 that the tower was trained on, by channel; one half leaves images as they are.
+    remat: as of ``TextTower``.
     """
 
     image_size: int
@@ -142,13 +147,14 @@ class VisionTower(nn.Module):
     pooling: str = "class"
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+    remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Array) -> tuple[Array, Array]:
         b, width, patch, classed = images.shape[0], self.width, self.patch_size, self.pooling == "class"
-        x = nn.Conv(
+        x = Conv(
             width, (patch, patch), (patch, patch), "VALID", use_bias=not classed, dtype=self.dtype, name="patches"
         )(standardised(images, self.mean, self.std)).reshape(b, -1, width)
         if classed:
@@ -164,6 +170,7 @@ class VisionTower(nn.Module):
             self.mlp_ratio,
             self.activation,
             epsilon=self.epsilon,
+            remat=self.remat,
             attend=self.attend,
             dtype=self.dtype,
             name="transformer",

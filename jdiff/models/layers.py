@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jdiff.models.convolution import Conv
+
 
 def quick_gelu(x: Array) -> Array:
     """x sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
@@ -22,6 +24,21 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": quick_gelu,
 }
+
+
+def _products(primitive, *_, **how) -> bool:
+    """Whether to keep something: products with weights, which cost the most to do again, and not those of attention."""
+    return primitive.name == "conv_general_dilated" or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+        primitive, *_, **how
+    )
+
+
+REMAT = {"none": None, "blocks": jax.checkpoint_policies.nothing_saveable, "products": _products}
+
+
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """A block that keeps less for its gradient, and does the rest again [checkpointing]. remat: a name in ``REMAT``."""
+    return block if remat == "none" else nn.remat(block, policy=REMAT[remat])
 
 
 class Dense(nn.Dense):
@@ -96,11 +113,11 @@ def standardised(images: Array, mean: Sequence[float], std: Sequence[float]) -> 
     return images * gain + shift
 
 
-def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, name: str, dtype=None) -> nn.Conv:
+def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, name: str, dtype=None) -> Conv:
     """A square convolution with the padding that halves or keeps an even side."""
     start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     pad = (size - 1) // 2
-    return nn.Conv(
+    return Conv(
         features, (size, size), (stride, stride), ((pad, pad), (pad, pad)), kernel_init=start, dtype=dtype, name=name
     )
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import standardised, unit
+from jdiff.models.convolution import Conv
+from jdiff.models.layers import rematerialised, standardised, unit
 
 
 class HeldBatchNorm(nn.Module):
@@ -54,7 +55,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def step(x: Array, features: int, size: int, name: str) -> Array:
-            x = nn.Conv(features, (size, size), padding="SAME", use_bias=False, dtype=self.dtype, name=f"conv{name}")(x)
+            x = Conv(features, (size, size), padding="SAME", use_bias=False, dtype=self.dtype, name=f"conv{name}")(x)
             return HeldBatchNorm(name=f"norm{name}")(x)
 
         y = nn.relu(step(x, self.features, 1, "1"))
@@ -74,6 +75,7 @@ class ResNetTower(nn.Module):
     layers: blocks of each of the four stages.   width: channels of the stem, 64 in a plain ResNet.
     heads: of the attention that reads the last stage, width / 2 in CLIP's.
     mean, std: of the pixels from 0 to 1 that the tower was trained on, by channel.
+    remat: what blocks keep for their gradients, a name in ``layers.REMAT``.
     """
 
     image_size: int
@@ -83,6 +85,7 @@ class ResNetTower(nn.Module):
     embed_dim: int = 1024
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+    remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
@@ -90,15 +93,16 @@ class ResNetTower(nn.Module):
     def __call__(self, images: Array) -> tuple[Array, Array]:
         x = standardised(images, self.mean, self.std)
         for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
-            x = nn.Conv(
+            x = Conv(
                 features, (3, 3), (stride, stride), ((1, 1), (1, 1)), use_bias=False, dtype=self.dtype, name=f"conv{i}"
             )(x)
             x = nn.relu(HeldBatchNorm(name=f"norm{i}")(x))
         x = _pooled(x, 2)
+        bottleneck = rematerialised(Bottleneck, self.remat)
         for stage, blocks in enumerate(self.layers):
             for i in range(blocks):
                 stride = 2 if stage and not i else 1
-                x = Bottleneck(self.width * 2**stage, stride, self.dtype, name=f"stage_{stage}_{i}")(x)
+                x = bottleneck(self.width * 2**stage, stride, self.dtype, name=f"stage_{stage}_{i}")(x)
         hidden = x.reshape(x.shape[0], -1, x.shape[-1])
         # The query is the mean of all places, which is read too, as the first of them.
         y = jnp.concatenate([hidden.mean(1, keepdims=True), hidden], axis=1)

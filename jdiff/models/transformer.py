@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import ACTIVATIONS, Dense
+from jdiff.models.layers import ACTIVATIONS, Dense, rematerialised
 
 
 def feed_forward(x: Array, ratio: float, activation: str, dtype) -> Array:
@@ -42,6 +42,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """``layers`` blocks in a row. x: (b, n, width), mask: (b, n) bool or None.
 
+    remat: what blocks keep for their gradients, a name in ``REMAT``.
     Returns the states after each block, each (b, n, width).
     """
 
@@ -51,14 +52,15 @@ class Transformer(nn.Module):
     activation: str = "gelu"
     causal: bool = False
     epsilon: float = 1e-5
+    remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> list[Array]:
-        states = []
+        states, block = [], rematerialised(Block, self.remat)
         for i in range(self.layers):
-            x = Block(
+            x = block(
                 self.heads,
                 self.mlp_ratio,
                 self.activation,

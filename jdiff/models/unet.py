@@ -22,6 +22,7 @@ from jdiff.models.layers import (
     conv,
     depth_to_space,
     doubled,
+    rematerialised,
     sinusoids,
     space_to_depth,
 )
@@ -94,6 +95,7 @@ class UNet(nn.Module):
     patch_size: pixels of a square folded into channels before the first convolution.
     modulated: whether the time (and the caption, where ``pooled``) scales residual channels as well as shifts them.
     reads_padding: whether the caption's padding is read like its words, as Stable Diffusion was trained to.
+    remat: what residual blocks and transformers keep for their gradients, a name in ``layers.REMAT``.
     """
 
     channels: Sequence[int] = (320, 640, 1280, 1280)
@@ -107,6 +109,7 @@ class UNet(nn.Module):
     pooled: bool = False
     modulated: bool = False
     reads_padding: bool = False
+    remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
@@ -117,11 +120,14 @@ class UNet(nn.Module):
         top, last = self.channels[0], len(self.channels) - 1
         mask = None if self.reads_padding else mask
 
+        residual_block = rematerialised(ResidualBlock, self.remat)
+        spatial_transformer = rematerialised(SpatialTransformer, self.remat)
+
         def residual(x: Array, features: int, name: str) -> Array:
-            return ResidualBlock(features, self.groups, modulated=self.modulated, dtype=self.dtype, name=name)(x, time)
+            return residual_block(features, self.groups, modulated=self.modulated, dtype=self.dtype, name=name)(x, time)
 
         def transformer(x: Array, level: int, name: str) -> Array:
-            return SpatialTransformer(
+            return spatial_transformer(
                 self.heads[level], self.depth, self.groups, attend=self.attend, dtype=self.dtype, name=name
             )(x, context, mask)
 

@@ -61,9 +61,9 @@ def shares(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
-    """Rows spread over the devices."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+def over_batch(mesh: Mesh, rows_at: int = 0) -> NamedSharding:
+    """Rows, along one axis of an array, spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * rows_at, BATCH))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -86,12 +86,15 @@ def reader(mesh: Mesh) -> tuple[int, int]:
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
-def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as arrays of the whole batch, spread over the mesh."""
-    sharding, (_, parts) = over_batch(mesh), reader(mesh)
+def place(mesh: Mesh, batch: dict[str, np.ndarray], rows_at: int = 0) -> dict[str, jax.Array]:
+    """This process's rows of a batch as arrays of the whole batch, spread over the mesh. rows_at: their axis."""
+    sharding, (_, parts) = over_batch(mesh, rows_at), reader(mesh)
+
+    def whole(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n * parts if axis == rows_at else n for axis, n in enumerate(shape))
+
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * parts, *rows.shape[1:]))
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(sharding, rows, whole(rows.shape)) for name, rows in batch.items()
     }
 
 

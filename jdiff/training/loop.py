@@ -49,6 +49,7 @@ def train(
     writer: metrics.Writer | None,
     show_samples: Callable[[TrainState], None],
     stop: Callable[[], int | None],
+    at_a_time: int = 1,
     merged: metrics.Averages | None = None,
 ) -> TrainState:
     """Train until ``steps``, saving as it goes.
@@ -58,6 +59,7 @@ def train(
     writer: None on a process that leaves it, and showing progress, to another.
     show_samples: writes what the model can do so far.
     stop: asked before every step; the number of the signal to stop by, or None.
+    at_a_time: how many steps ``step`` takes.
     merged: what was measured between the last report and the state's step.
     Raises ``Interrupted`` after a stop that was saved, ``Diverged`` before a save that would be worthless.
     """
@@ -68,7 +70,7 @@ def train(
         while done < steps and (signal := stop()) is None:
             state, averages = step(state, next(batches))
             merged = averages if merged is None else metrics.merge(merged, averages)
-            done += 1
+            done += at_a_time
             if done % every.log == 0 or done == steps:
                 values = metrics.values(merged)
                 loss = _finite(values["loss"], done)

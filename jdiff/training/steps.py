@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,13 @@ from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
 from jdiff.models.mlp import MLP
 from jdiff.models.unet import UNet
-from jdiff.training import ema
-from jdiff.training.state import TrainState
+from jdiff.training import ema, metrics
+from jdiff.training.parts import FixedOrder, InTurn
+from jdiff.training.state import Params, TrainState
 
-Step = Callable[[TrainState, dict], tuple[TrainState, dict]]
+Step = Callable[[TrainState, dict], tuple[TrainState, metrics.Averages]]
+Parts = InTurn | FixedOrder
+WHOLE = InTurn()
 
 
 def images_of(batch: dict) -> Array:
@@ -32,18 +36,32 @@ def images_of(batch: dict) -> Array:
 
 def _apply(
     state: TrainState,
-    loss_fn: Callable,
+    gradients: Params,
+    report: metrics.Averages,
     optimizer: optax.GradientTransformation,
     decay: float | None,
     constrain: Callable = lambda params: params,
-):
-    """Differentiate, update, average. loss_fn: params -> (scalar, report).   constrain: undoes what no step may do."""
-    (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+) -> tuple[TrainState, metrics.Averages]:
+    """Update, average. constrain: undoes what no step may do."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = constrain(optax.apply_updates(state.params, updates))
     average = None if decay is None else ema.update(state.ema, params, step=state.step, decay=decay)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
-    return state, report | {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+    return state, report | metrics.averages({"grad_norm": optax.tree.norm(gradients)})
+
+
+def _mean(loss_fn: Callable, state: TrainState, batch: dict, parts: Parts) -> tuple[Params, metrics.Averages]:
+    """The gradient of a mean over the rows of a batch, and the report.
+
+    loss_fn: (params, state, rows) -> (scalar, report).
+    """
+
+    def of(state: TrainState, part: dict) -> tuple[Params, metrics.Averages]:
+        (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, part)
+        return gradients, metrics.averages(report | {"loss": loss})
+
+    gradients, report = parts.sum(of, state, batch)
+    return jax.tree.map(lambda g: g / parts.count, gradients) if parts.count > 1 else gradients, report
 
 
 def contrastive_step(
@@ -53,6 +71,7 @@ def contrastive_step(
     *,
     ema_decay: float | None,
     hold_text: int = 0,
+    parts: Parts = WHOLE,
 ) -> Step:
     """The dual encoder's step: bring each caption and its image together, all others apart.
 
@@ -60,14 +79,41 @@ def contrastive_step(
     little, the order of words too, but soon forgets what no image answers to; held, it teaches the vision tower first.
     Its gradients count all the while, in the norm that is clipped and in the optimizer's moments; with fresh moments it
     would start with steps so long that the loss triples.
+
+    parts: of a batch whose activations exceed memory. All is embedded, the loss is differentiated by the embeddings,
+    and the towers go over each part again with the gradient of its embeddings [gradcache].
     """
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        def loss_fn(params):
-            weights = {**state.frozen, **params}
-            found = encoder.apply({"params": weights}, batch["tokens"], batch["mask"], images_of(batch))
-            value, report = loss(*found)
-            return value, report | {"logit_scale": found[2]}
+    def embed(towers: Params, state: TrainState, rows: dict) -> tuple[Array, Array]:
+        weights = {**state.frozen, **state.params, **towers}
+        return encoder.apply({"params": weights}, rows["tokens"], rows["mask"], images_of(rows))[:2]
+
+    def loss_fn(numbers: dict, text: Array, image: Array) -> tuple[Array, dict]:
+        scale, bias = jnp.exp(numbers["logit_scale"]), numbers.get("logit_bias", jnp.zeros(()))
+        value, report = loss(text, image, scale, bias)
+        return value, report | {"logit_scale": scale, "loss": value}
+
+    def split(params: Params) -> tuple[dict, Params]:
+        """The temperature, with the bias where there is one, and the towers."""
+        numbers = {name: value for name, value in params.items() if name.startswith("logit_")}
+        return numbers, {name: tree for name, tree in params.items() if name not in numbers}
+
+    def again(state: TrainState, part: tuple[dict, list]) -> Params:
+        rows, slopes = part
+        return jax.vjp(lambda towers: embed(towers, state, rows), split(state.params)[1])[1](tuple(slopes))[0]
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+        numbers, towers = split(state.params)
+        if parts.count == 1:
+            embeddings, pull = jax.vjp(lambda towers: embed(towers, state, batch), towers)
+        else:
+            embeddings = parts.each(partial(embed, {}), state, batch)
+        graded = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)
+        (gradients, *slopes), report = graded(numbers, *parts.whole(embeddings))
+        if parts.count == 1:
+            (of_towers,) = pull(tuple(slopes))
+        else:
+            of_towers = parts.sum(again, state, (batch, parts.own(slopes)))
 
         def constrain(params: dict) -> dict:
             """The logit scale at most 100 [clip sec. 2.5], the text tower as it was while it is held."""
@@ -77,7 +123,7 @@ def contrastive_step(
                 params["text"] = jax.tree.map(lambda old, new: jnp.where(held, old, new), old, params["text"])
             return params
 
-        return _apply(state, loss_fn, optimizer, ema_decay, constrain)
+        return _apply(state, gradients | of_towers, metrics.averages(report), optimizer, ema_decay, constrain)
 
     return step
 
@@ -109,6 +155,7 @@ def diffusion_step(
     empty: Captioning,
     ema_decay: float | None,
     seed: int,
+    parts: Parts = WHOLE,
 ) -> Step:
     """The U-Net's step: noise each image, and find the noise with the help of its caption.
 
@@ -117,39 +164,39 @@ def diffusion_step(
     example from (seed, step, place in the global batch).
 
     spectrum: variances of what is noised, for the report; see ``diffusion.loss``.
+    parts: of a batch whose activations exceed memory; the gradient is the mean of theirs.
     """
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def loss_fn(params: Params, state: TrainState, rows: dict) -> tuple[Array, dict]:
         def keys(name: str) -> Array:
-            return rng.example_keys(rng.stream(seed, name), state.step, batch["index"])
+            return rng.example_keys(rng.stream(seed, name), state.step, rows["index"])
 
+        weights = {**state.frozen, **params}
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, empty.dropout))(keys("caption_dropout"))[:, None]
-        tokens = jnp.where(dropped, empty.tokens[None], batch["tokens"])
-        mask = jnp.where(dropped, empty.mask[None], batch["mask"])
-        x0 = images_of(batch)
+        tokens = jnp.where(dropped, empty.tokens[None], rows["tokens"])
+        mask = jnp.where(dropped, empty.mask[None], rows["mask"])
+        x0 = images_of(rows)
         if autoencoder is not None:
-            mean, deviation = autoencoder.apply({"params": state.frozen["autoencoder"]}, x0, method="encode")
+            mean, deviation = autoencoder.apply({"params": weights["autoencoder"]}, x0, method="encode")
             x0 = mean + deviation * rng.normal(keys("latents"), mean.shape[1:])
+        hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
 
-        def loss_fn(params):
-            weights = {**state.frozen, **params}
-            hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
+        def predict(xt: Array, timestep: Array) -> Array:
+            return unet.apply({"params": weights["unet"]}, xt, timestep, hidden, mask, pooled)
 
-            def predict(xt: Array, timestep: Array) -> Array:
-                return unet.apply({"params": weights["unet"]}, xt, timestep, hidden, mask, pooled)
+        return diffusion.loss(
+            predict,
+            x0,
+            keys=keys("noise"),
+            schedule=schedule,
+            prediction_type=prediction_type,
+            weighting=weighting,
+            density=density,
+            spectrum=None if spectrum is None else jnp.asarray(spectrum),
+        )
 
-            return diffusion.loss(
-                predict,
-                x0,
-                keys=keys("noise"),
-                schedule=schedule,
-                prediction_type=prediction_type,
-                weighting=weighting,
-                density=density,
-                spectrum=None if spectrum is None else jnp.asarray(spectrum),
-            )
-
-        return _apply(state, loss_fn, optimizer, ema_decay)
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+        return _apply(state, *_mean(loss_fn, state, batch, parts), optimizer, ema_decay)
 
     return step
 
@@ -171,23 +218,22 @@ def points_step(
     points: (n, d), of which each example of a batch, known by its "index" (b,) alone, draws one.
     """
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def loss_fn(params: Params, state: TrainState, rows: dict) -> tuple[Array, dict]:
         def keys(name: str) -> Array:
-            return rng.example_keys(rng.stream(seed, name), state.step, batch["index"])
+            return rng.example_keys(rng.stream(seed, name), state.step, rows["index"])
 
         place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(points)))(keys("points"))
+        return diffusion.loss(
+            lambda xt, timestep: mlp.apply({"params": params["mlp"]}, xt, timestep),
+            points[place],
+            keys=keys("noise"),
+            schedule=schedule,
+            prediction_type=prediction_type,
+            weighting=weighting,
+            density=density,
+        )
 
-        def loss_fn(params):
-            return diffusion.loss(
-                lambda xt, timestep: mlp.apply({"params": params["mlp"]}, xt, timestep),
-                points[place],
-                keys=keys("noise"),
-                schedule=schedule,
-                prediction_type=prediction_type,
-                weighting=weighting,
-                density=density,
-            )
-
-        return _apply(state, loss_fn, optimizer, ema_decay)
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+        return _apply(state, *_mean(loss_fn, state, batch, WHOLE), optimizer, ema_decay)
 
     return step

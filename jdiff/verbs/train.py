@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from jdiff import grids, runs
 from jdiff.build import Experiment
@@ -88,17 +89,27 @@ def train(setup: Experiment, workdir: str) -> None:
             loop.train(
                 state,
                 setup.step(tokenizer, _spectrum(setup, dataset, state)),
-                (meshes.place(mesh, batch) for batch in batches),
+                _placed(mesh, batches, train.steps_per_dispatch),
                 steps=train.steps,
                 every=setup.every,
                 checkpoints=store,
                 writer=writer,
                 show_samples=partial(show_samples, writer),
                 stop=stop.asked,
+                at_a_time=train.steps_per_dispatch,
                 merged=merged,
             )
     distributed.agree(end="of the run")  # one process may still have been drawing
     _say(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
+
+
+def _placed(mesh: Mesh, batches: Iterable[dict], at_a_time: int) -> Iterator[dict]:
+    """Batches on a mesh, those of several steps, where these are taken at a time, one above the other."""
+    if at_a_time == 1:
+        yield from (meshes.place(mesh, batch) for batch in batches)
+    else:
+        for together in zip(*[iter(batches)] * at_a_time):
+            yield meshes.place(mesh, jax.tree.map(lambda *rows: np.stack(rows), *together), rows_at=1)
 
 
 def _say(text: str) -> None:

@@ -122,3 +122,56 @@ def test_padding_and_neighbours_do_not_change_an_image(name):
     np.testing.assert_array_equal(answer, unet.apply(params, xt, timestep, padded, mask, pooled))
     alone = unet.apply(params, xt[1:], timestep[1:], context[1:, :2], mask[1:, :2], pooled[1:])
     np.testing.assert_allclose(answer[1:], alone, atol=2e-5)
+
+
+def number(params, network, *given):
+    """A number made of a network's answers."""
+    outputs = jax.tree.leaves(network.apply(params, *given))
+    return sum(jnp.mean(x * jnp.cos(jnp.arange(x.size)).reshape(x.shape)) for x in outputs)
+
+
+@pytest.mark.parametrize("name", ["text", "vision", "unet"])
+def test_what_is_not_kept_is_done_again(name):
+    """Remat changes no parameter's name, and value and gradient by rounding alone; it keeps less, and least where
+    products are not kept."""
+    image = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3), minval=-1)
+    network, given = {
+        "text": (TEXT["bidirectional"], (TOKENS, MASK)),
+        "vision": (VisionTower(8, 4, 16, 2, 2, 8), (image,)),
+        "unet": (UNETS["one level"], (image, jnp.full(2, 3.0), jnp.ones((2, 6, 32)))),
+    }[name]
+    params = shaken(jax.jit(network.init)(jax.random.key(0), *given))
+    value, gradient = jax.jit(jax.value_and_grad(number), static_argnums=1)(params, network, *given)
+    again, same = jax.jit(jax.value_and_grad(number), static_argnums=1)(params, network.clone(remat="blocks"), *given)
+    np.testing.assert_allclose(again, value, rtol=1e-4, atol=1e-6)
+    scale = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradient, same)
+
+    def kept(remat):
+        """Bytes that the gradient waits with."""
+
+        def pull(params):
+            return jax.vjp(lambda params: number(params, network.clone(remat=remat), *given), params)[1]
+
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(pull, params)))
+
+    assert kept("blocks") < kept("products") < kept("none")
+
+
+@pytest.mark.parametrize("name", ["text", "vision", "unet"])
+def test_half_precision_is_of_products_alone(name):
+    """In bfloat16, parameters and answers are float32, and no answer is further off than a few roundings of it."""
+    network, given = {
+        "text": (TEXT["bidirectional"], (TOKENS, MASK)),
+        "vision": (VisionTower(8, 4, 16, 2, 2, 8), (jax.random.uniform(jax.random.key(1), (2, 8, 8, 3)),)),
+        "unet": (
+            UNETS["one level"],
+            (jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.full(2, 9.0), jnp.ones((2, 6, 32)), MASK),
+        ),
+    }[name]
+    half = network.clone(dtype="bfloat16")
+    params = shaken(jax.jit(half.init)(jax.random.key(0), *given))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    right, found = (jax.tree.leaves(jax.jit(n.apply)(params, *given))[-1] for n in (network, half))
+    assert found.dtype == jnp.float32
+    assert 1e-6 < jnp.linalg.norm(found - right) / jnp.linalg.norm(right) < 0.03

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jdiff import build, runs
@@ -28,10 +29,11 @@ BASE = {
 }
 CONTRASTIVE = BASE | {"vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16}}
 DIFFUSION = BASE | {
-    "unet": {"channels": (16, 32), "attention": (False, True), "heads": (1, 2), "blocks": 1, "groups": 8},
+    "unet": {"channels": (16,), "attention": (False,), "heads": (2,), "blocks": 1, "groups": 8},
     "diffusion": {"prediction_type": "v"},
     "train": BASE["train"] | {"objective": "diffusion"},
 }
+AT_A_TIME = BASE["train"] | {"steps_per_dispatch": 2} | dict.fromkeys(("log_every", "save_every", "sample_every"), 2)
 LATENTS = DIFFUSION | {"autoencoder": {"channels": (8, 16), "groups": 4}}
 POOLED = CONTRASTIVE | {"vision": CONTRASTIVE["vision"] | {"pooling": "attention"}, "encoder": {"biased": True}}
 RESNET = CONTRASTIVE | {"vision": {"kind": "resnet", "width": 8, "layers": (1, 1, 1, 1), "heads": 2}}
@@ -53,9 +55,9 @@ def batch(step):
     return {"image": images, "tokens": tokens, "mask": tokens > 3, "index": np.arange(16, dtype=np.int32)}
 
 
-def trained(config, layout, steps=3):
+def trained(config, layout, steps=3, **train):
     """The loss of each step on a mesh, and the state at the end."""
-    setup = build.experiment(config | {"mesh": layout})
+    setup = build.experiment(config | {"mesh": layout, "train": config["train"] | train})
     mesh, step, losses = setup.mesh(), setup.step(Words()), []
     state = setup.initial_state(Words(), mesh, {})
     for i in range(steps):
@@ -64,20 +66,24 @@ def trained(config, layout, steps=3):
     return losses, state
 
 
+def apart(a, b):
+    """How far two trees are from each other, of the norm of one."""
+    return float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), a, b)) / optax.tree.norm(b))
+
+
 @cache
 def alone(objective):
-    return trained(DIFFUSION if objective == "diffusion" else CONTRASTIVE, ONE)[0]
+    return trained(DIFFUSION if objective == "diffusion" else CONTRASTIVE, ONE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
 def test_a_mesh_does_not_change_the_run(config, layout):
-    """Every layout sees the same batch and noise, and loses the same within rounding, step by step.
-
-    Losses, not parameters: the gradient of a key's bias is 0 but for rounding, which Adam makes a full step of.
-    """
+    """Every layout sees the same batch and noise, and loses and learns the same within rounding, step by step."""
     losses, state = trained(config, layout)
-    np.testing.assert_allclose(losses, alone(config["train"]["objective"]), rtol=1e-5)
+    right, theirs = alone(config["train"]["objective"])
+    np.testing.assert_allclose(losses, right, rtol=1e-5)
+    assert apart(state.params, theirs.params) < 2e-5
     mesh = build.experiment(config | {"mesh": layout}).mesh()
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(rules.placement(mesh, state))):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
@@ -86,7 +92,75 @@ def test_a_mesh_does_not_change_the_run(config, layout):
 @pytest.mark.parametrize("form", [{"form": "gathered"}, {"form": "ring"}, {"form": "ring", "chunk": 2}], ids=str)
 def test_nor_does_the_form_of_the_loss(form):
     losses, _ = trained(CONTRASTIVE | {"contrastive": form}, EVERY)
-    np.testing.assert_allclose(losses, alone("contrastive"), rtol=1e-5)
+    np.testing.assert_allclose(losses, alone("contrastive")[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [ONE, {"data": 2}], ids=str)
+@pytest.mark.parametrize("config", [CONTRASTIVE | {"contrastive": {"form": "ring"}}, DIFFUSION], ids=["ring", "unet"])
+def test_nor_do_parts_of_a_batch(config, layout):
+    """Of the U-Net gradients add up; of the dual encoder, whose loss is over all, embeddings are kept."""
+    losses, state = trained(config, layout, microbatches=4)
+    right, theirs = alone(config["train"]["objective"])
+    np.testing.assert_allclose(losses, right, rtol=1e-5)
+    assert apart(state.params, theirs.params) < 2e-5
+
+
+def test_parts_take_a_part_of_the_memory():
+    """A dual encoder of eight parts keeps the activations of one and the embeddings of all."""
+    setups = [
+        build.experiment(CONTRASTIVE | {"mesh": ONE, "train": BASE["train"] | {"batch_size": 256, "microbatches": n}})
+        for n in (1, 8)
+    ]
+    rows = {
+        "image": jax.ShapeDtypeStruct((256, 8, 8, 3), np.uint8),
+        "tokens": jax.ShapeDtypeStruct((256, 8), np.int32),
+        "mask": jax.ShapeDtypeStruct((256, 8), bool),
+        "index": jax.ShapeDtypeStruct((256,), np.int32),
+    }
+    whole, in_turn = (
+        setup.step(Words()).lower(setup.state_like(Words(), setup.mesh()), rows).compile().memory_analysis()
+        for setup in setups
+    )
+    assert in_turn.temp_size_in_bytes < whole.temp_size_in_bytes / 3
+
+
+def test_a_fixed_order_makes_bits_that_no_layout_changes():
+    layouts = ({"data": 2}, {"data": 1, "fsdp": 4}, {"data": 2, "fsdp": 2})
+    states = [trained(CONTRASTIVE, layout, fixed_order=4) for layout in layouts]
+    for losses, state in states[1:]:
+        assert losses == states[0][0]
+        jax.tree.map(np.testing.assert_array_equal, state, states[0][1])
+    assert apart(states[0][1].params, alone("contrastive")[1].params) < 2e-5
+
+
+def test_several_steps_are_taken_at_a_time():
+    """Two steps in one call: the state of two calls, and the averages of both."""
+    losses, right = trained(CONTRASTIVE, {"data": 2}, steps=2)
+    setup = build.experiment(CONTRASTIVE | {"mesh": {"data": 2}, "train": AT_A_TIME})
+    batches = train._placed(setup.mesh(), (batch(i) for i in range(4)), 2)
+    state, averages = setup.step(Words())(setup.initial_state(Words(), setup.mesh(), {}), next(batches))
+    assert int(state.step) == 2 and apart(state.params, right.params) < 1e-6
+    np.testing.assert_allclose(float(averages["loss"].compute()), np.mean(losses), rtol=1e-6)
+    assert len(list(batches)) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "why"),
+    [
+        (CONTRASTIVE, {"microbatches": 3}, "cannot be divided so"),
+        (CONTRASTIVE, {"microbatches": 0}, "must be 1 or more"),
+        (CONTRASTIVE, {"fixed_order": 6}, "a power of two that 2 devices divide"),
+        (CONTRASTIVE, {"fixed_order": 4, "microbatches": 2}, "goes with neither"),
+        (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"fixed_order": 4}, "form = 'dense'"),
+        (CONTRASTIVE, {"steps_per_dispatch": 4}, "config.train.steps is 6, no multiple of"),
+        (CONTRASTIVE | {"text": BASE["text"] | {"remat": "block"}}, {}, "did you mean 'blocks'"),
+        (DIFFUSION | {"unet": DIFFUSION["unet"] | {"dtype": "float16"}}, {}, "did you mean 'bfloat16'"),
+    ],
+    ids=str,
+)
+def test_a_division_that_cannot_be_is_refused(config, said, why):
+    with pytest.raises(ConfigError, match=why):
+        build.experiment(config | {"mesh": {"data": 2}, "train": config["train"] | said}).step(Words())
 
 
 def test_a_device_holds_its_part_of_parameters_moments_and_average():
