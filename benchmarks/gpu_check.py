@@ -35,7 +35,8 @@ def config(objective: str, *, wide: bool, batch_size: int) -> dict:
         "unet": {**(WIDE if wide else SMALL), "patch_size": 1 if wide else 2, "pooled": True},
         "optimizer": {"warmup_steps": 1},
         "diffusion": {"schedule": "cosine", "prediction_type": "x0", "weighting": "min_snr"},
-        "train": {"objective": objective, "batch_size": batch_size, "steps": 10_000, "ema_decay": 0.999},
+        "train": {"objective": objective, "batch_size": batch_size, "steps": 10_000},
+        "ema": {"decays": (0.999,)},
         "sample": {"steps": 50, "guidance_scale": 3.0},
     }
     return {name: section for name, section in sections.items() if name in SECTIONS[objective]}

@@ -28,7 +28,7 @@ from jdiff.sharding import mesh as meshes
 
 STEPS, PROCESSES, EACH = 20, 2, 4
 OBJECTIVES = {"contrastive": "demo_clip", "diffusion": "demo_t2i"}
-TRAIN = {"batch_size": 16, "steps": STEPS, "ema_decay": 0.99}
+TRAIN = {"batch_size": 16, "steps": STEPS}
 
 
 class Run(NamedTuple):

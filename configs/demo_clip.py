@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.encoder = dict(biased=False)
     config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
+    config.ema = dict(decays=(), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="contrastive", batch_size=128, steps=400, seed=0, log_every=20, save_every=200, sample_every=200

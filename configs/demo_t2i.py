@@ -31,13 +31,13 @@ def get_config(variant: str = "") -> ConfigDict:
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
     )
     config.optimizer = dict(learning_rate=2.5e-3, warmup_steps=200, weight_decay=0.01)
+    config.ema = dict(decays=(0.998,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
         batch_size=32,
         steps=2600,
         seed=0,
-        ema_decay=0.998,
         log_every=50,
         save_every=1000,
         sample_every=1000,

@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vision = dict(run="weights/clip", frozen=False)
     config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.1)
+    config.ema = dict(decays=(), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="contrastive", batch_size=256, steps=2000, seed=0, log_every=20, save_every=200, sample_every=400

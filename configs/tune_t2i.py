@@ -17,13 +17,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unet = dict(run="weights/stable-diffusion", frozen=False)
     config.diffusion = dict(weighting="min_snr", caption_dropout=0.1)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.01)
+    config.ema = dict(decays=(0.999,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
         objective="diffusion",
         batch_size=16,
         steps=5000,
         seed=0,
-        ema_decay=0.999,
         log_every=50,
         save_every=1000,
         sample_every=1000,

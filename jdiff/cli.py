@@ -98,6 +98,10 @@ def _train() -> None:
     train(_experiment(), _needed("workdir"))
 
 
+def _define_average() -> None:
+    flags.DEFINE_string("average", None, "Which average of a run's weights: of config.ema, or width=W, or 'none'.")
+
+
 def _define_hints() -> None:
     flags.DEFINE_enum("activation", None, ["quick_gelu", "gelu"], "Of CLIP's towers, if their file does not say.")
     flags.DEFINE_enum("prediction_type", None, ["eps", "v"], "Of a U-Net, if its file does not say.")
@@ -157,6 +161,7 @@ def _define_sample() -> None:
         "workdir", None, "Directory of the run, or of somebody's weights; or name it before the prompts."
     )
     _define_hints()
+    _define_average()
     _define_settings()
     flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
     flags.DEFINE_string("negative", "", "What to move away from.")
@@ -179,6 +184,7 @@ def _sample() -> None:
         path or _needed("workdir"),
         hints=_hints(),
         weaker=f.weaker,
+        average=f.average,
         prompts=prompts,
         prompts_file=f.prompts_file,
         negative=f.negative,
@@ -193,6 +199,7 @@ def _sample() -> None:
 
 def _define_export() -> None:
     _define_hints()
+    _define_average()
     _define_settings()
     flags.DEFINE_integer("max_rows", 1000, "The most rows that a method may take that is put in place of this.", 1)
 
@@ -203,7 +210,8 @@ def _export() -> None:
     paths = _arguments()
     if len(paths) != 2:
         raise UsageError(f"export takes the model and the folder to write, two paths; found {len(paths)}")
-    export(*paths, hints=_hints(), changes=_settings(), max_rows=flags.FLAGS.max_rows)
+    f = flags.FLAGS
+    export(*paths, hints=_hints(), changes=_settings(), max_rows=f.max_rows, average=f.average)
 
 
 def _define_evaluate() -> None:
@@ -212,6 +220,7 @@ def _define_evaluate() -> None:
     flags.DEFINE_string("templates", None, "With --images: sentences with {} for the kind; CLIP's 80 if not said.")
     flags.DEFINE_string("out", None, "With --images: the JSON to write.")
     _define_hints()
+    _define_average()
     flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
     flags.DEFINE_integer("num", None, "How many examples at most: 256 prompts, or 128 pairs, if not said.", 1)
     flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
@@ -226,7 +235,14 @@ def _evaluate() -> None:
     if f.images:
         evaluate_folder(_needed("workdir"), f.images, hints=_hints(), templates=f.templates, num=f.num, out=f.out)
         return
-    evaluate(_needed("workdir"), split=f.split, num=f.num, guidance_scales=f.guidance_scale, negatives=f.negatives)
+    evaluate(
+        _needed("workdir"),
+        split=f.split,
+        num=f.num,
+        guidance_scales=f.guidance_scale,
+        negatives=f.negatives,
+        average=f.average,
+    )
 
 
 def _define_figures() -> None:

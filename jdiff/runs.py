@@ -7,12 +7,13 @@ only read: to draw, to measure, to begin from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
@@ -25,7 +26,7 @@ from jdiff.embed import Encoder
 from jdiff.interop import foreign
 from jdiff.interop.foreign import NO_HINTS, Foreign, Hints
 from jdiff.sample import Sampler
-from jdiff.training import checkpoint
+from jdiff.training import checkpoint, ema
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,22 @@ def is_run(path: epath.PathLike) -> bool:
     return config.exists() and "train" in json.loads(config.read_text())
 
 
-def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> Model:
+def find(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = None) -> Model:
     """The model at ``path``: a run, or somebody's weights (a folder, or a safetensors file).
 
-    hints: what somebody's files do not say.
+    hints: what somebody's files do not say.   average: of a run, as of ``restore_weights``.
     Raises ``NoCheckpoint`` where there is neither, ``WrongWeights`` where they cannot be read.
     """
     if is_run(path):
         step = latest_step(path)
-        weights = partial(restore_weights, path)
-        return Model(
-            saved_experiment(path), saved_tokenizer(path), weights, step, x0_variance=_saved_x0_variance(path, step)
-        )
+        weights = partial(restore_weights, path, average=average)
+        measured = None if average else _saved_x0_variance(path, step)
+        return Model(saved_experiment(path), saved_tokenizer(path), weights, step, x0_variance=measured)
     theirs = foreign.find(path, hints)
     if theirs is None:
         saved_experiment(path)  # says what is missing
+    if average:
+        raise ConfigError(f"the average {average} is asked for, but {path} is no run of ours, and keeps none")
     return of_foreign(theirs)
 
 
@@ -87,12 +89,12 @@ def new_folder(destination: str) -> epath.Path:
     return path
 
 
-def drawing(path: epath.PathLike, hints: Hints = NO_HINTS) -> tuple[Sampler, int | None]:
+def drawing(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = None) -> tuple[Sampler, int | None]:
     """A text-to-image model, and the step it is from; what was noticed of somebody's weights is printed.
 
     Raises ``ConfigError`` where it is a dual encoder.
     """
-    model = find(path, hints)
+    model = find(path, hints, average)
     if model.setup.train.objective != "diffusion":
         raise ConfigError(f"{path} is a dual encoder, which cannot draw; name a text-to-image model")
     for note in model.notes:
@@ -100,9 +102,9 @@ def drawing(path: epath.PathLike, hints: Hints = NO_HINTS) -> tuple[Sampler, int
     return sampler(model), model.step
 
 
-def load(path: epath.PathLike, hints: Hints = NO_HINTS) -> Sampler | Encoder:
+def load(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = None) -> Sampler | Encoder:
     """A model, ready to use: a ``Sampler`` of a text-to-image model, an ``Encoder`` of a dual encoder."""
-    model = find(path, hints)
+    model = find(path, hints, average)
     return encoder(model) if model.setup.train.objective == "contrastive" else sampler(model)
 
 
@@ -224,17 +226,70 @@ def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoi
     return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
 
 
-def restore_weights(workdir: epath.PathLike, sharding: Sharding, only: Iterable[str] | None = None) -> dict[str, Any]:
+def snapshots(workdir: epath.PathLike, *, begun_at: int | None = None) -> checkpoint.Snapshots:
+    """The averages of a run that are kept for good, to read, or where ``begun_at`` is said to write."""
+    return checkpoint.Snapshots(epath.Path(workdir) / "averages", begun_at=begun_at)
+
+
+def restore_weights(
+    workdir: epath.PathLike, sharding: Sharding, only: Iterable[str] | None = None, *, average: str | None = None
+) -> dict[str, Any]:
     """The weights of a run, by network: what it learnt, averaged where it keeps an average, and what it read frozen.
 
-    Raises ``NoCheckpoint``.
+    average: the name of one that the run keeps, "none" for the parameters themselves, or "width=0.08", of any width,
+        which is then made of its snapshots; its first if not said.
+    Raises ``NoCheckpoint``, and ``ConfigError`` where there is no such average.
     """
-    saved_experiment(workdir)
+    names = saved_experiment(workdir).averages().names
+    average = average or (names[0] if names else NO_AVERAGE)
     with checkpoints(workdir) as store:
-        found = store.restore_parts(sharding, "ema", "frozen")
-        learnt = found["ema"] or store.restore_parts(sharding, "params")["params"]
-    weights = {**(found["frozen"] or {}), **(learnt or {})}
+        found = store.restore_parts(sharding, "params" if average == NO_AVERAGE else "ema", "frozen")
+        if average == NO_AVERAGE:
+            learnt = found["params"]
+        elif average in names:
+            learnt = found["ema"][average]
+        else:
+            learnt = _made_average(workdir, average, names, store.latest, found["ema"], sharding)
+    weights = {**(found["frozen"] or {}), **learnt}
     return weights if only is None else {part: weights[part] for part in only}
+
+
+NO_AVERAGE = "none"
+FAR = 0.1  # of a profile, from which on what is made of snapshots is not what was asked for
+
+
+def _made_average(workdir, average: str, names: Sequence[str], step: int, newest: dict, sharding: Sharding) -> Any:
+    """An average of a width that was not kept, of all that were."""
+    known = f"{workdir} keeps {', '.join(names) or 'no averages'}"
+    try:
+        width = float(average.removeprefix(ema.WIDTH))
+    except ValueError:
+        width = 0.0
+    if not average.startswith(ema.WIDTH) or not 0 < width < ema.WIDEST:
+        raise ConfigError(
+            f"there is no average {average}: {known}, and of snapshots {ema.WIDTH}W is made, W between 0 and "
+            f"{ema.WIDEST:.4f}"
+        )
+    widths = {name: float(name.removeprefix(ema.WIDTH)) for name in names if name.startswith(ema.WIDTH)}
+    if not widths:
+        raise ConfigError(f"{average} can only be made of averages of widths, config.ema.widths; {known}")
+    with snapshots(workdir) as store:
+        steps = [at for at in store.steps if at < step]
+        kept = [(at, name) for at in (*steps, step) for name in widths]
+        shares, off = ema.combination([(at, widths[name]) for at, name in kept], step, width)
+        if off > FAR:
+            raise ConfigError(
+                f"{average} is {off:.0%} off when made of {len(steps)} snapshots and the newest checkpoint; take "
+                "another width, or a lower config.ema.snapshot_every when training"
+            )
+        print(f"{average} is made of {len(kept)} averages, its profile {off:.2%} off")
+        total = None
+        for i, at in enumerate((*steps, step)):
+            trees = newest if at == step else store.restore(at, sharding)
+            for share, name in zip(shares[i * len(widths) :], widths):
+                part = jax.tree.map(lambda leaf, share=share: np.float64(share) * np.asarray(leaf), trees[name])
+                total = part if total is None else jax.tree.map(np.add, total, part)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf.astype(np.float32), sharding), total)
 
 
 def save_x0_variance(workdir: epath.PathLike, step: int, measured: tuple[tuple[float, ...], ...]) -> None:

@@ -34,7 +34,7 @@ from jdiff.training.state import TrainState
 
 # The networks of each objective, whose sections may name a run to begin from, and the other sections.
 PARTS = {"contrastive": ("text", "vision"), "diffusion": ("text", "unet", "autoencoder")}
-BOTH = ("data", "tokenizer", "optimizer", "mesh", "train")
+BOTH = ("data", "tokenizer", "optimizer", "ema", "mesh", "train")
 SECTIONS = {
     "contrastive": (*PARTS["contrastive"], "encoder", "contrastive", *BOTH),
     "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
@@ -52,11 +52,12 @@ class Experiment(Config):
         self.check_sections(sections)
         of_steps = ("steps", "log_every", "save_every", "sample_every")
         self.check_train((*of_steps, "batch_size", "keep", "group", "microbatches", "steps_per_dispatch"))
-        for key in of_steps:
-            if getattr(self.train, key) % self.train.steps_per_dispatch:
+        counted = {f"train.{key}": getattr(self.train, key) for key in of_steps}
+        for key, value in (counted | {"ema.snapshot_every": self.ema.snapshot_every}).items():
+            if value % self.train.steps_per_dispatch:
                 raise ConfigError(
-                    f"config.train.{key} is {getattr(self.train, key)}, no multiple of "
-                    f"config.train.steps_per_dispatch, {self.train.steps_per_dispatch}"
+                    f"config.{key} is {value}, no multiple of config.train.steps_per_dispatch, "
+                    f"{self.train.steps_per_dispatch}"
                 )
         if self.train.batch_size % self.train.group:
             raise ConfigError(
@@ -265,7 +266,8 @@ class Experiment(Config):
 
     @property
     def every(self) -> Every:
-        return Every(self.train.log_every, self.train.save_every, self.train.sample_every)
+        train = self.train
+        return Every(train.log_every, train.save_every, train.sample_every, self.ema.snapshot_every)
 
     def initial_weights(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Parameters of every network, by name, from the config's seed."""
@@ -335,12 +337,12 @@ class Experiment(Config):
         spectrum: of what the U-Net works in, for the report of a diffusion loss.
         """
         train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
-        decay, mesh = train.ema_decay or None, self.mesh()
+        averages, mesh = self.averages(), self.mesh()
         if train.objective == "contrastive":
             encoder = self.encoder(tokenizer.vocab_size)
             loss = self.contrastive_loss()
             one = steps.contrastive_step(
-                encoder, loss, optimizer, ema_decay=decay, hold_text=train.hold_text, parts=self.parts()
+                encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
             )
         else:
             tokens, mask = tokenizer.encode([""])
@@ -355,7 +357,7 @@ class Experiment(Config):
                 density=self.diffusion.density,
                 spectrum=spectrum,
                 empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
-                ema_decay=decay,
+                averages=averages,
                 seed=train.seed,
                 parts=self.parts(),
             )

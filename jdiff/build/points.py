@@ -23,7 +23,7 @@ class Spiral(Config):
     """The config of a network of points in the plane, checked whole, and the objects it names."""
 
     def __post_init__(self):
-        self.check_sections(("data", "mlp", "diffusion", "optimizer", "train", "sample"))
+        self.check_sections(("data", "mlp", "diffusion", "optimizer", "ema", "train", "sample"))
         self.check_train(("steps", "batch_size"))
         self.check_diffusion()
         self.points()
@@ -47,7 +47,7 @@ class Spiral(Config):
             prediction_type=d.prediction_type,
             weighting=d.weighting,
             density=d.density,
-            ema_decay=train.ema_decay or None,
+            averages=self.averages(),
             seed=train.seed,
         )
 

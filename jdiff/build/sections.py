@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -18,13 +17,14 @@ from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIG
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.training.ema import WIDEST, Averages
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """config.train. objective: what is trained. ema_decay: 0 for no average. keep: checkpoints that stay.
+    """config.train. objective: what is trained. keep: checkpoints that stay.
 
     group: records that follow each other on disk and stay together in a batch.
     hold_text: steps before a dual encoder's text tower begins to learn.
@@ -43,11 +43,23 @@ class TrainSettings:
     microbatches: int = 1
     steps_per_dispatch: int = 1
     fixed_order: int = 0
-    ema_decay: float = 0.0
     log_every: int = 50
     save_every: int = 500
     sample_every: int = 500
     keep: int = 2
+
+
+@dataclass(frozen=True)
+class EmaSettings:
+    """config.ema, the running averages; the first is used if not said. decays: of constant ones.
+
+    widths: of those whose profile is a power function, see ``training.ema``.
+    snapshot_every: steps after which these are kept for good, to make others of; 0 for never.
+    """
+
+    decays: Sequence[float] = ()
+    widths: Sequence[float] = ()
+    snapshot_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,13 @@ class Config:
     def sample(self) -> Settings:
         return construct("sample", Settings, self.section("sample"))
 
+    @property
+    def ema(self) -> EmaSettings:
+        return construct("ema", EmaSettings, self.section("ema"))
+
+    def averages(self) -> Averages:
+        return Averages(tuple(self.ema.decays), tuple(self.ema.widths))
+
     def schedule(self) -> Schedule:
         d = self.diffusion
         choose("diffusion.schedule", d.schedule, SCHEDULES)
@@ -120,17 +139,26 @@ class Config:
 
     def begin(self, params: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
         """The state of no steps yet."""
-        average = jax.tree.map(jnp.copy, params) if self.train.ema_decay else None
-        return TrainState(jnp.int32(0), params, self.optimizer().init(params), average, frozen)
+        averages, optimizer = self.averages(), self.optimizer()
+        used = averages.names[0] if averages.names else None
+        return TrainState(jnp.int32(0), params, optimizer.init(params), averages.begin(params), frozen, used)
 
     def check_train(self, counts: Sequence[str]) -> None:
         """The train section. counts: its keys that must be 1 or more."""
         for key in counts:
             if getattr(self.train, key) < 1:
                 raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
-        if not 0 <= self.train.ema_decay < 1:
+        ema = self.ema
+        if not all(0 < decay < 1 for decay in ema.decays):
+            raise ConfigError(f"config.ema.decays is {ema.decays}; each must be between 0 and 1")
+        if not all(0 < width < WIDEST for width in ema.widths):
+            raise ConfigError(f"config.ema.widths is {ema.widths}; each must be between 0 and {WIDEST:.4f}")
+        if len(set(self.averages().names)) < len(self.averages().names):
+            raise ConfigError("config.ema has one average twice")
+        if ema.snapshot_every < 0 or (ema.snapshot_every and not ema.widths):
             raise ConfigError(
-                f"config.train.ema_decay is {self.train.ema_decay}; it must be from 0 up to, not including, 1"
+                f"config.ema.snapshot_every is {ema.snapshot_every}; it must be 0, or more where config.ema.widths has "
+                "averages to keep"
             )
 
     def check_sections(self, sections: Sequence[str]) -> None:

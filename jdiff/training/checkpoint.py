@@ -9,10 +9,59 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from jdiff.training.ema import WIDTH
 from jdiff.training.state import TrainState
 
 STATE = ("step", "params", "opt_state", "ema", "frozen")
 PARTS = (*STATE, "averages")
+
+
+class Snapshots:
+    """Averages along a run, each kept for good, in ``directory``.
+
+    begun_at: the step that a run writes on from, which makes anew what was kept after it; None only reads.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, begun_at: int | None = None):
+        reads = begun_at is None
+        self._manager = ocp.CheckpointManager(
+            epath.Path(directory).absolute(),
+            options=ocp.CheckpointManagerOptions(read_only=reads, create=not reads, cleanup_tmp_directories=not reads),
+            item_names=("ema",),
+            item_handlers={"ema": ocp.StandardCheckpointHandler()},
+        )
+        for step in [] if reads else self.steps:
+            if step > begun_at:
+                self._manager.delete(step)
+
+    def __enter__(self) -> Snapshots:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write the averages whose profile is a power function."""
+        widths = {name: tree for name, tree in state.ema.items() if name.startswith(WIDTH)}
+        self._manager.save(int(state.step), args=ocp.args.Composite(ema=ocp.args.StandardSave({"tree": widths})))
+
+    def restore(self, step: int, sharding: Sharding) -> dict[str, Any]:
+        """The averages of one step, by name."""
+        like = _placed(self._manager.item_metadata(step)["ema"].tree, sharding)
+        return self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(like)))["ema"]["tree"]
+
+    def wait(self) -> None:
+        """Until what was begun is on disk."""
+        self._manager.wait_until_finished()
+
+
+def _placed(shapes: Any, sharding: Sharding) -> Any:
+    """What is on disk as something to read it into, each array placed by ``sharding``."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -69,11 +118,7 @@ class Checkpoints:
         """Some parts of the newest checkpoint, each array placed by ``sharding``; a part not saved is None."""
         shapes = self._manager.item_metadata(self._newest())
         trees = {
-            part: jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes[part].tree
-            )
-            for part in parts
-            if part in shapes and shapes[part] is not None
+            part: _placed(shapes[part].tree, sharding) for part in parts if part in shapes and shapes[part] is not None
         }
         found = self._restore(trees)
         return {part: found[part]["tree"] if part in found else None for part in parts}

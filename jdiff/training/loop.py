@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jdiff.training import metrics
-from jdiff.training.checkpoint import Checkpoints
+from jdiff.training.checkpoint import Checkpoints, Snapshots
 from jdiff.training.state import TrainState
 from jdiff.training.steps import Step
 
@@ -31,11 +31,12 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class Every:
-    """After how many steps the loop reports, saves and draws samples."""
+    """After how many steps the loop reports, saves, draws samples and keeps averages for good, 0 for never."""
 
     log: int = 50
     save: int = 500
     sample: int = 500
+    snapshot: int = 0
 
 
 def train(
@@ -49,6 +50,7 @@ def train(
     writer: metrics.Writer | None,
     show_samples: Callable[[TrainState], None],
     stop: Callable[[], int | None],
+    snapshots: Snapshots | None = None,
     at_a_time: int = 1,
     merged: metrics.Averages | None = None,
 ) -> TrainState:
@@ -82,12 +84,16 @@ def train(
             if done % every.save == 0 or done == steps:
                 _finite(float(averages["loss"].total), done)
                 checkpoints.save(state, merged)
+            if snapshots is not None and done % every.snapshot == 0:
+                snapshots.save(state)
             if done % every.sample == 0 or done == steps:
                 show_samples(state)
         if done > first:
             _finite(float(averages["loss"].total), done)
             checkpoints.save(state, merged)
-        checkpoints.wait()
+        for kept in (checkpoints, snapshots):
+            if kept is not None:
+                kept.wait()
     if done < steps:
         raise Interrupted(signal, done)
     return state

@@ -20,13 +20,15 @@ from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
 from jdiff.models.mlp import MLP
 from jdiff.models.unet import UNet
-from jdiff.training import ema, metrics
+from jdiff.training import metrics
+from jdiff.training.ema import Averages
 from jdiff.training.parts import FixedOrder, InTurn
 from jdiff.training.state import Params, TrainState
 
 Step = Callable[[TrainState, dict], tuple[TrainState, metrics.Averages]]
 Parts = InTurn | FixedOrder
 WHOLE = InTurn()
+NO_AVERAGES = Averages()
 
 
 def images_of(batch: dict) -> Array:
@@ -39,14 +41,14 @@ def _apply(
     gradients: Params,
     report: metrics.Averages,
     optimizer: optax.GradientTransformation,
-    decay: float | None,
+    averages: Averages,
     constrain: Callable = lambda params: params,
 ) -> tuple[TrainState, metrics.Averages]:
     """Update, average. constrain: undoes what no step may do."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = constrain(optax.apply_updates(state.params, updates))
-    average = None if decay is None else ema.update(state.ema, params, step=state.step, decay=decay)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
+    ema = averages.update(state.ema, params, state.step)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
     return state, report | metrics.averages({"grad_norm": optax.tree.norm(gradients)})
 
 
@@ -69,7 +71,7 @@ def contrastive_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float | None,
+    averages: Averages = NO_AVERAGES,
     hold_text: int = 0,
     parts: Parts = WHOLE,
 ) -> Step:
@@ -123,7 +125,7 @@ def contrastive_step(
                 params["text"] = jax.tree.map(lambda old, new: jnp.where(held, old, new), old, params["text"])
             return params
 
-        return _apply(state, gradients | of_towers, metrics.averages(report), optimizer, ema_decay, constrain)
+        return _apply(state, gradients | of_towers, metrics.averages(report), optimizer, averages, constrain)
 
     return step
 
@@ -153,7 +155,7 @@ def diffusion_step(
     density: str,
     spectrum: np.ndarray | None = None,
     empty: Captioning,
-    ema_decay: float | None,
+    averages: Averages = NO_AVERAGES,
     seed: int,
     parts: Parts = WHOLE,
 ) -> Step:
@@ -196,7 +198,7 @@ def diffusion_step(
         )
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-        return _apply(state, *_mean(loss_fn, state, batch, parts), optimizer, ema_decay)
+        return _apply(state, *_mean(loss_fn, state, batch, parts), optimizer, averages)
 
     return step
 
@@ -210,7 +212,7 @@ def points_step(
     prediction_type: str,
     weighting: str,
     density: str,
-    ema_decay: float | None,
+    averages: Averages = NO_AVERAGES,
     seed: int,
 ) -> Step:
     """The step of a network of points: noise some of them, and find the noise.
@@ -234,6 +236,6 @@ def points_step(
         )
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-        return _apply(state, *_mean(loss_fn, state, batch, WHOLE), optimizer, ema_decay)
+        return _apply(state, *_mean(loss_fn, state, batch, WHOLE), optimizer, averages)
 
     return step

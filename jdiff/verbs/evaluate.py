@@ -35,10 +35,12 @@ def evaluate(
     guidance_scales: Sequence[float] | None = None,
     negatives: bool = False,
     again: bool = False,
+    average: str | None = None,
 ) -> dict:
     """Measure a run on a split of the data it was trained for; print, write and return what was found.
 
     again: measure even what was measured of this checkpoint before.
+    average: which of the run's, as of ``runs.restore_weights``.
     """
     setup, step = runs.saved_experiment(workdir), runs.latest_step(workdir)
     if not setup.source:
@@ -54,14 +56,14 @@ def evaluate(
     held = records.records(setup.dataset(), split)
     path = epath.Path(workdir) / "evaluation" / split / "results.json"
     scales = list(guidance_scales or [setup.sample.guidance_scale])
-    asked = {"workdir": str(workdir), "step": step, "split": split, "num": num}
+    asked = {"workdir": str(workdir), "step": step, "split": split, "num": num, "average": average}
     asked |= {"guidance_scales": scales, "with_negatives": negatives}
     found = json.loads(path.read_text()) if path.exists() else {}
     if not again and all(found.get(key) == value for key, value in asked.items()):
         print(f"{workdir} was measured already at step {step} on '{split}'")
     else:
         print(f"measuring {workdir} at step {step} on '{split}'")
-        loaded = runs.load(workdir)
+        loaded = runs.load(workdir, average=average)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(loaded, Encoder):
             found = asked | _encoder(setup, loaded, held, asked, path.parent)
@@ -159,7 +161,8 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
     else:
         chosen = list(range(min(num, len(held))))
         captions = [held[i]["captions"][0].decode() for i in chosen]
-    if sampler.x0_variance is None and run["split"] != "train":  # of pictures that training has not seen
+    # Of pictures that training has not seen, and of the weights that are used if nothing is said.
+    if sampler.x0_variance is None and asked["average"] is None and run["split"] != "train":
         pictures = np.stack([held[i]["image"] for i in chosen])
         runs.save_x0_variance(run["workdir"], run["step"], sampler.unknown(pictures, captions))
     found: dict = {"prompts": len(chosen), "scales": {}}

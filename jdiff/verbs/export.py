@@ -18,15 +18,18 @@ from jdiff.interop.foreign import Hints
 from jdiff.sample import CAPTIONS, Sampler, draw
 
 
-def export(source: str, destination: str, *, hints: Hints, changes: dict, max_rows: int) -> None:
+def export(
+    source: str, destination: str, *, hints: Hints, changes: dict, max_rows: int, average: str | None = None
+) -> None:
     """Write the model at ``source`` as a folder that draws by itself.
 
     changes: of the settings that it draws with; method.safetensors, which holds them, is data of the program.
     max_rows: the most rows that any method may take which is put in its place.
+    average: which of a run's, as of ``runs.restore_weights``.
     Raises ``ConfigError`` where ``destination`` has something already.
     """
     folder = runs.new_folder(destination)
-    sampler, step = runs.drawing(source, hints)
+    sampler, step = runs.drawing(source, hints, average)
     sampler = dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, **changes))
     method = sampler.method([sampler.settings], max_rows=max_rows)  # refuse impossible settings first
     print(f"writing a program of up to {method.tableau.rows} rows for any number of images, on CPU, CUDA and TPU")
@@ -38,7 +41,8 @@ def export(source: str, destination: str, *, hints: Hints, changes: dict, max_ro
         (folder / f"{name}.safetensors").write_bytes(save(arrays))
     sampler.tokenizer.save(folder / "tokenizer.json")
     (folder / "captions.json").write_text(json.dumps(sampler.tokenizer.layout(), indent=2) + "\n")
-    about = {"source": source, "step": step, **dataclasses.asdict(sampler.settings), "jax": jax.__version__}
+    about = {"source": source, "step": step, "average": average, **dataclasses.asdict(sampler.settings)}
+    about["jax"] = jax.__version__
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     (folder / "draw.py").write_text(inspect.getsource(standalone))
     print(f"wrote {folder}; `python {folder / 'draw.py'} 'a red circle'` draws, without jdiff")

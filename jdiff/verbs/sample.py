@@ -30,10 +30,12 @@ def sample(
     batch_size: int,
     trajectory: bool,
     out: str | None,
+    average: str | None,
 ) -> None:
     """Draw images and write each with the JSON that reproduces it; those already there are not drawn again.
 
     path: a run, or somebody's weights.   hints: what their files do not say.   weaker: a run to lead away from.
+    average: which of a run's, as of ``runs.restore_weights``.
     out: directory for the images; inside a run if not said, but never inside somebody's weights.
     """
     prompts = list(prompts)
@@ -42,7 +44,7 @@ def sample(
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError("there is no prompt; write one in quotes after the flags, or name a --prompts_file")
-    sampler, step = runs.drawing(path, hints)
+    sampler, step = runs.drawing(path, hints, average)
     if weaker:
         if negative:
             raise ConfigError("--negative and --weaker are both given, but guidance leads away from one; leave one out")
@@ -54,7 +56,7 @@ def sample(
             print(f"only the first {sampler.tokenizer.context_length - 2} tokens are read of: {prompt}")
     directory = epath.Path(out or (f"{path}/images" if runs.is_run(path) else "images"))
     said = {name: value for name, value in dataclasses.asdict(hints).items() if value is not None}
-    said |= {"weaker": weaker} if weaker else {}
+    said |= {name: value for name, value in (("weaker", weaker), ("average", average)) if value}
     common = {"workdir": str(path), **said, "step": step, "negative": negative, **dataclasses.asdict(settings)}
     total = num or len(prompts)
     wanted = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import jax
@@ -85,7 +85,10 @@ def train(setup: Experiment, workdir: str) -> None:
             shard=shard,
             shards=shards,
         )
-        with closing(batches), _writer(path, start) as writer, distributed.Stop() as stop:
+        with ExitStack() as stack:
+            stack.enter_context(closing(batches))
+            writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.Stop())
+            kept = setup.every.snapshot and stack.enter_context(runs.snapshots(path, begun_at=start))
             loop.train(
                 state,
                 setup.step(tokenizer, _spectrum(setup, dataset, state)),
@@ -96,6 +99,7 @@ def train(setup: Experiment, workdir: str) -> None:
                 writer=writer,
                 show_samples=partial(show_samples, writer),
                 stop=stop.asked,
+                snapshots=kept or None,
                 at_a_time=train.steps_per_dispatch,
                 merged=merged,
             )

@@ -25,7 +25,8 @@ BASE = {
     "tokenizer": {"context_length": 8},
     "text": {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16, "activation": "gelu", "causal": False},
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
-    "train": {"objective": "contrastive", "batch_size": 16, "steps": 6, "ema_decay": 0.9},
+    "train": {"objective": "contrastive", "batch_size": 16, "steps": 6},
+    "ema": {"decays": (0.9,), "widths": (0.1,)},
 }
 CONTRASTIVE = BASE | {"vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16}}
 DIFFUSION = BASE | {
@@ -166,7 +167,7 @@ def test_a_division_that_cannot_be_is_refused(config, said, why):
 def test_a_device_holds_its_part_of_parameters_moments_and_average():
     _, state = trained(CONTRASTIVE, {"data": 1, "fsdp": 8}, steps=1)
     moments = next(part.mu for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if part)
-    for tree in (state.params, moments, state.ema):
+    for tree in (state.params, moments, *state.ema.values()):
         kernel = tree["text"]["transformer"]["layers_0"]["mlp_1"]["kernel"]
         assert kernel.shape == (16, 64) and kernel.addressable_shards[0].data.shape == (2, 64)
 

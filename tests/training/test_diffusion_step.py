@@ -9,10 +9,12 @@ from jdiff.diffusion.schedules import cosine
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
 from jdiff.training import steps
+from jdiff.training.ema import Averages
 from jdiff.training.state import TrainState
 
 TEXT = TextTower(20, 8, 16, 1, 2, 16, "gelu", causal=False)
 UNET = UNet((8,), (True,), (1,), blocks=1, groups=4, out_channels=3, pooled=True)
+AVERAGES = Averages((0.9,), (0.1,))
 EMPTY = np.array([1, 2] + [0] * 6, np.int32)
 
 
@@ -21,7 +23,7 @@ def state(optimizer):
     params = {"unet": UNET.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), *context)["params"]}
     params = jax.tree.map(lambda p: p + 0.1, params)  # none at zero, so that the caption is heard
     frozen = {"text": TEXT.init(jax.random.key(1), jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool))["params"]}
-    return TrainState(jnp.int32(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params), frozen)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), AVERAGES.begin(params), frozen)
 
 
 def batch(word):
@@ -38,7 +40,7 @@ def step(dropout, **changes):
         "weighting": "simple",
         "density": "uniform",
         "empty": steps.Captioning(EMPTY, EMPTY > 0, dropout),
-        "ema_decay": 0.9,
+        "averages": AVERAGES,
         "seed": 0,
     }
     return jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, **make | changes)), state(optimizer)
@@ -72,10 +74,10 @@ def test_a_model_learns_one_picture():
     """Two hundred steps on one image bring the loss to a small part of where it began."""
     optimizer = optax.adam(2e-3)
     make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "density": "uniform"}
-    make |= {"ema_decay": None, "seed": 0}
+    make |= {"seed": 0}
     empty = steps.Captioning(EMPTY, EMPTY > 0, 0.1)
     run = jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, empty=empty, **make))
-    now = state(optimizer).replace(ema=None)
+    now = state(optimizer).replace(ema={})
     data = batch(5)
     data["image"] = np.repeat(data["image"][:1], 8, axis=0)
     losses = []

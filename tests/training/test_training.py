@@ -25,7 +25,8 @@ CONFIG = {
     "vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16},
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
     "mesh": {"data": 1},
-    "train": {"objective": "contrastive", "batch_size": 8, "steps": 6, "ema_decay": 0.9},
+    "train": {"objective": "contrastive", "batch_size": 8, "steps": 6},
+    "ema": {"decays": (0.9,), "widths": (0.1,)},
 }
 
 
@@ -148,7 +149,12 @@ def test_a_held_text_tower_stays_to_the_bit_and_then_learns():
         states.append(jax.device_get(state.params))
         if i == 2:  # about to be let go: the moments have gone on, so that the first step is no longer than others
             moments = optax.tree.get(state.opt_state, "mu")["text"]
-            assert all(jnp.abs(moment).max() > 0 for moment in jax.tree.leaves(moments))
+            at_rest = [
+                jax.tree_util.keystr(path, simple=True, separator="/")
+                for path, moment in jax.tree_util.tree_leaves_with_path(moments)
+                if not jnp.abs(moment).max() > 0
+            ]
+            assert at_rest == ["transformer/layers_0/attention/k/bias"]  # which a softmax does not see
         state, _ = step(state, meshes.place(mesh, batch(i)))
 
     def same(tower, i):
@@ -217,15 +223,51 @@ def test_first_step_of_adamw_in_closed_form():
     np.testing.assert_allclose(new["matrix"], 3.0 - 0.1 - 0.1 * 0.5 * 3.0, rtol=1e-5)
 
 
-def test_average_starts_at_the_parameters_and_follows_them():
+def test_an_average_starts_at_the_parameters_and_follows_them():
     """d = min(decay, (1 + step) / (10 + step)), written out."""
-    average = start = jnp.float32(4.0)
+    averages = ema.Averages((0.3, 0.99))
+    average = start = averages.begin(jnp.float32(4.0))
     expected = 4.0
     for step in range(5):
-        average = ema.update(average, jnp.float32(0.0), step=jnp.int32(step), decay=0.3)
+        average = averages.update(average, jnp.float32(0.0), jnp.int32(step))
         expected *= min(0.3, (1 + step) / (10 + step))
-    np.testing.assert_allclose(average, expected, rtol=1e-5)
-    np.testing.assert_allclose(ema.update(start, start, step=jnp.int32(7), decay=0.99), start)
+    np.testing.assert_allclose(average["0.3"], expected, rtol=1e-5)
+    np.testing.assert_allclose(averages.update(start, start["0.99"], jnp.int32(7))["0.99"], start["0.99"])
+
+
+def weights(width, steps):
+    """(40), each step's share of an average of a power function, in float64."""
+    return np.diff((np.arange(steps + 1) / steps) ** (ema.exponent(width) + 1))
+
+
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.25])
+def test_a_power_function_weighs_training_by_its_width(width):
+    """(40), (41): the shares of steps, found by averaging the steps' own unit vectors, and their standard deviation."""
+    averages, n = ema.Averages(widths=(width,)), 300
+    update = jax.jit(lambda average, step: averages.update(average, jnp.eye(n)[step], step))
+    average = averages.begin(jnp.ones(n))  # where it begins is forgotten with the first step
+    for step in range(n):
+        average = update(average, jnp.int32(step))
+    np.testing.assert_allclose(average[f"width={width}"], weights(width, n), atol=2e-6)
+    shares, times = weights(width, 20_000), np.arange(1, 20_001) / 20_000
+    found = np.sqrt(np.sum(shares * times**2) - np.sum(shares * times) ** 2)
+    np.testing.assert_allclose(found, width, rtol=1e-3)
+
+
+def test_any_width_is_made_of_snapshots_of_two():
+    """(42): one that was kept is itself; others are near their own profile, the nearer the more snapshots there are."""
+    n, off = 1000, {}
+    for every in (250, 50):
+        kept = [(at, width) for at in range(every, n + 1, every) for width in (0.05, 0.1)]
+        profiles = np.array([np.pad(weights(width, at), (0, n - at)) for at, width in kept])
+        for width in (0.05, 0.07, 0.15):
+            shares, said = ema.combination(kept, n, width)
+            right = weights(width, n)
+            off[every, width] = np.linalg.norm(shares @ profiles - right) / np.linalg.norm(right)
+            assert abs(off[every, width] - said) < 0.01
+            np.testing.assert_allclose(shares.sum(), 1, rtol=1e-6)
+        assert off[every, 0.05] < 1e-5
+    assert all(off[50, width] < 0.03 and off[50, width] < off[250, width] / 2 for width in (0.07, 0.15)), off
 
 
 def test_averages_weigh_by_count():
