@@ -55,7 +55,7 @@ def _layouts() -> Iterator[Claim]:
             off = float(np.linalg.norm(found.params - alone.params) / np.linalg.norm(alone.params))
             note = f"(losses {np.max(np.abs(found.losses / alone.losses - 1)):.1e})"
             yield Claim(f"{text}: parameters off, of their norm", off, 1e-5, at_most=True, note=note)
-        bits = {layouts.run(objective, mesh, fixed_order=8).params.tobytes() for mesh in FIXED}
+        bits = {layouts.run(objective, mesh, fixed_order=16).params.tobytes() for mesh in FIXED}
         text = f"{objective}, fixed order: parameters that {len(FIXED)} layouts of two to eight devices end with"
         yield Claim(text, len(bits), 1, at_most=True)
 

@@ -250,10 +250,10 @@ class Experiment(Config):
                     "be divided so"
                 )
             return parts.InTurn(count, shares)
-        if count < 0 or count & (count - 1) or count % shares or train.batch_size % count:
+        if count < 0 or count & (count - 1) or count % (2 * shares) or train.batch_size % count:
             raise ConfigError(
-                f"config.train.fixed_order is {count}; it must be a power of two that {shares} devices divide, and "
-                f"that divides config.train.batch_size, {train.batch_size}"
+                f"config.train.fixed_order is {count}; it must be a power of two, two or more for each of {shares} "
+                f"devices, and divide config.train.batch_size, {train.batch_size}"
             )
         if train.microbatches > 1 or train.steps_per_dispatch > 1:
             raise ConfigError(

@@ -79,8 +79,8 @@ class FixedOrder:
     """``count`` parts, a power of two, whatever the layout; as ``InTurn``, inside ``everywhere_alike``.
 
     Every device holds all parameters, moments and averages, and the gradients of all parts, so this is for models of
-    which a device holds ``count`` + 5 copies, to compare layouts and to look for faults. One device alone sums no
-    gradients of others, and XLA rounds its program another way: two or more have the same bits.
+    which a device holds ``count`` + 5 copies, to compare layouts and to look for faults. It takes two or more devices,
+    and two or more parts on each: XLA rounds a program of one device another way, and so it does a loop of one turn.
     """
 
     count: int
@@ -91,12 +91,12 @@ class FixedOrder:
 
     def sum(self, of: Of, state: TrainState, rows: Rows) -> Any:
         def in_pairs(x: jax.Array) -> jax.Array:
-            x = jax.lax.optimization_barrier(jax.lax.all_gather(x, meshes.BATCH, tiled=True))
+            x = jax.lax.all_gather(x, meshes.BATCH, tiled=True)
             while len(x) > 1:
                 x = x[0::2] + x[1::2]
             return x[0]
 
-        return jax.lax.optimization_barrier(jax.tree.map(in_pairs, self._made(of, state, rows)))
+        return jax.tree.map(in_pairs, self._made(of, state, rows))
 
     def whole(self, rows: Rows) -> Rows:
         return jax.lax.all_gather(rows, meshes.BATCH, tiled=True)
@@ -111,12 +111,7 @@ class FixedOrder:
     def _made(self, of: Of, state: TrainState, rows: Rows) -> Any:
         """What ``of`` makes of each of this device's parts, one above the other."""
         parts = jax.tree.map(lambda x: x.reshape(self.count // self.shares, -1, *x.shape[1:]), rows)
-
-        def alone(_: None, part: Rows) -> tuple[None, Any]:
-            """Shares nothing with other parts, and is fused with nothing around it, as either changes its rounding."""
-            return None, jax.lax.optimization_barrier(of(*jax.lax.optimization_barrier((state, part))))
-
-        return jax.lax.scan(alone, None, parts)[1]
+        return jax.lax.scan(lambda _, part: (None, of(state, part)), None, parts)[1]
 
 
 def everywhere_alike(step: Callable, mesh: Mesh) -> Callable:

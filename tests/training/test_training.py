@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 from contextlib import closing
 
@@ -43,9 +44,9 @@ def batch(step):
     return {"image": images, "tokens": tokens, "mask": tokens > 3, "index": np.arange(8, dtype=np.int32)}
 
 
-def run(workdir, *, stop_at=None, save_every=100):
+def run(workdir, *, stop_at=None, save_every=100, config=CONFIG):
     """Train CONFIG in ``workdir``, going on if there is a checkpoint; a SIGINT arrives at step ``stop_at``."""
-    setup = build.experiment(CONFIG)
+    setup = build.experiment(config)
     mesh = setup.mesh()
     with runs.checkpoints(workdir, keep=2) as store:
         state, merged = setup.initial_state(Words(), mesh, {}), None
@@ -62,13 +63,14 @@ def run(workdir, *, stop_at=None, save_every=100):
 
         start = int(state.step)
         writer = metrics.Writer(epath.Path(workdir), start_step=start)
-        with closing(writer), distributed.Stop() as stop:
+        with closing(writer), distributed.Stop() as stop, runs.snapshots(workdir, begun_at=start) as snapshots:
             return loop.train(
                 state,
                 setup.step(Words()),
                 batches(start),
                 steps=setup.train.steps,
-                every=loop.Every(log=3, save=save_every, sample=100),
+                every=loop.Every(log=3, save=save_every, sample=100, snapshot=2),
+                snapshots=snapshots,
                 checkpoints=store,
                 writer=writer,
                 show_samples=lambda state: None,
@@ -268,6 +270,33 @@ def test_any_width_is_made_of_snapshots_of_two():
             np.testing.assert_allclose(shares.sum(), 1, rtol=1e-6)
         assert off[every, 0.05] < 1e-5
     assert all(off[50, width] < 0.03 and off[50, width] < off[250, width] / 2 for width in (0.07, 0.15)), off
+
+
+def test_an_average_made_of_snapshots_is_the_one_that_could_have_been_kept(tmp_path):
+    """Of a run that was stopped, too, whose later snapshots are made again."""
+    train = CONFIG["train"] | {"steps": 30}
+    two, three = ({"train": train, "ema": {"widths": widths}} for widths in ((0.05, 0.1), (0.05, 0.07, 0.1)))
+    for name in ("two", "three"):
+        (tmp_path / name).mkdir()
+    right = run(tmp_path / "three", config=CONFIG | three)
+    with pytest.raises(loop.Interrupted):
+        run(tmp_path / "two", config=CONFIG | two, stop_at=15)
+    stale = tmp_path / "two" / "averages" / "18"
+    shutil.copytree(tmp_path / "two" / "averages" / "12", stale)
+    run(tmp_path / "two", config=CONFIG | two)
+    (tmp_path / "two" / "config.json").write_text(json.dumps(build.experiment(CONFIG | two).config))
+    place = runs.first_device()
+    with runs.snapshots(tmp_path / "two") as store:
+        assert store.steps == list(range(2, 31, 2))
+        kept = store.restore(18, place)["width=0.1"]
+        before = store.restore(12, place)["width=0.1"]
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, kept, before)) > 1e-3
+    made = runs.restore_weights(tmp_path / "two", place, average="width=0.07")
+    moved, off = (
+        float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), a, right.ema["width=0.07"])))
+        for a in (right.params, made)
+    )
+    assert off < 0.03 * moved
 
 
 def test_averages_weigh_by_count():
