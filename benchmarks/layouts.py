@@ -71,11 +71,11 @@ def run(objective: str, mesh: dict, **train) -> Run:
     batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, shard=shard, shards=shards)
     for _ in range(STEPS):
         batch = meshes.place(mesh, next(batches))
-        drawn = drawn or _numpy(_drawn(experiment, batch))
+        drawn = drawn or _numpy(mesh, _drawn(experiment, batch))
         state, averages = step(state, batch)
         losses.append(float(averages["loss"].compute()))
     batches.close()
-    params = [leaf.ravel() for leaf in jax.tree.leaves(_numpy(state.params))]
+    params = [leaf.ravel() for leaf in jax.tree.leaves(_numpy(mesh, state.params))]
     return Run(drawn, np.concatenate(params), np.array(losses))
 
 
@@ -100,8 +100,8 @@ def _drawn(experiment: build.Experiment, batch: dict) -> dict:
     return jax.jit(lambda batch: parts.each(lambda _, rows: draw(rows), None, batch))(batch)
 
 
-def _numpy(tree):
-    return jax.tree.map(np.asarray, meshes.here(tree)) if jax.tree.leaves(tree) else {}
+def _numpy(mesh, tree):
+    return jax.tree.map(np.asarray, meshes.here(mesh, tree))
 
 
 def in_processes(objective: str) -> Run:

@@ -116,7 +116,7 @@ def sampler(model: Model) -> Sampler:
 
 def encoder(model: Model) -> Encoder:
     """A dual encoder with its weights read, on the first device."""
-    network = model.setup.encoder(model.tokenizer.vocab_size)
+    network = model.setup.on_one_device(model.setup.encoder(model.tokenizer.vocab_size))
     return Encoder(model.tokenizer, network, model.weights(first_device()))
 
 

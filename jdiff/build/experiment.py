@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,14 @@ from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
+from jdiff.models.attention import dot_product
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import POOLINGS, VISION_TOWERS, DualEncoder, ResNetTower, TextTower, VisionTower
 from jdiff.models.layers import ACTIVATIONS, REMAT
 from jdiff.models.unet import UNet
 from jdiff.sample import Sampler
+from jdiff.sharding import attention, rules
 from jdiff.sharding import mesh as meshes
-from jdiff.sharding import rules
 from jdiff.training import metrics, parts, steps
 from jdiff.training.loop import Every
 from jdiff.training.state import TrainState
@@ -40,6 +41,7 @@ SECTIONS = {
     "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
 }
 DTYPES = ("float32", "bfloat16")  # what networks compute in; parameters, norms, softmax and losses are float32
+Network = TypeVar("Network", TextTower, UNet, DualEncoder)
 OF_A_START = ("run", "frozen")  # keys of a network's section that say where its weights come from and whether they stay
 
 
@@ -236,6 +238,15 @@ class Experiment(Config):
         side = self.image_size // autoencoder.factor
         return side, side, autoencoder.latent_channels
 
+    def on_one_device(self, network: Network) -> Network:
+        """A network whose attention is that of this process's first device."""
+        return _attending(network, attention.kernel(jax.local_devices()[0].platform, dot_product))
+
+    def on_mesh(self, network: Network) -> Network:
+        """A network whose attention is that of the config's mesh."""
+        mesh = self.mesh()
+        return _attending(network, attention.kernel(mesh.devices.flat[0].platform, dot_product, mesh))
+
     def mesh(self) -> jax.sharding.Mesh:
         return construct("mesh", meshes.make, self.section("mesh"))
 
@@ -336,10 +347,10 @@ class Experiment(Config):
 
         spectrum: of what the U-Net works in, for the report of a diffusion loss.
         """
-        train, text, optimizer = self.train, self.text(tokenizer.vocab_size), self.optimizer()
+        train, optimizer = self.train, self.optimizer()
         averages, mesh = self.averages(), self.mesh()
         if train.objective == "contrastive":
-            encoder = self.encoder(tokenizer.vocab_size)
+            encoder = self.on_mesh(self.encoder(tokenizer.vocab_size))
             loss = self.contrastive_loss()
             one = steps.contrastive_step(
                 encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
@@ -347,8 +358,8 @@ class Experiment(Config):
         else:
             tokens, mask = tokenizer.encode([""])
             one = steps.diffusion_step(
-                self.unet(),
-                text,
+                self.on_mesh(self.unet()),
+                self.on_mesh(self.text(tokenizer.vocab_size)),
                 self.autoencoder(),
                 optimizer,
                 schedule=self.schedule(),
@@ -380,8 +391,8 @@ class Experiment(Config):
         """A sampler of given weights."""
         return Sampler(
             tokenizer=tokenizer,
-            text=self.text(tokenizer.vocab_size),
-            unet=self.unet(),
+            text=self.on_one_device(self.text(tokenizer.vocab_size)),
+            unet=self.on_one_device(self.unet()),
             autoencoder=self.autoencoder(),
             weights=weights,
             schedule=self.schedule(),
@@ -390,6 +401,15 @@ class Experiment(Config):
             settings=self.sample,
             learned_variance=self.diffusion.learned_variance,
         )
+
+
+def _attending(network: Network, attend: Callable) -> Network:
+    """A network with other attention, both towers of a dual encoder."""
+    if isinstance(network, DualEncoder):
+        towers = (network.text, network.vision)
+        text, vision = (_attending(tower, attend) for tower in towers)
+        return network.clone(text=text, vision=vision)
+    return network.clone(attend=attend)
 
 
 def experiment(config: ConfigDict | Mapping) -> Experiment:

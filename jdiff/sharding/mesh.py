@@ -98,10 +98,9 @@ def place(mesh: Mesh, batch: dict[str, np.ndarray], rows_at: int = 0) -> dict[st
     }
 
 
-def here(tree: Any) -> Any:
-    """Arrays that lie on a mesh of several processes, whole on this process's first device. All processes ask."""
-    if jax.process_count() == 1:
+def here(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that lie on a mesh, whole on this process's first device. All processes of the mesh ask together."""
+    if mesh.size == 1:
         return tree
-    mesh = jax.tree.leaves(tree)[0].sharding.mesh
     whole = jax.jit(lambda tree: tree, out_shardings=everywhere(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from jdiff import runs, standalone
 from jdiff.interop.foreign import Hints
+from jdiff.models.attention import dot_product
 from jdiff.sample import CAPTIONS, Sampler, draw
 
 
@@ -31,6 +32,8 @@ def export(
     folder = runs.new_folder(destination)
     sampler, step = runs.drawing(source, hints, average)
     sampler = dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, **changes))
+    plain = {name: getattr(sampler, name).clone(attend=dot_product) for name in ("text", "unet")}
+    sampler = dataclasses.replace(sampler, **plain)  # kernels are of one platform
     method = sampler.method([sampler.settings], max_rows=max_rows)  # refuse impossible settings first
     print(f"writing a program of up to {method.tableau.rows} rows for any number of images, on CPU, CUDA and TPU")
     program = exported(sampler, max_rows)

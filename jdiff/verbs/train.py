@@ -139,7 +139,7 @@ def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | Non
     found, autoencoder = images.astype(np.float32) / 127.5 - 1, setup.autoencoder()
     if autoencoder is not None:
         encode = jax.jit(lambda weights, x: autoencoder.apply({"params": weights}, x, method="encode")[0])
-        weights = meshes.here(state.frozen["autoencoder"])
+        weights = meshes.here(setup.mesh(), state.frozen["autoencoder"])
         found = np.concatenate([encode(weights, found[i : i + 8]) for i in range(0, len(found), 8)])
     return spectrum_of(found)
 
@@ -203,7 +203,7 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
     captions = [row["captions"][0].decode() for row in rows]
 
     def show(writer: Writer | None, state: TrainState) -> None:
-        weights = meshes.here(state.best)
+        weights = meshes.here(setup.mesh(), state.best)
         if writer is None:
             return
         step = int(state.step)
@@ -213,7 +213,7 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
             picture = grids.grid(images, columns=4, scale=grids.scale_for(setup.image_size))
             about |= {"seed": 0, **dataclasses.asdict(setup.sample)}
         else:
-            encoder = Encoder(tokenizer, setup.encoder(tokenizer.vocab_size), weights)
+            encoder = Encoder(tokenizer, setup.on_one_device(setup.encoder(tokenizer.vocab_size)), weights)
             images = np.stack([row["image"] for row in rows])
             similarity = encoder.embed_texts(captions) @ encoder.embed_images(images).T
             picture = grids.heat(np.asarray(similarity), cell=8)

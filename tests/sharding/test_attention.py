@@ -1,0 +1,72 @@
+"""Attention by platform: what each kernel takes, and the flash kernel beside the formula, as a CPU interprets it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from jdiff import build
+from jdiff.models.attention import dot_product
+from jdiff.sharding import attention
+from jdiff.sharding import mesh as meshes
+from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION
+
+SEEN = np.arange(128)[None] < np.array([128, 3, 70, 1])[:, None]
+
+
+def rows(n, heads=2, d=16, dtype=jnp.float32, seed=0):
+    return jax.random.normal(jax.random.key(seed), (4, n, heads, d), dtype)
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 1}], ids=str)
+@pytest.mark.parametrize(("mask", "causal"), [(SEEN, False), (None, True), (None, False)], ids=str)
+def test_the_flash_kernel_is_attention(mesh, mask, causal):
+    """Value and gradients, alone and by the devices of a mesh, each with its own rows and heads."""
+    mesh = meshes.make(**mesh) if mesh else None
+
+    def number(query, key, value, attend):
+        seen = attend(query, key, value, mask=mask, causal=causal)
+        return jnp.mean(seen * rows(128, seed=3))
+
+    graded = jax.jit(jax.value_and_grad(number, argnums=(0, 1, 2)), static_argnums=3)
+    given = [rows(128, seed=i) for i in range(3)]
+    flash = attention.kernel("tpu", dot_product, mesh)
+    with pltpu.force_tpu_interpret_mode():
+        found = graded(*given, flash)
+        assert "pallas_call" in str(jax.make_jaxpr(lambda *given: flash(*given, mask=mask, causal=causal))(*given))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, graded(*given, dot_product))
+
+
+def test_what_a_kernel_does_not_take_is_computed_as_anywhere():
+    short = [rows(9, seed=i) for i in range(3)]
+    right = dot_product(*short, mask=None, causal=True)
+    for platform in ("cpu", "gpu", "tpu"):
+        np.testing.assert_array_equal(attention.kernel(platform, dot_product)(*short, mask=None, causal=True), right)
+    assert attention.kernel("cpu", dot_product) is dot_product
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "takes"),
+    [
+        (rows(64, d=64, dtype=jnp.bfloat16), rows(80, d=64, dtype=jnp.bfloat16), True),
+        (rows(64, d=64, dtype=jnp.float32), rows(80, d=64, dtype=jnp.float32), False),
+        (rows(64, d=64, dtype=jnp.bfloat16), rows(77, d=64, dtype=jnp.bfloat16), False),
+        (rows(64, d=36, dtype=jnp.bfloat16), rows(64, d=36, dtype=jnp.bfloat16), False),
+        (rows(64, d=160, dtype=jnp.bfloat16), rows(64, d=160, dtype=jnp.bfloat16), False),
+    ],
+    ids=["half", "float32", "odd", "d 36", "d 160"],
+)
+def test_what_cudnn_takes(query, key, takes):
+    """Half precision, heads of up to 128 by eights, even lengths; jax.nn.dot_product_attention says so of its own."""
+    assert attention.takes_cudnn(query, key) is takes
+
+
+@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
+def test_every_network_attends_as_its_mesh_does(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention, "kernel", lambda *given: asked.append(given) or dot_product)
+    setup = build.experiment(config | {"mesh": {"data": 2}})
+    network = setup.unet() if config is DIFFUSION else setup.encoder(20)
+    assert setup.on_mesh(network) == network
+    assert asked == [("cpu", dot_product, setup.mesh())]
