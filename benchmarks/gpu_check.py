@@ -1,88 +1,234 @@
-"""A short training and sampling run of the whole path on whatever JAX finds: images per second, device named.
+"""Training and sampling at full size on the GPU that is there: images a second, memory, and what can go wrong on one.
 
-On a GPU the networks are wide enough to keep it busy; on a CPU they are the demo's, for a few steps, so that
-this code is tested everywhere.
+On any machine with an NVIDIA GPU, under ten minutes: CLIP B/16 and a U-Net of 300 M parameters for 64 x 64 pixels, in
+bfloat16, on shapes drawn on the spot. On a CPU the same code runs with the demo's networks, so that it is tested.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.claims import Claim, settle
+from benchmarks.flops import products
 from jdiff import build
 from jdiff.build.experiment import SECTIONS
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.shapes.source import Shapes
 from jdiff.sharding import mesh as meshes
 
-TOWER = {"width": 128, "layers": 3, "heads": 2, "embed_dim": 512, "activation": "gelu"}
-SMALL = {"channels": (64, 128), "attention": (False, True), "heads": (1, 2), "blocks": 1, "groups": 16}
-WIDE = {"channels": (128, 256, 512), "attention": (False, True, True), "heads": (2, 4, 8), "blocks": 2}
-
-
-def config(objective: str, *, wide: bool, batch_size: int) -> dict:
-    """The run that is timed, as a config."""
-    sections = {
+DRAWN = 64  # pictures, shown again and again
+TOWER = {"activation": "gelu", "causal": False}
+FULL = {
+    "contrastive": {
+        "data": {"image_size": 224},
+        "tokenizer": {"context_length": 80},
+        "text": {**TOWER, "width": 512, "layers": 12, "heads": 8, "embed_dim": 512, "dtype": "bfloat16"},
+        "vision": {"patch_size": 16, "width": 768, "layers": 12, "heads": 12, "embed_dim": 512, "dtype": "bfloat16"},
+    },
+    "diffusion": {
+        "data": {"image_size": 64},
+        "unet": {
+            "channels": (192, 384, 576, 768),
+            "attention": (False, False, True, True),
+            "heads": (3, 6, 9, 12),
+            "pooled": True,
+            "modulated": True,
+            "dtype": "bfloat16",
+        },
+    },
+}
+TINY = {
+    "contrastive": {
         "data": {"image_size": 32},
         "tokenizer": {"context_length": 16},
-        "text": {**TOWER, "causal": False},
-        "vision": {**TOWER, "patch_size": 8},
-        "unet": {**(WIDE if wide else SMALL), "patch_size": 1 if wide else 2, "pooled": True},
-        "optimizer": {"warmup_steps": 1},
-        "diffusion": {"schedule": "cosine", "prediction_type": "x0", "weighting": "min_snr"},
-        "train": {"objective": objective, "batch_size": batch_size, "steps": 10_000},
+        "text": {**TOWER, "width": 64, "layers": 2, "heads": 1, "embed_dim": 64},
+        "vision": {"patch_size": 8, "width": 64, "layers": 2, "heads": 1, "embed_dim": 64},
+    },
+    "diffusion": {
+        "data": {"image_size": 32},
+        "unet": {"channels": (32,), "attention": (True,), "heads": (1,), "blocks": 1, "groups": 16, "patch_size": 2},
+    },
+}
+FIRST = {"gpu": 32, "cpu": 8}  # the batch that is compiled to see how memory grows
+SPARE = 0.9  # of a device's memory, what a step may take
+OF_CPU = 2**28  # bytes that a step may take where a device does not say what it has
+
+
+def config(objective: str, *, full: bool, batch_size: int) -> dict:
+    """The run that is measured, as a config."""
+    sizes = FULL if full else TINY
+    sections = {
+        **sizes["contrastive"],
+        **sizes[objective],
+        "optimizer": {"warmup_steps": 1, "learning_rate": 1e-4},
+        "diffusion": {"schedule": "cosine", "prediction_type": "v"},
         "ema": {"decays": (0.999,)},
+        "train": {"objective": objective, "batch_size": batch_size, "steps": 10_000},
         "sample": {"steps": 50, "guidance_scale": 3.0},
     }
     return {name: section for name, section in sections.items() if name in SECTIONS[objective]}
 
 
 def measure(*, quick: bool, runs: str) -> int:
-    """Train each model for some steps on shapes drawn on the spot, then sample. Returns the exit status."""
+    """Train each model for some steps, then sample. Returns the exit status."""
     return settle("gpu_check", _claims(quick))
 
 
 def _claims(quick: bool) -> Iterator[Claim]:
-    gpu = jax.default_backend() == "gpu"
-    batch_size, steps = (256, 10 if quick else 50) if gpu else (16, 3)
-    examples = list(Shapes(train=batch_size).examples("train"))
-    captions = [example.captions[0] for example in examples]
-    tokenizer = tokenizers.train(captions, vocab_size=400, context_length=16)
-    tokens, mask = tokenizer.encode(captions)
-    rows = {"image": np.stack([e.image for e in examples]), "tokens": tokens, "mask": mask}
-    rows["index"] = np.arange(batch_size, dtype=np.int32)
-    towers = {}
+    platform = jax.default_backend()
+    rate = _product_rate(platform)
+    yield Claim("matrix products, TFLOP a second", rate / 1e12, note="(bfloat16)" if platform == "gpu" else "(float32)")
+    yield from _beside_the_cpu()
+    towers, steps = {}, (10 if quick else 30) if platform == "gpu" else 3
     for objective in ("contrastive", "diffusion"):
-        setup = build.experiment(config(objective, wide=gpu, batch_size=batch_size))
-        mesh = setup.mesh()
-        state, step = setup.initial_state(tokenizer, mesh, towers), setup.step(tokenizer)
-        batch = meshes.place(mesh, rows)
+        setup, tokenizer, state, found = yield from _trained(objective, platform, towers, steps, rate)
+        towers = {"text": state.params["text"]} if objective == "contrastive" else towers
+    yield from _sampled(setup, tokenizer, state, found, 64 if platform == "gpu" else 2)
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    yield Claim("peak memory, GiB", peak and peak / 2**30)
+
+
+def _product_rate(platform: str) -> float:
+    """Floating point operations a second of large matrix products, the best of several."""
+    n, dtype = (8192, jnp.bfloat16) if platform == "gpu" else (1024, jnp.float32)
+    a, b = (jax.random.normal(key, (n, n), dtype) for key in jax.random.split(jax.random.key(0)))
+    multiply = jax.jit(lambda a, b: a @ b)
+    return 2 * n**3 / min(_seconds(lambda: multiply(a, b)) for _ in range(8))
+
+
+def _seconds(work: Callable) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - began
+
+
+def _data(image_size: int, context_length: int) -> tuple[list, tokenizers.Tokenizer]:
+    examples = list(Shapes(train=DRAWN, image_size=image_size).examples("train"))
+    captions = [example.captions[0] for example in examples]
+    return examples, tokenizers.train(captions, vocab_size=400, context_length=context_length)
+
+
+def _trained(objective: str, platform: str, towers: dict, steps: int, rate: float):
+    """Claims of training. Returns the experiment, its tokenizer, the state at the end, and the captions."""
+    full = platform == "gpu"
+    setup = build.experiment(config(objective, full=full, batch_size=FIRST[platform]))
+    examples, tokenizer = _data(setup.image_size, setup.context_length)
+    program, count = _compiled(setup, tokenizer), FIRST[platform]
+    best = _largest(program, count)
+    if best > count:
+        setup = build.experiment(config(objective, full=full, batch_size=best))
+        program, count = _compiled(setup, tokenizer), best
+    memory = program.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    yield Claim(f"{objective} training, images a batch", count, note=f"({used / 2**30:.2f} GiB by the compiler)")
+    flash = len(re.findall(r'custom_call_target="__cudnn\$fmha', program.as_text()))
+    text = f"{objective} training, attention by cuDNN in the compiled step"
+    yield Claim(text, float(flash), 1.0 if full else None, note="" if flash else "(XLA's products)")
+
+    tokens, mask = tokenizer.encode([example.captions[0] for example in examples])
+    rows = {"image": np.stack([e.image for e in examples]), "tokens": tokens, "mask": mask}
+    rows = {name: np.resize(x, (count, *x.shape[1:])) for name, x in rows.items()}
+    batch = meshes.place(setup.mesh(), rows | {"index": np.arange(count, dtype=np.int32)})
+    ends = []
+    for _ in range(2):  # of the same seed
+        state = setup.initial_state(tokenizer, setup.mesh(), jax.tree.map(jnp.copy, towers))
         seconds, losses = [], []
-        for _ in range(steps + 2):  # the first two compile and warm up
+        for _ in range(steps + 2):  # the first two warm up
             began = time.perf_counter()
-            state, report = step(state, batch)
+            state, report = program(state, batch)
             losses.append(float(report["loss"].compute()))
             seconds.append(time.perf_counter() - began)
-        rate = batch_size / float(np.median(seconds[2:]))
-        weights = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
-        yield Claim(f"{objective} training, seconds until the first step is done", seconds[0])
-        yield Claim(f"{objective} training, images a second", rate, note=f"({weights:.1f} M parameters)")
-        state, report = step(state.replace(step=jnp.int32(0)), batch)  # the noise of the first step again
-        fall = losses[0] - float(report["loss"].compute())
-        yield Claim(f"{objective} training, loss falls by", fall, 0.0)
-        towers = {"text": state.params["text"]} if objective == "contrastive" else towers
+        ends.append(losses)
+    millions = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    images = count / float(np.median(seconds[2:]))
+    yield Claim(f"{objective} training, images a second", images, note=f"({millions:.1f} M parameters)")
+    share = images * _work(setup, tokenizer) / rate
+    yield Claim(f"{objective} training, of the rate of matrix products", share)
+    off = float(np.max(np.abs(np.subtract(*ends))))
+    yield Claim(f"{objective} training, losses of a second run of the seed off by at most", off, note="(0: to the bit)")
+    state, report = program(state.replace(step=jnp.int32(0)), batch)  # the noise of the first step again
+    fall = losses[0] - float(report["loss"].compute())
+    yield Claim(f"{objective} training, loss falls by", fall, 0.0)
+    return setup, tokenizer, state, [example.captions[0] for example in examples]
+
+
+def _compiled(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> jax.stages.Compiled:
+    """The training step for the config's batch."""
+    b, n, side = setup.train.batch_size, setup.context_length, setup.image_size
+    shapes = {"image": ((b, side, side, 3), np.uint8), "tokens": ((b, n), np.int32)}
+    shapes |= {"mask": ((b, n), bool), "index": ((b,), np.int32)}
+    place = meshes.over_batch(setup.mesh())
+    rows = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
+    return setup.step(tokenizer).lower(setup.state_like(tokenizer, setup.mesh()), rows).compile()
+
+
+def _largest(program: jax.stages.Compiled, count: int) -> int:
+    """The largest batch that fits, a multiple of that of ``program``, whose temporary memory grows with it at most."""
+    memory = program.memory_analysis()
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", OF_CPU / SPARE)
+    room = SPARE * limit - 2 * memory.argument_size_in_bytes  # a second run's state is there before the first is gone
+    return int(room / memory.temp_size_in_bytes) * count
+
+
+def _work(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> float:
+    """Floating point operations of products for one image: forward, and twice that for gradients of what is trained."""
+    weights, n, side = setup.shapes(tokenizer), setup.context_length, setup.image_size
+    caption = jax.ShapeDtypeStruct((1, n), np.int32), jax.ShapeDtypeStruct((1, n), bool)
+    image, time = jax.ShapeDtypeStruct((1, side, side, 3), np.float32), jax.ShapeDtypeStruct((1,), np.float32)
+    if setup.train.objective == "contrastive":
+        encoder = setup.encoder(tokenizer.vocab_size)
+        return 3 * products(lambda params, *given: encoder.apply({"params": params}, *given), weights, *caption, image)
+    text, unet = setup.text(tokenizer.vocab_size), setup.unet()
+
+    def both(params: dict, image, time, *caption):
+        hidden, pooled = text.apply({"params": params["text"]}, *caption)
+        return unet.apply({"params": params["unet"]}, image, time, hidden, caption[1], pooled)
+
+    read = products(lambda params, *caption: text.apply({"params": params["text"]}, *caption), weights, *caption)
+    return 3 * products(both, weights, image, time, *caption) - 2 * read
+
+
+def _beside_the_cpu() -> Iterator[Claim]:
+    """A small U-Net's loss and gradient in float32, at the highest precision of products, here and on the CPU."""
+    setup = build.experiment(config("diffusion", full=False, batch_size=8) | {"mesh": {"data": 1}})
+    examples, tokenizer = _data(setup.image_size, setup.context_length)
+    weights = jax.device_get(setup.initial_weights(tokenizer))
+    weights = jax.tree.map(
+        lambda x: x + np.float32(0.02) * np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape), weights
+    )
+    tokens, mask = tokenizer.encode([example.captions[0] for example in examples[:8]])
+    image = np.stack([example.image for example in examples[:8]]).astype(np.float32) / 127.5 - 1
+    text, unet = setup.text(tokenizer.vocab_size), setup.unet()
+
+    def loss(params: dict, image, tokens, mask):
+        hidden, pooled = text.apply({"params": weights["text"]}, tokens, mask)
+        return jnp.mean(unet.apply({"params": params}, image, jnp.arange(8.0) * 100, hidden, mask, pooled) ** 2)
+
+    found = []
+    for device in (jax.devices()[0], jax.devices("cpu")[0]):
+        with jax.default_matmul_precision("highest"):
+            given = jax.device_put((weights["unet"], image, tokens, mask), device)
+            found.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(*given)))
+    (here, slopes), (there, theirs) = found
+    yield Claim("float32 beside the CPU, a loss off by, of itself", float(abs(here / there - 1)), 1e-5, at_most=True)
+    apart, norm = (
+        float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree))))
+        for tree in (jax.tree.map(np.subtract, slopes, theirs), theirs)
+    )
+    yield Claim("float32 beside the CPU, a gradient off by, of its norm", apart / norm, 1e-4, at_most=True)
+
+
+def _sampled(setup: build.Experiment, tokenizer, state, captions: list[str], count: int) -> Iterator[Claim]:
     sampler = setup.sampler(tokenizer, state.best)
-    count = 64 if gpu else 4
     first = sampler.sample(captions[:count])
     began = time.perf_counter()
     again = sampler.sample(captions[:count])
     rate = count / (time.perf_counter() - began)
     yield Claim("sampling of 50 guided DDIM steps, images a second", rate)
     yield Claim("the same seed draws the same images", float(np.array_equal(first, again)), 1.0)
-    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    yield Claim("peak memory, GiB", peak and peak / 2**30)

@@ -3,9 +3,12 @@
 import ast
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import claims, gpu_check, mutants, path
+from benchmarks import claims, flops, gpu_check, mutants, path
+from jdiff.models.convolution import Conv
 
 
 def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
@@ -14,6 +17,20 @@ def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "gpu_check.json").read_text())
     assert found["surroundings"]["device"]
     assert all(row["measured"] for row in found["claims"] if "a second" in row["text"])
+
+
+def test_work_is_counted_as_it_is_written():
+    """A convolution of 3 x 3, a product and what jit hides, by hand."""
+    conv = Conv(5, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    params = jax.eval_shape(conv.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+    @jax.jit
+    def work(params, x):
+        y = conv.apply(params, x)
+        return y.reshape(-1, 5) @ y.reshape(-1, 5).T
+
+    shape = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    assert flops.products(work, params, shape) == 2 * (2 * 4 * 4 * 5) * 9 * 3 + 2 * (32 * 32) * 5
 
 
 @pytest.mark.parametrize(

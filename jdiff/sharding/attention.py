@@ -1,7 +1,7 @@
 """Which attention kernel runs, by the platform of the devices it is for.
 
-cuDNN's on a GPU and a flash kernel on a TPU never write all of softmax(q k) down. Each takes some shapes and types alone,
-and what it does not take is computed as anywhere else. Masks are those of captions, whose seen tokens come first.
+cuDNN's on a GPU and a flash kernel on a TPU never write all of softmax(q k) down. Each takes some shapes and types
+alone, and what it does not take is computed as anywhere else. Masks are those of captions, whose tokens come first.
 """
 
 from __future__ import annotations
