@@ -12,10 +12,10 @@ NAMES = {
     "mathematics": "sampling: one program for everything, its cost, and how many steps a picture needs",
     "mutants": "wrong formulas, and which test kills each",
     "path": "the demo and the shapes runs",
-    "gpu_check": "a short training and sampling run on whatever JAX finds",
+    "gpu_check": "training and sampling at full size on a GPU, and tiny on whatever else there is",
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",
     "choices": "solvers, grids, schedules and prediction types on a spiral",
-    "sharding": "the contrastive losses over devices, and their memory, on eight fake CPU devices",
+    "sharding": "one run on every layout of eight fake CPU devices; the contrastive losses over them, and their memory",
     "schedulers": "diffusers' schedulers with a perfect network, beside float64",
 }
 

@@ -20,8 +20,8 @@ BATCH = ("data", "fsdp")  # the axes that the rows of a batch are spread over
 def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> Mesh:
     """A mesh of data x fsdp x tensor devices; one of them may be -1, for as many as there are.
 
-    slices: parts of the hardware between which the network is slow, as of a TPU multislice; ``data`` alone spans them,
-    and is a multiple of them.
+    slices: parts of the hardware between which the network is slow, as of a TPU multislice, or processes; ``data``, a
+    multiple of them, alone spans them.
     """
     devices, sizes = jax.devices(), {"data": data, "fsdp": fsdp, "tensor": tensor}
     rest = [axis for axis, size in sizes.items() if size == -1]
@@ -43,14 +43,16 @@ def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> 
     devices = devices[: math.prod(shape)]
     if slices == 1:
         return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
-    known = all(hasattr(device, "slice_index") for device in devices)
-    found = len({device.slice_index if known else device.process_index for device in devices})
-    if found != slices:
-        raise ValueError(f"config.mesh.slices is {slices}, but the devices are of {found}")
-    within = (sizes["data"] // slices, *shape[1:])
+    found = {by: len({getattr(device, by, None) for device in devices}) for by in ("slice_index", "process_index")}
+    if slices not in found.values():
+        raise ValueError(
+            f"config.mesh.slices is {slices}, but the devices are of {found['slice_index']} slices and "
+            f"{found['process_index']} processes"
+        )
+    within, of_processes = (sizes["data"] // slices, *shape[1:]), found["slice_index"] != slices
     return Mesh(
         mesh_utils.create_hybrid_device_mesh(
-            within, (slices, 1, 1), devices, process_is_granule=not known, allow_split_physical_axes=True
+            within, (slices, 1, 1), devices, process_is_granule=of_processes, allow_split_physical_axes=True
         ),
         AXES,
     )

@@ -5,8 +5,6 @@ dimension. Layers in pairs are cut along what lies between them, so that ``tenso
 keys, values and the first layer of a feed-forward by their outputs, what follows them by its inputs [megatron sec. 3].
 The other dimension is cut by ``fsdp``, and brought together where it is used [zero sec. 5]. A dimension that its axis
 does not divide stays whole. Averages and an optimizer's moments lie where their parameters do.
-
-[megatron]: arXiv 1909.08053, [zero]: arXiv 1910.02054.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_two_hosts_stop_together_and_one_goes_on(folder, monkeypatch):
     alone, both = folder / "runs" / "alone", folder / "runs" / "both"
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     spread = (*RUN, "--workdir=runs/both", "--config.mesh.data=2", "--config.mesh.fsdp=2", "--devices=4")
-    first = stopped(hosts(*spread, cwd=folder), both, after=2)
+    first = stopped(hosts(*spread, "--config.mesh.slices=2", cwd=folder), both, after=2)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
     last = stopped([start(*spread, cwd=folder)], both, after=first // 2 + 3)
     assert last > first
