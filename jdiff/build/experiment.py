@@ -41,7 +41,7 @@ SECTIONS = {
     "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
 }
 DTYPES = ("float32", "bfloat16")  # what networks compute in; parameters, norms, softmax and losses are float32
-Network = TypeVar("Network", TextTower, UNet, DualEncoder)
+Network = TypeVar("Network", TextTower, VisionTower, ResNetTower, UNet, DualEncoder)
 OF_A_START = ("run", "frozen")  # keys of a network's section that say where its weights come from and whether they stay
 
 

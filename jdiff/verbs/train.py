@@ -49,6 +49,11 @@ def train(setup: Experiment, workdir: str) -> None:
     if train.batch_size % shares:
         raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shares} devices cannot share evenly")
     shard, shards = meshes.reader(mesh)
+    if train.batch_size % (train.group * shards):
+        raise ConfigError(
+            f"config.train.batch_size is {train.batch_size}, which {shards} processes cannot share in groups of "
+            f"{train.group}, config.train.group"
+        )
     _check_unchanged(setup, path, builder)
     tokenizer = _tokenizer(setup, path, starts, dataset)
     new = runs.latest_step(path) is None

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -224,6 +225,39 @@ def test_the_table_of_a_config(name, parts):
     mesh, shapes = build.experiment(CONTRASTIVE | {"mesh": EVERY}).mesh(), dict(shipped())[name]
     found = rules.table(mesh, {part: shapes[part] for part in parts}) + "\n"
     assert found == (Path(__file__).parent / f"{name}.txt").read_text()
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a mesh asks of a device."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("shape", "each", "parts"),
+    [
+        ((4, 1, 1), 2, [(0, 2), (1, 2)]),
+        ((2, 2, 2), 4, [(0, 2), (1, 2)]),
+        ((1, 1, 4), 2, [(0, 1), (0, 1)]),  # both hold parts of every parameter, and read every row
+        ((1, 2, 2), 1, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ],
+    ids=str,
+)
+def test_a_process_reads_the_rows_of_its_devices(monkeypatch, shape, each, parts):
+    devices = [Device(i, i // each) for i in range(np.prod(shape))]
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), meshes.AXES)
+    for process, part in enumerate(parts):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert meshes.reader(mesh) == part
+
+
+def test_processes_that_would_read_parts_of_each_others_rows_are_refused():
+    devices = [Device(i, i // 3) for i in range(6)]
+    with pytest.raises(ValueError, match="parts of a batch that overlap"):
+        meshes.reader(jax.sharding.Mesh(np.array(devices).reshape(3, 1, 2), meshes.AXES))
 
 
 @pytest.mark.parametrize(
