@@ -1,6 +1,6 @@
 """Training and sampling at full size on the GPU that is there: images a second, memory, and what can go wrong on one.
 
-On any machine with an NVIDIA GPU, under ten minutes: CLIP B/16 and a U-Net of 300 M parameters for 64 x 64 pixels, in
+On a machine with an NVIDIA GPU: CLIP B/16 and a U-Net of 300 M parameters for 64 x 64 pixels, in
 bfloat16, on shapes drawn on the spot. On a CPU the same code runs with the demo's networks, so that it is tested.
 """
 
@@ -55,7 +55,7 @@ TINY = {
         "unet": {"channels": (32,), "attention": (True,), "heads": (1,), "blocks": 1, "groups": 16, "patch_size": 2},
     },
 }
-FIRST = {"gpu": 32, "cpu": 8}  # the batch that is compiled to see how memory grows
+FIRST = 32, 8  # the batch that is compiled to see how memory grows, on a GPU and elsewhere
 SPARE = 0.9  # of a device's memory, what a step may take
 OF_CPU = 2**28  # bytes that a step may take where a device does not say what it has
 
@@ -117,13 +117,16 @@ def _data(image_size: int, context_length: int) -> tuple[list, tokenizers.Tokeni
 def _trained(objective: str, platform: str, towers: dict, steps: int, rate: float):
     """Claims of training. Returns the experiment, its tokenizer, the state at the end, and the captions."""
     full = platform == "gpu"
-    setup = build.experiment(config(objective, full=full, batch_size=FIRST[platform]))
+    count = FIRST[0] if full else FIRST[1]
+    setup = build.experiment(config(objective, full=full, batch_size=count))
     examples, tokenizer = _data(setup.image_size, setup.context_length)
-    program, count = _compiled(setup, tokenizer), FIRST[platform]
+    program = _compiled(setup, tokenizer)
     best = _largest(program, count)
     if best > count:
-        setup = build.experiment(config(objective, full=full, batch_size=best))
-        program, count = _compiled(setup, tokenizer), best
+        larger = build.experiment(config(objective, full=full, batch_size=best))
+        tried = _compiled(larger, tokenizer)
+        if _largest(tried, best) >= best:
+            setup, program, count = larger, tried, best
     memory = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     yield Claim(f"{objective} training, images a batch", count, note=f"({used / 2**30:.2f} GiB by the compiler)")
@@ -169,7 +172,7 @@ def _compiled(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> jax.s
 
 
 def _largest(program: jax.stages.Compiled, count: int) -> int:
-    """The largest batch that fits, a multiple of that of ``program``, whose temporary memory grows with it at most."""
+    """The largest batch that fits, a multiple of that of ``program``, if temporary memory grows in proportion to it."""
     memory = program.memory_analysis()
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", OF_CPU / SPARE)
     room = SPARE * limit - 2 * memory.argument_size_in_bytes  # a second run's state is there before the first is gone

@@ -245,7 +245,7 @@ def restore_weights(
     with checkpoints(workdir) as store:
         found = store.restore_parts(sharding, "params" if average == NO_AVERAGE else "ema", "frozen")
         if average == NO_AVERAGE:
-            learnt = found["params"]
+            learnt = found["params"] or {}
         elif average in names:
             learnt = found["ema"][average]
         else:

@@ -13,7 +13,8 @@ from jdiff.models.convolution import Conv
 
 def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "RESULTS", tmp_path)
-    assert gpu_check.measure(quick=True, runs="") == 0
+    with jax.debug_nans(False):  # with it the compiler does not say what memory a program takes
+        assert gpu_check.measure(quick=True, runs="") == 0
     found = json.loads((tmp_path / "gpu_check.json").read_text())
     assert found["surroundings"]["device"]
     assert all(row["measured"] for row in found["claims"] if "a second" in row["text"])
