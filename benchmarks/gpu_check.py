@@ -57,7 +57,7 @@ TINY = {
 }
 FIRST = 32, 8  # the batch that is compiled to see how memory grows, on a GPU and elsewhere
 SPARE = 0.9  # of a device's memory, what a step may take
-OF_CPU = 2**28  # bytes that a step may take where a device does not say what it has
+OF_CPU = 2**26  # bytes that a step may take where a device does not say what it has
 
 
 def config(objective: str, *, full: bool, batch_size: int) -> dict:

@@ -67,8 +67,8 @@ def run(objective: str, mesh: dict, **train) -> Run:
     experiment, (rows, tokenizer) = setup(objective, mesh, **train), _data()
     mesh, step = experiment.mesh(), experiment.step(tokenizer)
     state, losses, drawn = experiment.initial_state(tokenizer, mesh, {}), [], None
-    shard, shards = meshes.reader(mesh)
-    batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, shard=shard, shards=shards)
+    own, shares = meshes.held(mesh), meshes.shares(mesh)
+    batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, own=own, parts=shares)
     for _ in range(STEPS):
         batch = meshes.place(mesh, next(batches))
         drawn = drawn or _numpy(mesh, _drawn(experiment, batch))
@@ -113,8 +113,12 @@ def in_processes(objective: str) -> Run:
         file = str(Path(folder) / "run.npz")
         command = [sys.executable, "-m", "benchmarks.layouts", objective, address]
         processes = [subprocess.Popen([*command, str(i), file]) for i in range(PROCESSES)]
-        if any(process.wait() for process in processes):
-            raise RuntimeError("a process of the run has failed; what it says is above")
+        try:
+            if any([process.wait() for process in processes]):
+                raise RuntimeError("a process of the run has failed; what it says is above")
+        finally:
+            for process in processes:
+                process.kill()
         found = dict(np.load(file))
     return Run({k: v for k, v in found.items() if k not in Run._fields}, found["params"], found["losses"])
 

@@ -233,7 +233,8 @@ def _evaluate() -> None:
 
     f = flags.FLAGS
     if f.images:
-        evaluate_folder(_needed("workdir"), f.images, hints=_hints(), templates=f.templates, num=f.num, out=f.out)
+        about = {"hints": _hints(), "templates": f.templates, "num": f.num, "out": f.out, "average": f.average}
+        evaluate_folder(_needed("workdir"), f.images, **about)
         return
     evaluate(
         _needed("workdir"),

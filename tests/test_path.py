@@ -311,6 +311,14 @@ BAD = {
     ("export", "runs/shapes", "new", "--steps=5000"): "it must be from 1 to 1000",
     ("figures", "backward"): "there is no figure 'backward'",
     ("figures", "spiral", "--config.mlp.widht=3"): "did you mean 'width'?",
+    ("figures", "spiral", "--config.train.save_every=5"): "config.train.save_every is nothing that points need",
+    (
+        "train",
+        "--config=demo_clip:tiny",
+        "--workdir=runs/new",
+        "--config.contrastive.form=ring",
+        "--config.contrastive.chunk=3",
+    ): "must divide a device's",
     ("train", "--config=spiral", "--workdir=x"): "known are contrastive, diffusion",
 }
 

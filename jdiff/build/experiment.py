@@ -240,12 +240,12 @@ class Experiment(Config):
 
     def on_one_device(self, network: Network) -> Network:
         """A network whose attention is that of this process's first device."""
-        return _attending(network, attention.kernel(jax.local_devices()[0].platform, dot_product))
+        return _attending(network, attention.kernel(jax.local_devices()[0], dot_product))
 
     def on_mesh(self, network: Network) -> Network:
         """A network whose attention is that of the config's mesh."""
         mesh = self.mesh()
-        return _attending(network, attention.kernel(mesh.devices.flat[0].platform, dot_product, mesh))
+        return _attending(network, attention.kernel(mesh.devices.flat[0], dot_product, mesh))
 
     def mesh(self) -> jax.sharding.Mesh:
         return construct("mesh", meshes.make, self.section("mesh"))
@@ -261,6 +261,8 @@ class Experiment(Config):
                     "be divided so"
                 )
             return parts.InTurn(count, shares)
+        if shares == 1:
+            raise ConfigError("config.train.fixed_order is set, which takes two or more devices of data or fsdp")
         if count < 0 or count & (count - 1) or count % (2 * shares) or train.batch_size % count:
             raise ConfigError(
                 f"config.train.fixed_order is {count}; it must be a power of two, two or more for each of {shares} "
@@ -341,7 +343,8 @@ class Experiment(Config):
         return self.begin(params, frozen)
 
     def step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
-        """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up.
+        """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up, but in a
+        fixed order.
 
         Where several steps are taken at a time, it takes their batches, (steps, b, ...).
 
@@ -349,8 +352,10 @@ class Experiment(Config):
         """
         train, optimizer = self.train, self.optimizer()
         averages, mesh = self.averages(), self.mesh()
+        # In a fixed order every device works alone already, and cannot be told to again.
+        placed_on = self.on_one_device if train.fixed_order else self.on_mesh
         if train.objective == "contrastive":
-            encoder = self.on_mesh(self.encoder(tokenizer.vocab_size))
+            encoder = placed_on(self.encoder(tokenizer.vocab_size))
             loss = self.contrastive_loss()
             one = steps.contrastive_step(
                 encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
@@ -358,8 +363,8 @@ class Experiment(Config):
         else:
             tokens, mask = tokenizer.encode([""])
             one = steps.diffusion_step(
-                self.on_mesh(self.unet()),
-                self.on_mesh(self.text(tokenizer.vocab_size)),
+                placed_on(self.unet()),
+                placed_on(self.text(tokenizer.vocab_size)),
                 self.autoencoder(),
                 optimizer,
                 schedule=self.schedule(),

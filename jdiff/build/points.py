@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 
 from jdiff import rng
 from jdiff.build.sections import Config, plain
-from jdiff.construct import construct
+from jdiff.construct import ConfigError, construct, nearest
 from jdiff.data.spiral import spiral as spiral_points
 from jdiff.models.mlp import MLP
 from jdiff.training import steps
 from jdiff.training.state import TrainState
+
+READ = {"train": ("objective", "batch_size", "steps", "seed"), "ema": ("decays", "widths")}  # of sections for all
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class Spiral(Config):
 
     def __post_init__(self):
         self.check_sections(("data", "mlp", "diffusion", "optimizer", "ema", "train", "sample"))
+        for section, keys in READ.items():
+            for key in self.section(section):
+                if key not in keys:
+                    raise ConfigError(f"config.{section}.{key} is nothing that points need; {nearest(key, keys)}")
         self.check_train(("steps", "batch_size"))
         self.check_diffusion()
         self.points()

@@ -7,7 +7,7 @@ Records may be shuffled in groups that follow each other on disk and stay togeth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -32,23 +32,31 @@ class _Groups:
         return [self._records[i * self._group + j] for j in range(self._group)]
 
 
-class _Dealt(grain.MapDataset):
-    """A sequence in another order within each batch, so that hosts who are dealt elements in turn get rows that follow
-    each other."""
+class _Own(grain.MapDataset):
+    """Of each ``together`` elements of a sequence that follow each other, some."""
 
-    def __init__(self, parent: grain.MapDataset, together: int, shards: int):
+    def __init__(self, parent: grain.MapDataset, together: int, own: Sequence[int]):
         super().__init__(parent)
-        self._together, self._shards = together, shards
+        self._together, self._own = together, own
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return len(self._parent) // self._together * len(self._own)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch, place = divmod(index, self._together)
-        turn, shard = divmod(place, self._shards)
-        return self._parent[batch * self._together + shard * (self._together // self._shards) + turn]
+        batch, place = divmod(index, len(self._own))
+        return self._parent[batch * self._together + self._own[place]]
+
+
+def own_groups(batch_size: int, group: int, own: Sequence[int], parts: int) -> list[int]:
+    """Which groups of a batch a host reads that holds some of ``parts`` equal parts of its rows, which follow on each
+    other. Raises ``ValueError`` where it would read a part of a group."""
+    rows = np.arange(batch_size).reshape(parts, -1)[list(own)].reshape(-1)
+    groups = np.unique(rows // group)
+    if len(groups) * group > len(rows):
+        raise ValueError(f"parts {list(own)} of {parts} of {batch_size} rows are no whole groups of {group}")
+    return groups.tolist()
 
 
 class Batches:
@@ -67,12 +75,12 @@ class Batches:
         seed: int,
         start_step: int = 0,
         group: int = 1,
-        shard: int = 0,
-        shards: int = 1,
+        own: Sequence[int] = (0,),
+        parts: int = 1,
     ):
         """records: random access.   group: how many stay together; it divides batch_size.
 
-        shard of shards: which part of the rows of the global batch this host reads; shards divide them, and groups.
+        own: of ``parts`` equal parts of the rows of a batch, those that this host reads, which must be whole groups.
         """
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that have none
@@ -88,10 +96,11 @@ class Batches:
 
         shuffled = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
         encoded = shuffled.random_map(draw_captions).map_with_index(encode)
-        options = grain.sharding.ShardOptions(shard_index=shard, shard_count=shards)
-        dealt = _Dealt(encoded, batch_size // group, shards)
-        self._iterator = iter(ElasticIterator(dealt, batch_size // group, options))
-        self._iterator.set_state({"global_next_index": start_step * batch_size // group})
+        groups = own_groups(batch_size, group, own, parts)
+        read = _Own(encoded, batch_size // group, groups)
+        alone = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
+        self._iterator = iter(ElasticIterator(read, len(groups), alone))
+        self._iterator.set_state({"global_next_index": start_step * len(groups)})
 
     def __iter__(self) -> Iterator[Batch]:
         return self

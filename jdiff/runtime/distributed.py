@@ -21,10 +21,9 @@ import numpy as np
 from jax._src.clusters import ClusterEnv  # no public function tells what JAX would join; a test holds this one
 from jax.experimental import multihost_utils
 
-HEARTBEAT, SHUTDOWN = (
-    60,
-    60,
-)  # seconds until a silent process counts as dead, and that the first to end waits for others
+HEARTBEAT = 60  # seconds until a silent process counts as dead
+SHUTDOWN = 60  # seconds that the first to end waits for others
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # the environment variable by which JAX may be told
 ANY, ALONE = "auto", "none"  # what --cluster says beside the name of one
 
 
@@ -53,6 +52,8 @@ def join(said: Cluster) -> None:
     explicit = (said.coordinator, said.processes, said.process)
     if any(value is not None for value in explicit) and None in explicit:
         raise CannotJoin("--coordinator, --processes and --process come together; say all three, or none")
+    if said.coordinator is not None and said.kind not in (ANY, ALONE):
+        raise CannotJoin(f"--coordinator says where the processes meet, and so does --cluster={said.kind}; say one")
     if said.processes is not None and not 0 <= said.process < said.processes:
         raise CannotJoin(f"--process is {said.process}; it must be from 0 to {said.processes - 1}, one for each")
     address, processes, process, local = _found(said)
@@ -105,12 +106,18 @@ def _found(said: Cluster) -> tuple[str | None, int | None, int | None, list[int]
         known = ", ".join(sorted({ANY, ALONE, *kinds} - {""}))
         raise CannotJoin(f"--cluster is {said.kind}, of which nothing is found here; it can be {known}")
     kind = None if said.kind == ANY else said.kind
+    told = os.environ.get(COORDINATOR)
     address, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, kind, said.wait
+        told, None, None, None, kind, said.wait
     )
-    # JAX takes one device for a task of SLURM, though a node's only task is shown all of them.
-    alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
-    return address, processes, process, None if alone else local
+    if told is not None and processes is None:
+        raise CannotJoin(
+            f"{COORDINATOR} is {told}, but nothing tells how many processes there are, and which this is; say it by "
+            "--coordinator, --processes and --process, or --cluster=none if it is alone"
+        )
+    # JAX takes one device for a task of SLURM or of Open MPI, though a node's only task is shown all of them.
+    tasks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return address, processes, process, None if tasks.partition("(")[0] == "1" else local
 
 
 def leads() -> bool:

@@ -21,28 +21,38 @@ BLOCK = 128  # rows of queries and of keys that the flash kernel takes together
 
 
 @cache
-def kernel(platform: str, otherwise: Attend, mesh: Mesh | None = None) -> Attend:
-    """Attention for devices of a platform, with the interface of ``otherwise``, which computes what no kernel takes.
+def kernel(device: jax.Device, otherwise: Attend, mesh: Mesh | None = None) -> Attend:
+    """Attention for devices like one, with the interface of ``otherwise``, which computes what no kernel takes.
 
     mesh: of the devices, None where there is one. A TPU's kernel is run by each on its own rows and heads; cuDNN's is
     cut up by XLA.
     """
-    if platform == "gpu":
+    if device.platform == "gpu" and _since_ampere(device):
         return partial(_cudnn, otherwise)
-    if platform == "tpu":
+    if device.platform == "tpu":
         return partial(_flash, otherwise, mesh)
     return otherwise
 
 
+def _since_ampere(gpu: jax.Device) -> bool:
+    """Whether a GPU is NVIDIA's, of a generation that cuDNN has attention for; AMD's capability is a name."""
+    capability = getattr(gpu, "compute_capability", "")
+    return capability.partition(".")[0].isdecimal() and float(capability) >= 8.0
+
+
 def takes_cudnn(query: Array) -> bool:
-    """Whether cuDNN takes queries of this shape and type; of odd lengths, too, where a mask is said as lengths."""
-    half, d = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
-    return half and d % 8 == 0 and d <= 128
+    """Whether cuDNN takes queries of this shape and type; of odd lengths, too, where a mask is said as lengths.
+
+    A lone query, which a tower's pooling has, is left to XLA: nothing is saved by it.
+    """
+    half, (_, n, _, d) = query.dtype in (jnp.bfloat16, jnp.float16), query.shape
+    return half and n > 1 and d % 8 == 0 and d <= 128
 
 
 def takes_flash(query: Array, key: Array) -> bool:
     """Whether the flash kernel takes queries and keys of these shapes."""
-    return query.shape[1] % BLOCK == 0 and key.shape[1] % BLOCK == 0
+    d = query.shape[-1]
+    return query.shape[1] % BLOCK == 0 and key.shape[1] % BLOCK == 0 and (d <= BLOCK or d % BLOCK == 0)
 
 
 def _cudnn(otherwise: Attend, query: Array, key: Array, value: Array, *, mask: Array | None, causal: bool) -> Array:

@@ -73,36 +73,37 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def reader(mesh: Mesh) -> tuple[int, int]:
-    """Which part of the rows of a batch this process reads, of how many parts. Processes that share rows read them all.
-
-    Raises ``ValueError`` where processes hold parts of unlike rows, so that none can read its own alone.
-    """
-    rows = over_batch(mesh).devices_indices_map((shares(mesh),))
-    held: dict[int, set[int]] = {}
-    for device, (row,) in rows.items():
-        held.setdefault(device.process_index, set()).update(range(shares(mesh))[row])
-    parts = sorted({tuple(sorted(own)) for own in held.values()})
-    if [row for part in parts for row in part] != list(range(shares(mesh))) or len({len(part) for part in parts}) > 1:
-        raise ValueError(f"config.mesh is {dict(mesh.shape)}, which gives processes parts of a batch that overlap")
-    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+def held(mesh: Mesh) -> tuple[int, ...]:
+    """Which of the ``shares(mesh)`` parts of a batch's rows this process reads: those that its devices hold."""
+    parts = over_batch(mesh).devices_indices_map((shares(mesh),))
+    own = (part for device, (part,) in parts.items() if device.process_index == jax.process_index())
+    return tuple(sorted({i for part in own for i in range(shares(mesh))[part]}))
 
 
 def place(mesh: Mesh, batch: dict[str, np.ndarray], rows_at: int = 0) -> dict[str, jax.Array]:
-    """This process's rows of a batch as arrays of the whole batch, spread over the mesh. rows_at: their axis."""
-    sharding, (_, parts) = over_batch(mesh, rows_at), reader(mesh)
+    """The rows that this process reads as arrays of the whole batch, spread over the mesh. rows_at: their axis."""
+    sharding, own = over_batch(mesh, rows_at), held(mesh)
 
-    def whole(shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(n * parts if axis == rows_at else n for axis, n in enumerate(shape))
+    def whole(rows: np.ndarray) -> jax.Array:
+        before, n = (slice(None),) * rows_at, rows.shape[rows_at] // len(own)
 
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, whole(rows.shape)) for name, rows in batch.items()
-    }
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            i = own.index((index[rows_at].start or 0) // n) * n
+            return rows[*before, i : i + n]
+
+        shape = (*rows.shape[:rows_at], n * shares(mesh), *rows.shape[rows_at + 1 :])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: whole(rows) for name, rows in batch.items()}
 
 
 def here(mesh: Mesh, tree: Any) -> Any:
     """Arrays that lie on a mesh, whole on this process's first device. All processes of the mesh ask together."""
     if mesh.size == 1:
         return tree
-    whole = jax.jit(lambda tree: tree, out_shardings=everywhere(mesh))(tree)
+    whole = jax.jit(_same, out_shardings=everywhere(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+def _same(tree: Any) -> Any:
+    return tree

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from jdiff.training.ema import WIDTH
@@ -30,9 +31,10 @@ class Snapshots:
             item_names=("ema",),
             item_handlers={"ema": ocp.StandardCheckpointHandler()},
         )
-        for step in [] if reads else self.steps:
-            if step > begun_at:
-                self._manager.delete(step)
+        later = [] if reads else [step for step in self.steps if step > begun_at]
+        multihost_utils.sync_global_devices("snapshots are listed")  # by every process, before one is deleted
+        for step in later:
+            self._manager.delete(step)
 
     def __enter__(self) -> Snapshots:
         return self
@@ -45,7 +47,9 @@ class Snapshots:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState) -> None:
-        """Begin to write the averages whose profile is a power function."""
+        """Begin to write the averages whose profile is a power function, if they are not there."""
+        if int(state.step) in self.steps:
+            return
         widths = {name: tree for name, tree in state.ema.items() if name.startswith(WIDTH)}
         self._manager.save(int(state.step), args=ocp.args.Composite(ema=ocp.args.StandardSave({"tree": widths})))
 

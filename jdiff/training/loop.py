@@ -68,6 +68,8 @@ def train(
     done = first = int(state.step)
     last_report, last_time, loss = done, time.monotonic(), None
     signal = None
+    if snapshots is not None and first and first % every.snapshot == 0:
+        snapshots.save(state)  # whose run may have been ended after the checkpoint was written
     with _Progress(first, steps, shown=writer is not None) as progress:
         while done < steps and (signal := stop()) is None:
             state, averages = step(state, next(batches))

@@ -24,7 +24,14 @@ from jdiff.verbs.evaluate import numbers
 
 
 def evaluate_folder(
-    path: str, images: str, *, hints: Hints, templates: str | None, num: int | None, out: str | None
+    path: str,
+    images: str,
+    *,
+    hints: Hints,
+    templates: str | None,
+    num: int | None,
+    out: str | None,
+    average: str | None = None,
 ) -> dict:
     """Measure a dual encoder on a folder of pictures; print, write and return what was found.
 
@@ -32,9 +39,10 @@ def evaluate_folder(
     apart by the folders' names, in the 80 sentences that CLIP was measured with, or in those of ``templates``.
 
     path: a run, or somebody's weights.   num: how many pictures at most; all if not said.
+    average: which of a run's, as of ``runs.restore_weights``.
     out: the JSON to write; inside a run, or in the working directory, if not said.
     """
-    model = runs.find(path, hints)
+    model = runs.find(path, hints, average)
     if model.setup.train.objective != "contrastive":
         raise ConfigError(f"{path} draws; --images measures a dual encoder, so name one with --workdir")
     if not epath.Path(images).is_dir():
@@ -55,7 +63,7 @@ def evaluate_folder(
     target = epath.Path(out) if out else where / f"{epath.Path(images).absolute().name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     Console().print(numbers(found))
-    found = {"model": str(path), "step": model.step, "images": str(images), **found}
+    found = {"model": str(path), "step": model.step, "average": average, "images": str(images), **found}
     target.write_text(json.dumps(found, indent=2) + "\n")
     print(f"wrote {target}")
     return found

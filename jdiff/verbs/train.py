@@ -11,13 +11,14 @@ from functools import partial
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jdiff import grids, runs
 from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.data import records
-from jdiff.data.pipeline import Batches
+from jdiff.data.pipeline import Batches, own_groups
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion.loss import spectrum_of
 from jdiff.embed import Encoder
@@ -48,12 +49,15 @@ def train(setup: Experiment, workdir: str) -> None:
     shares = meshes.shares(mesh)
     if train.batch_size % shares:
         raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shares} devices cannot share evenly")
-    shard, shards = meshes.reader(mesh)
-    if train.batch_size % (train.group * shards):
-        raise ConfigError(
-            f"config.train.batch_size is {train.batch_size}, which {shards} processes cannot share in groups of "
-            f"{train.group}, config.train.group"
-        )
+    own = meshes.held(mesh)
+    try:
+        own_groups(train.batch_size, train.group, own, shares)
+    except ValueError as error:
+        why = f"config.train.group is {train.group}, but this process reads what its devices hold: {error}"
+        raise ConfigError(why) from error
+    setup.parts()  # these raise what cannot be, while nothing is written yet
+    if train.objective == "contrastive":
+        setup.contrastive_loss()
     _check_unchanged(setup, path, builder)
     tokenizer = _tokenizer(setup, path, starts, dataset)
     new = runs.latest_step(path) is None
@@ -87,8 +91,8 @@ def train(setup: Experiment, workdir: str) -> None:
             seed=train.seed,
             start_step=start,
             group=train.group,
-            shard=shard,
-            shards=shards,
+            own=own,
+            parts=shares,
         )
         with ExitStack() as stack:
             stack.enter_context(closing(batches))
@@ -146,7 +150,7 @@ def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | Non
         encode = jax.jit(lambda weights, x: autoencoder.apply({"params": weights}, x, method="encode")[0])
         weights = meshes.here(setup.mesh(), state.frozen["autoencoder"])
         found = np.concatenate([encode(weights, found[i : i + 8]) for i in range(0, len(found), 8)])
-    return spectrum_of(found)
+    return np.asarray(multihost_utils.broadcast_one_to_all(spectrum_of(found)))  # it is a constant of the program
 
 
 def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.CaptionedImages) -> None:

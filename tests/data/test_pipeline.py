@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 
 from jdiff.data.pipeline import Batches
 from jdiff.data.tokenizer import train
@@ -69,15 +70,19 @@ def test_groups_stay_together_and_are_all_shown():
     assert [batch["index"].tolist() for batch in batches(2, group=4)] == [list(range(8))] * 2
     whole = batches(4, group=4)
     assert all(equal(a, b) for a, b in zip(whole[1:], batches(3, group=4, start_step=1)))
-    parts = [batches(3, group=4, shard=i, shards=2) for i in range(2)]
+    parts = [batches(3, group=4, own=own, parts=4) for own in ((0, 1), (2, 3))]
     for batch, *halves in zip(whole, *parts):
         assert equal(batch, {name: np.concatenate([half[name] for half in halves]) for name in batch})
+    with pytest.raises(ValueError, match="no whole groups of 4"):
+        batches(1, group=4, own=(0, 2), parts=4)
 
 
 def test_two_hosts_share_the_batch_of_one():
-    """Rows that follow each other, as a mesh has them; and a host that begins later, as one of more, reads on."""
-    whole, parts = batches(3), [batches(3, shard=i, shards=2) for i in range(2)]
-    for batch, *halves in zip(whole, *parts):
-        assert equal(batch, {name: np.concatenate([half[name] for half in halves]) for name in batch})
-    (later,) = batches(1, shard=3, shards=4, start_step=2)
+    """Whichever rows are each one's; and a host that begins later, as one of more, reads on."""
+    whole = batches(3)
+    for own in ((0, 1), (2, 3), (0, 2), (1, 2, 3)):
+        for batch, mine in zip(whole, batches(3, own=own, parts=4), strict=True):
+            rows = np.arange(8).reshape(4, 2)[list(own)].ravel()
+            assert equal(mine, {name: all_rows[rows] for name, all_rows in batch.items()})
+    (later,) = batches(1, own=(3,), parts=4, start_step=2)
     assert equal(later, {name: rows[6:] for name, rows in whole[2].items()})

@@ -91,6 +91,21 @@ def test_dense_equals_a_plain_product():
     np.testing.assert_allclose(module.apply({"params": params}, x), truth, atol=1e-6)
 
 
+class Convolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.sin(Conv(5, (3, 3))(jnp.sin(Conv(5, (3, 3))(x))))
+
+
+@pytest.mark.parametrize(("remat", "images"), [("products", 3), ("blocks", 1)])
+def test_products_that_are_kept_are_those_of_convolutions_too(remat, images):
+    """Of a block of two convolutions: the input and what they gave, or the input alone."""
+    block, x = layers.rematerialised(Convolutions, remat)(), jnp.ones((2, 8, 8, 5))
+    params = block.init(jax.random.key(0), x)
+    kept = jax.eval_shape(lambda x: jax.vjp(block.apply, params, x)[1], x)
+    assert sum(leaf.shape == x.shape for leaf in jax.tree.leaves(kept)) == images
+
+
 @pytest.mark.parametrize(
     ("sides", "kernel", "strides", "padding"),
     [

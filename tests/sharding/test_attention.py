@@ -1,5 +1,7 @@
 """Attention by platform: what each kernel takes, and the flash kernel beside the formula, as a CPU interprets it."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,18 @@ from jdiff import build
 from jdiff.models.attention import dot_product
 from jdiff.sharding import attention
 from jdiff.sharding import mesh as meshes
-from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION
+from jdiff.training import parts, steps
+from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION, Words
 
+
+class Device(NamedTuple):
+    """What a kernel is chosen by."""
+
+    platform: str
+    compute_capability: str = ""
+
+
+TPU, HOPPER = Device("tpu"), Device("gpu", "9.0")
 SEEN = np.arange(128)[None] < np.array([128, 3, 70, 1])[:, None]
 
 
@@ -31,7 +43,7 @@ def test_the_flash_kernel_is_attention(mesh, mask, causal):
 
     graded = jax.jit(jax.value_and_grad(number, argnums=(0, 1, 2)), static_argnums=3)
     given = [rows(128, seed=i) for i in range(3)]
-    flash = attention.kernel("tpu", dot_product, mesh)
+    flash = attention.kernel(TPU, dot_product, mesh)
     with pltpu.force_tpu_interpret_mode():
         found = graded(*given, flash)
         assert "pallas_call" in str(jax.make_jaxpr(lambda *given: flash(*given, mask=mask, causal=causal))(*given))
@@ -41,9 +53,10 @@ def test_the_flash_kernel_is_attention(mesh, mask, causal):
 def test_what_a_kernel_does_not_take_is_computed_as_anywhere():
     short = [rows(9, seed=i) for i in range(3)]
     right = dot_product(*short, mask=None, causal=True)
-    for platform in ("cpu", "gpu", "tpu"):
-        np.testing.assert_array_equal(attention.kernel(platform, dot_product)(*short, mask=None, causal=True), right)
-    assert attention.kernel("cpu", dot_product) is dot_product
+    for device in (HOPPER, TPU):
+        np.testing.assert_array_equal(attention.kernel(device, dot_product)(*short, mask=None, causal=True), right)
+    for device in (jax.devices()[0], Device("gpu", "7.5"), Device("gpu", "gfx90a")):
+        assert attention.kernel(device, dot_product) is dot_product
 
 
 @pytest.mark.parametrize(
@@ -54,12 +67,21 @@ def test_what_a_kernel_does_not_take_is_computed_as_anywhere():
         (rows(64, d=64, dtype=jnp.float32), False),
         (rows(64, d=36, dtype=jnp.bfloat16), False),
         (rows(64, d=160, dtype=jnp.bfloat16), False),
+        (rows(1, d=64, dtype=jnp.bfloat16), False),
     ],
-    ids=["half", "odd", "float32", "d 36", "d 160"],
+    ids=["half", "odd", "float32", "d 36", "d 160", "alone"],
 )
 def test_what_cudnn_takes(query, takes):
     """Half precision and heads of up to 128 by eights, which every card since Ampere takes, for gradients as well."""
     assert attention.takes_cudnn(query) is takes
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d", "takes"),
+    [(128, 256, 64, True), (256, 128, 256, True), (128, 77, 64, False), (64, 128, 64, False), (128, 128, 160, False)],
+)
+def test_what_the_flash_kernel_takes(n, m, d, takes):
+    assert attention.takes_flash(rows(n, d=d), rows(m, d=d)) is takes
 
 
 @pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
@@ -69,4 +91,16 @@ def test_every_network_attends_as_its_mesh_does(config, monkeypatch):
     setup = build.experiment(config | {"mesh": {"data": 2}})
     network = setup.unet() if config is DIFFUSION else setup.encoder(20)
     assert setup.on_mesh(network) == network
-    assert asked == [("cpu", dot_product, setup.mesh())]
+    assert asked == [(jax.devices()[0], dot_product, setup.mesh())]
+
+
+@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
+def test_in_a_fixed_order_no_network_is_cut_up_again(config, monkeypatch):
+    monkeypatch.setattr(attention, "kernel", lambda device, otherwise, mesh=None: mesh or otherwise)
+    made = {}
+    for name in ("contrastive_step", "diffusion_step"):
+        monkeypatch.setattr(steps, name, lambda *given, **_: made.update(networks=given))
+    monkeypatch.setattr(parts, "everywhere_alike", lambda step, mesh: None)
+    build.experiment(config | {"mesh": {"data": 2}, "train": config["train"] | {"fixed_order": 4}}).step(Words())
+    networks = [n for n in made["networks"] if hasattr(n, "attend")] or [made["networks"][0].text]
+    assert networks and all(network.attend is dot_product for network in networks)

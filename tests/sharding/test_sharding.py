@@ -152,6 +152,7 @@ def test_several_steps_are_taken_at_a_time():
         (CONTRASTIVE, {"microbatches": 3}, "cannot be divided so"),
         (CONTRASTIVE, {"microbatches": 0}, "must be 1 or more"),
         (CONTRASTIVE, {"fixed_order": 6}, "two or more for each of 2 devices"),
+        (CONTRASTIVE | {"mesh": ONE}, {"fixed_order": 2}, "two or more devices of data or fsdp"),
         (CONTRASTIVE, {"fixed_order": 8, "microbatches": 2}, "goes with neither"),
         (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"fixed_order": 8}, "form = 'dense'"),
         (CONTRASTIVE, {"steps_per_dispatch": 4}, "config.train.steps is 6, no multiple of"),
@@ -162,7 +163,7 @@ def test_several_steps_are_taken_at_a_time():
 )
 def test_a_division_that_cannot_be_is_refused(config, said, why):
     with pytest.raises(ConfigError, match=why):
-        build.experiment(config | {"mesh": {"data": 2}, "train": config["train"] | said}).step(Words())
+        build.experiment({"mesh": {"data": 2}} | config | {"train": config["train"] | said}).step(Words())
 
 
 def test_a_device_holds_its_part_of_parameters_moments_and_average():
@@ -237,27 +238,35 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("shape", "each", "parts"),
+    ("shape", "processes", "held"),
     [
-        ((4, 1, 1), 2, [(0, 2), (1, 2)]),
-        ((2, 2, 2), 4, [(0, 2), (1, 2)]),
-        ((1, 1, 4), 2, [(0, 1), (0, 1)]),  # both hold parts of every parameter, and read every row
-        ((1, 2, 2), 1, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((4, 1, 1), (0, 0, 1, 1), [(0, 1), (2, 3)]),
+        ((2, 2, 2), (0, 0, 0, 0, 1, 1, 1, 1), [(0, 1), (2, 3)]),
+        ((1, 1, 4), (0, 0, 1, 1), [(0,), (0,)]),  # both hold parts of every parameter, and read every row
+        ((1, 2, 2), (0, 1, 2, 3), [(0,), (0,), (1,), (1,)]),
+        ((8, 1, 1), (0, 0, 1, 1, 0, 0, 1, 1), [(0, 1, 4, 5), (2, 3, 6, 7)]),  # as a torus of TPUs may be gone through
+        ((3, 1, 2), (0, 0, 0, 1, 1, 1), [(0, 1), (1, 2)]),
     ],
     ids=str,
 )
-def test_a_process_reads_the_rows_of_its_devices(monkeypatch, shape, each, parts):
-    devices = [Device(i, i // each) for i in range(np.prod(shape))]
+def test_a_process_reads_the_rows_of_its_devices(monkeypatch, shape, processes, held):
+    devices = [Device(i, process) for i, process in enumerate(processes)]
     mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), meshes.AXES)
-    for process, part in enumerate(parts):
+    for process, own in enumerate(held):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert meshes.reader(mesh) == part
+        assert meshes.held(mesh) == own
 
 
-def test_processes_that_would_read_parts_of_each_others_rows_are_refused():
-    devices = [Device(i, i // 3) for i in range(6)]
-    with pytest.raises(ValueError, match="parts of a batch that overlap"):
-        meshes.reader(jax.sharding.Mesh(np.array(devices).reshape(3, 1, 2), meshes.AXES))
+@pytest.mark.parametrize("rows_at", [0, 1])
+def test_rows_that_do_not_follow_each_other_come_to_their_devices(monkeypatch, rows_at):
+    monkeypatch.setattr(meshes, "held", lambda mesh: (1, 3))
+    asked = [(slice(None),) * rows_at + (slice(3 * i, 3 * i + 3), slice(None)) for i in (3, 1)]
+    made = lambda shape, sharding, part: (shape, [part(index) for index in asked])  # noqa: E731
+    monkeypatch.setattr(jax, "make_array_from_callback", made)
+    rows = np.arange(5 * 6 * 2).reshape(5, 6, 2)[slice(None) if rows_at else 0]
+    shape, (last, first) = meshes.place(meshes.make(data=4), {"rows": rows}, rows_at)["rows"]
+    assert shape == ((5, 12, 2) if rows_at else (12, 2))
+    np.testing.assert_array_equal(np.concatenate([first, last], rows_at), rows)
 
 
 @pytest.mark.parametrize(

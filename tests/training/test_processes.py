@@ -112,6 +112,15 @@ def test_what_slurm_says_is_understood(monkeypatch, tasks, shown):
     assert distributed._found(Cluster("none")) == (None, None, None, None)
 
 
+@pytest.mark.parametrize(("tasks", "shown"), [("1", None), ("4", [1])])
+def test_what_open_mpi_says_is_understood(monkeypatch, tasks, shown):
+    said = {"COMM_WORLD_SIZE": "2", "COMM_WORLD_RANK": "1", "COMM_WORLD_LOCAL_RANK": "1"}
+    said |= {"MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911", "COMM_WORLD_LOCAL_SIZE": tasks}
+    for name, value in said.items():
+        monkeypatch.setenv(f"OMPI_{name}", value)
+    assert distributed._found(Cluster("ompi")) == ("10.96.0.1:62624", 2, 1, shown)
+
+
 def test_a_process_that_is_alone_joins_nothing(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     distributed.join(Cluster(devices=8))
@@ -119,3 +128,9 @@ def test_a_process_that_is_alone_joins_nothing(monkeypatch):
         distributed.join(Cluster(devices=9))
     with pytest.raises(CannotJoin, match="--process is 2; it must be from 0 to 1"):
         distributed.join(Cluster(coordinator="n1:1", processes=2, process=2))
+    with pytest.raises(CannotJoin, match="say one"):
+        distributed.join(Cluster("slurm", coordinator="n1:1", processes=2, process=1))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "n1:1")
+    with pytest.raises(CannotJoin, match="nothing tells how many processes there are"):
+        distributed.join(Cluster())
+    distributed.join(Cluster("none"))

@@ -273,7 +273,7 @@ def test_any_width_is_made_of_snapshots_of_two():
 
 
 def test_an_average_made_of_snapshots_is_the_one_that_could_have_been_kept(tmp_path):
-    """Of a run that was stopped, too, whose later snapshots are made again."""
+    """Of a run that was stopped, too, whose later snapshots are made again, and the one that it was ended before."""
     train = CONFIG["train"] | {"steps": 30}
     two, three = ({"train": train, "ema": {"widths": widths}} for widths in ((0.05, 0.1), (0.05, 0.07, 0.1)))
     for name in ("two", "three"):
@@ -281,6 +281,7 @@ def test_an_average_made_of_snapshots_is_the_one_that_could_have_been_kept(tmp_p
     right = run(tmp_path / "three", config=CONFIG | three)
     with pytest.raises(loop.Interrupted):
         run(tmp_path / "two", config=CONFIG | two, stop_at=15)
+    shutil.rmtree(tmp_path / "two" / "averages" / "16")
     stale = tmp_path / "two" / "averages" / "18"
     shutil.copytree(tmp_path / "two" / "averages" / "12", stale)
     run(tmp_path / "two", config=CONFIG | two)
