@@ -12,8 +12,8 @@ from jax.extend import core
 def products(function: Callable, *shapes) -> float:
     """Floating point operations of the matrix products and convolutions of a function, two for each multiplication.
 
-    shapes: of what it takes. A loop's work is counted once, and that of every branch, of which gradients of convolutions
-    have one for each platform: so this is for functions without gradients.
+    shapes: of what it takes. A loop's work is counted once, and that of every branch, of which gradients of
+    convolutions have one for each platform: so this is for functions without gradients.
     """
     return _in(jax.make_jaxpr(function)(*shapes).jaxpr)
 

@@ -242,8 +242,10 @@ def restore_weights(
     """
     names = saved_experiment(workdir).averages().names
     average = average or (names[0] if names else NO_AVERAGE)
+    kept = [average] if average in names else [name for name in names if name.startswith(ema.WIDTH)]
     with checkpoints(workdir) as store:
-        found = store.restore_parts(sharding, "params" if average == NO_AVERAGE else "ema", "frozen")
+        part = "params" if average == NO_AVERAGE else "ema"
+        found = store.restore_parts(sharding, part, "frozen", averages=kept)
         if average == NO_AVERAGE:
             learnt = found["params"] or {}
         elif average in names:

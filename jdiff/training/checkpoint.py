@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ class Snapshots:
             epath.Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(read_only=reads, create=not reads, cleanup_tmp_directories=not reads),
             item_names=("ema",),
-            item_handlers={"ema": ocp.StandardCheckpointHandler()},
+            item_handlers={"ema": ocp.PyTreeCheckpointHandler()},
         )
         later = [] if reads else [step for step in self.steps if step > begun_at]
         multihost_utils.sync_global_devices("snapshots are listed")  # by every process, before one is deleted
@@ -51,12 +52,12 @@ class Snapshots:
         if int(state.step) in self.steps:
             return
         widths = {name: tree for name, tree in state.ema.items() if name.startswith(WIDTH)}
-        self._manager.save(int(state.step), args=ocp.args.Composite(ema=ocp.args.StandardSave({"tree": widths})))
+        self._manager.save(int(state.step), args=ocp.args.Composite(ema=ocp.args.PyTreeSave({"tree": widths})))
 
     def restore(self, step: int, sharding: Sharding) -> dict[str, Any]:
         """The averages of one step, by name."""
         like = _placed(self._manager.item_metadata(step)["ema"].tree, sharding)
-        return self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(like)))["ema"]["tree"]
+        return self._manager.restore(step, args=ocp.args.Composite(ema=_reading(like)))["ema"]["tree"]
 
     def wait(self) -> None:
         """Until what was begun is on disk."""
@@ -66,6 +67,13 @@ class Snapshots:
 def _placed(shapes: Any, sharding: Sharding) -> Any:
     """What is on disk as something to read it into, each array placed by ``sharding``."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
+def _reading(like: Any) -> ocp.args.PyTreeRestore:
+    """Orbax's arguments to read what is on disk into arrays like these, and to leave alone what is there besides."""
+    return ocp.args.PyTreeRestore(
+        like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+    )
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -83,7 +91,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        handlers = {part: ocp.StandardCheckpointHandler() for part in PARTS}
+        handlers = {part: ocp.PyTreeCheckpointHandler() for part in PARTS}
         self._manager = ocp.CheckpointManager(
             epath.Path(directory).absolute(), options=options, item_names=PARTS, item_handlers=handlers
         )
@@ -109,7 +117,7 @@ class Checkpoints:
             return
         trees = {part: getattr(state, part) for part in STATE} | {"averages": averages}
         # Each in a dict, so that a lone array is a tree too; what is empty is not written.
-        parts = {part: ocp.args.StandardSave({"tree": tree}) for part, tree in trees.items() if jax.tree.leaves(tree)}
+        parts = {part: ocp.args.PyTreeSave({"tree": tree}) for part, tree in trees.items() if jax.tree.leaves(tree)}
         self._manager.save(step, args=ocp.args.Composite(**parts))
 
     def restore(self, like: TrainState) -> TrainState:
@@ -118,13 +126,16 @@ class Checkpoints:
         found = self._restore({part: {"tree": tree} for part, tree in trees.items() if jax.tree.leaves(tree)})
         return like.replace(**{part: tree["tree"] for part, tree in found.items()})
 
-    def restore_parts(self, sharding: Sharding, *parts: str) -> dict[str, Any]:
-        """Some parts of the newest checkpoint, each array placed by ``sharding``; a part not saved is None."""
+    def restore_parts(self, sharding: Sharding, *parts: str, averages: Sequence[str] | None = None) -> dict[str, Any]:
+        """Some parts of the newest checkpoint, each array placed by ``sharding``; a part not saved is None.
+
+        averages: which of them, by name; all if not said.
+        """
         shapes = self._manager.item_metadata(self._newest())
-        trees = {
-            part: _placed(shapes[part].tree, sharding) for part in parts if part in shapes and shapes[part] is not None
-        }
-        found = self._restore(trees)
+        trees = {part: shapes[part].tree for part in parts if part in shapes and shapes[part] is not None}
+        if "ema" in trees and averages is not None:
+            trees["ema"] = {"tree": {name: trees["ema"]["tree"][name] for name in averages}}
+        found = self._restore(_placed(trees, sharding))
         return {part: found[part]["tree"] if part in found else None for part in parts}
 
     def _newest(self) -> int:
@@ -135,7 +146,7 @@ class Checkpoints:
     def _restore(self, trees: dict[str, Any]) -> dict[str, Any]:
         if not trees:  # of which Orbax would make all there are
             return {}
-        args = {part: ocp.args.StandardRestore(tree) for part, tree in trees.items()}
+        args = {part: _reading(tree) for part, tree in trees.items()}
         return dict(self._manager.restore(self._newest(), args=ocp.args.Composite(**args)))
 
     def wait(self) -> None:

@@ -100,6 +100,9 @@ def test_reading_leaves_alone_what_is_being_written(tmp_path):
     unfinished.mkdir()
     assert runs.latest_step(tmp_path) == 6
     assert unfinished.exists()
+    with runs.checkpoints(tmp_path) as store:
+        found = store.restore_parts(runs.first_device(), "ema", averages=["0.9"])
+        assert list(found["ema"]) == ["0.9"]
     assert runs.latest_step(tmp_path / "nowhere") is None
     assert not (tmp_path / "nowhere").exists()
 
