@@ -1,5 +1,6 @@
 # make demo   sets up and runs the main job: prepare, train both models, sample, evaluate
 # make test   sets up and passes the tests; PYTHON=python3.12 uses another Python, in an environment of its own
+# make test-slurm   trains on a real SLURM of two nodes, installed as root into a container that may be thrown away
 
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
@@ -9,7 +10,7 @@ EXTRAS ?= test
 # XLA gives its buffers back after every step; on Linux, huge pages make that cheap: a fifth off a step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test parity gpu-check setup
+.PHONY: demo test test-slurm parity gpu-check setup
 
 setup: $(VENV)/ready
 
@@ -31,7 +32,11 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --ignore=tests/parity
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+
+test-slurm: setup
+	apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null
+	$(VENV)/bin/python -m pytest --quiet tests/launch/test_slurm.py
 
 parity: setup
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test,parity]"

@@ -337,7 +337,11 @@ def _parse(verb: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Run a verb; a user's mistake ends in one sentence and a non-zero exit."""
+    """Run a verb.
+
+    What goes wrong ends in one sentence and a status: 2 for a user's mistake, which another try would not mend, 1 for
+    what one might, 130 after Ctrl-C, 75 after a SIGTERM, where a run has saved and the same command goes on.
+    """
     backend.configure()
     logging.set_verbosity(logging.ERROR)
     arguments = sys.argv[1:]
@@ -345,24 +349,11 @@ def main() -> None:
     if verb in ("--help", "-h", "help"):
         print(USAGE.format(configs=", ".join(shipped_configs())))
         return
-    from jdiff.construct import ConfigError, nearest
-    from jdiff.data.records import NotPrepared, TooManyRejected
+    from jdiff.construct import nearest
     from jdiff.runtime.distributed import CannotJoin
-    from jdiff.training.checkpoint import NoCheckpoint
     from jdiff.training.loop import Diverged, Interrupted
 
-    mistakes = (
-        UsageError,
-        ConfigError,
-        NotPrepared,
-        TooManyRejected,
-        NoCheckpoint,
-        CannotJoin,
-        Diverged,
-        flags.Error,
-        ValueError,
-        OSError,
-    )
+    mistakes = (ValueError, FileNotFoundError, Diverged, flags.Error)
     try:
         if verb not in VERBS:
             raise UsageError(f"'{verb}' is no verb of jdiff; {nearest(verb, VERBS)}")
@@ -378,9 +369,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("jdiff: stopped", file=sys.stderr)
         sys.exit(130)
-    except mistakes as error:
+    except (*mistakes, CannotJoin, OSError) as error:
         print(f"jdiff: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, mistakes) else 1)
 
 
 if __name__ == "__main__":

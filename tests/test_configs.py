@@ -71,7 +71,7 @@ def test_the_spirals_config_builds_the_same_from_json_and_refuses_what_it_does_n
         ("train", "steps", 0, "it must be 1 or more"),
         ("ema", "decays", (1.5,), "each must be between 0 and 1"),
         ("ema", "widths", (0.3,), "each must be between 0 and 0.2887"),
-        ("ema", "snapshot_every", 5, "where config.ema.widths has"),
+        ("ema", "snapshot_every", 5, "nothing that points need"),
         ("diffusion", "schedule", "cosin", "did you mean 'cosine'"),
         ("sample", "steps", 2000, "config.sample cannot be used"),
         ("sample", "guidance_from", "low", "it must be float"),

@@ -327,7 +327,7 @@ BAD = {
 def test_a_mistake_gets_one_sentence(folder, arguments):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     done = jdiff(*arguments, cwd=folder, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert BAD[arguments] in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

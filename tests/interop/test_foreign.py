@@ -150,7 +150,7 @@ BAD = {
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_a_mistake_gets_one_sentence(arguments, models):
     done = jdiff(*arguments, cwd=models[0], check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert BAD[arguments] in done.stderr and "Traceback" not in done.stderr
     assert not (models[0] / "x").exists()
 

@@ -157,6 +157,7 @@ def test_several_steps_are_taken_at_a_time():
         (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"fixed_order": 8}, "form = 'dense'"),
         (CONTRASTIVE, {"steps_per_dispatch": 4}, "config.train.steps is 6, no multiple of"),
         (CONTRASTIVE | {"text": BASE["text"] | {"remat": "block"}}, {}, "did you mean 'blocks'"),
+        (CONTRASTIVE | {"ema": {"snapshot_every": 5}}, {}, "where config.ema.widths has"),
         (DIFFUSION | {"unet": DIFFUSION["unet"] | {"dtype": "float16"}}, {}, "did you mean 'bfloat16'"),
     ],
     ids=str,
