@@ -91,6 +91,15 @@ def test_dense_equals_a_plain_product():
     np.testing.assert_allclose(module.apply({"params": params}, x), truth, atol=1e-6)
 
 
+def test_group_norm_takes_moments_in_float32():
+    """Of images in half precision, whose mean is large beside how they vary, off by the rounding of its answer alone."""
+    x = (3 + 0.1 * random(2, 16, 16, 8)).astype(jnp.bfloat16)
+    params = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    y, truth = layers.GroupNorm(4).apply(params, x), truths.group_norm(np.float64(x), 4, np.ones(8), np.zeros(8), 1e-5)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(y), truth, rtol=2**-8, atol=1e-4)
+
+
 class Convolutions(nn.Module):
     @nn.compact
     def __call__(self, x):
