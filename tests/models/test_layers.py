@@ -92,7 +92,7 @@ def test_dense_equals_a_plain_product():
 
 
 def test_group_norm_takes_moments_in_float32():
-    """Of images in half precision, whose mean is large beside how they vary, off by the rounding of its answer alone."""
+    """Of images in half precision, whose mean is large beside how they vary; only the answer is rounded."""
     x = (3 + 0.1 * random(2, 16, 16, 8)).astype(jnp.bfloat16)
     params = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
     y, truth = layers.GroupNorm(4).apply(params, x), truths.group_norm(np.float64(x), 4, np.ones(8), np.zeros(8), 1e-5)
