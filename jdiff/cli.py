@@ -23,6 +23,7 @@ USAGE = """jdiff VERB --flags
   convert    make a run of somebody's weights           SOURCE DESTINATION
   export     make files that draw with JAX alone        RUN DESTINATION
   figures    draw a figure: forward or spiral           --out
+  sweep      train and measure many variants            NAME --workdir
 
 Where a run is only read, a folder or file of somebody's weights does, too: CLIP's or Stable Diffusion's.
 
@@ -273,6 +274,39 @@ def _figures() -> None:
         spiral(build.spiral(f.config), f.out)
 
 
+def _define_sweep() -> None:
+    flags.DEFINE_string("workdir", None, "Directory of the sweep.")
+    flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine, each with its share of the cores.", 1)
+    flags.DEFINE_list("gpus", [], "Numbers of GPUs, each for one run at a time.")
+    flags.DEFINE_integer("run", None, "Only this run, by its number, as a task of an array says.", 0)
+    flags.DEFINE_bool("retry", False, "Try again what has failed.")
+    flags.DEFINE_bool("dry_run", False, "Only print a command for each cell.")
+
+
+def _sweep() -> None:
+    from jdiff.verbs.sweep import sweep
+
+    f, names = flags.FLAGS, _arguments()
+    if len(names) != 1:
+        raise UsageError(f"sweep takes one sweep, by its file or name; found {len(names)}")
+    about = {name: f[name].value for name in ("jobs", "gpus", "run", "retry", "dry_run")}
+    sweep(_sweep_file(names[0]), _needed("workdir"), config_file=_resolved, **about)
+
+
+def _sweep_file(name: str) -> str:
+    """A sweep's file, from its path or its name."""
+    from jdiff.construct import nearest
+
+    if Path(name).is_file():
+        return name
+    known = {
+        path.stem: path for config in shipped_configs().values() for path in (config.parent / "sweeps").glob("*.py")
+    }
+    if name not in known:
+        raise UsageError(f"there is no sweep '{name}', as a file or by name; {nearest(name, known)}")
+    return str(known[name])
+
+
 VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
     "prepare": (_config_and_workdir, _prepare),
     "train": (_define_train, _train),
@@ -281,6 +315,7 @@ VERBS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
     "convert": (_define_convert, _convert),
     "export": (_define_export, _export),
     "figures": (_define_figures, _figures),
+    "sweep": (_define_sweep, _sweep),
 }
 
 
@@ -351,6 +386,7 @@ def main() -> None:
         return
     from jdiff.construct import nearest
     from jdiff.runtime.distributed import CannotJoin
+    from jdiff.sweep.pool import RunsFailed, Stopped
     from jdiff.training.loop import Diverged, Interrupted
 
     mistakes = (ValueError, FileNotFoundError, Diverged, flags.Error)
@@ -363,13 +399,13 @@ def main() -> None:
             return
         _parse(verb, arguments[1:])
         VERBS[verb][1]()
-    except Interrupted as stopped:
+    except (Interrupted, Stopped) as stopped:
         print(f"jdiff: {stopped}", file=sys.stderr)
         sys.exit(130 if stopped.signal == signal.SIGINT else 75)
     except KeyboardInterrupt:
         print("jdiff: stopped", file=sys.stderr)
         sys.exit(130)
-    except (*mistakes, CannotJoin, OSError) as error:
+    except (*mistakes, CannotJoin, RunsFailed, OSError) as error:
         print(f"jdiff: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, mistakes) else 1)
 

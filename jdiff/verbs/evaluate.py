@@ -66,7 +66,9 @@ def evaluate(
         loaded = runs.load(workdir, average=average)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(loaded, Encoder):
-            found = asked | _encoder(setup, loaded, held, asked, path.parent)
+            figures, picture = of_encoder(setup, loaded, held, num)
+            grids.write(path.parent / "similarity.png", picture, asked)
+            found = asked | figures
         else:
             found = asked | _sampler(setup, loaded, held, asked, path.parent)
             if negatives:
@@ -108,14 +110,14 @@ def _share(row: dict) -> str:
     return f"{row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
 
 
-def _encoder(setup: Experiment, encoder: Encoder, held, asked: dict, directory: epath.Path) -> dict:
-    """Recall both ways, what is told apart, the similarity matrix as a picture, and the arithmetic of meanings."""
+def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dict, np.ndarray]:
+    """Recall both ways, what is told apart, and the arithmetic of meanings; the similarity matrix as a picture."""
     if setup.source == "shapes":
-        chosen = shapes.distinct(held, asked["num"])
+        chosen = shapes.distinct(held, num)
         captions = [shapes.full_caption(held[i]) for i in chosen]
         cases, answers = shapes.analogies(), shapes.candidates()
     else:
-        chosen = list(range(min(asked["num"], len(held))))
+        chosen = list(range(min(num, len(held))))
         captions = [held[i]["captions"][0].decode() for i in chosen]
         cases, answers = [], []
     if setup.source == "emoji":
@@ -133,8 +135,7 @@ def _encoder(setup: Experiment, encoder: Encoder, held, asked: dict, directory: 
         }
     if setup.source == "shapes":
         found |= _told_apart(encoder, held)
-    grids.write(directory / "similarity.png", grids.heat(text @ image.T, cell=6), asked | {"captions": captions})
-    return found
+    return found, grids.heat(text @ image.T, cell=6)
 
 
 def _told_apart(encoder: Encoder, held) -> dict:
@@ -154,13 +155,8 @@ def _told_apart(encoder: Encoder, held) -> dict:
 
 def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: epath.Path) -> dict:
     """Draw a split's captions at every guidance scale and judge the pictures, where something can judge them."""
-    num, run = asked["num"], {key: asked[key] for key in ("workdir", "step", "split")}
-    if setup.source == "shapes":
-        chosen = shapes.sharp(held, num)
-        captions = [shapes.full_caption(held[i]) for i in chosen]
-    else:
-        chosen = list(range(min(num, len(held))))
-        captions = [held[i]["captions"][0].decode() for i in chosen]
+    run = {key: asked[key] for key in ("workdir", "step", "split")}
+    chosen, captions = prompts(setup, held, asked["num"])
     # Of pictures that training has not seen, and of the weights that are used if nothing is said.
     if sampler.x0_variance is None and asked["average"] is None and run["split"] != "train":
         pictures = np.stack([held[i]["image"] for i in chosen])
@@ -175,13 +171,22 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
         picture = grids.grid(shown, columns=COLUMNS, scale=grids.scale_for(setup.image_size, 64))
         about = run | {"captions": captions[:SHOWN], "seed": 0, **dataclasses.asdict(settings)}
         grids.write(directory / f"guidance_{scale:g}.png", picture, about)
-        found["scales"][f"{scale:g}"] = _judged(setup, images, [held[i] for i in chosen])
+        found["scales"][f"{scale:g}"] = judged(setup, images, [held[i] for i in chosen])
     if setup.source == "shapes":
         scenes = shapes.scenes(held)
         trained = shapes.scenes(records.records(setup.dataset(), "train"))
         chosen_scenes = {scenes[i] for i in chosen}
         found |= {"scenes": len(chosen_scenes), "overlap": prompt_accuracy.overlap(chosen_scenes, trained)}
     return found
+
+
+def prompts(setup: Experiment, held, num: int) -> tuple[list[int], list[str]]:
+    """Which examples a text-to-image run is measured on, and what it is asked to draw for each."""
+    if setup.source == "shapes":
+        chosen = shapes.sharp(held, num)
+        return chosen, [shapes.full_caption(held[i]) for i in chosen]
+    chosen = list(range(min(num, len(held))))
+    return chosen, [held[i]["captions"][0].decode() for i in chosen]
 
 
 def _beneath(real: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -216,7 +221,8 @@ def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
     return found
 
 
-def _judged(setup: Experiment, images: np.ndarray, asked: list[dict]) -> dict:
+def judged(setup: Experiment, images: np.ndarray, asked: list[dict]) -> dict:
+    """How many of the pictures show what was asked for, where something can tell. asked: the examples, one each."""
     if setup.source == "shapes":
         return prompt_accuracy.summary(prompt_accuracy.verdicts(shapes.scenes(asked), images))
     if setup.source == "emoji":

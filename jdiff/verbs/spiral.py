@@ -42,11 +42,9 @@ def spiral(setup: Spiral, out: str) -> None:
 
 def samples(predict: Callable, setup: Spiral) -> dict[str, np.ndarray]:
     """Points drawn by a network in each way, (SAMPLES, 2), by the name of the way."""
-    prediction_type = setup.diffusion.prediction_type
-    denoise = prediction.denoiser(predict, prediction_type)
 
     def tableau(**said) -> Tableau:
-        return dataclasses.replace(setup.sample, **said).tableau(setup.schedule(), prediction_type)
+        return dataclasses.replace(setup.sample, **said).tableau(setup.schedule(), setup.diffusion.prediction_type)
 
     ddpm = tableau(solver="ddpm")
     ways = {
@@ -54,11 +52,14 @@ def samples(predict: Callable, setup: Spiral) -> dict[str, np.ndarray]:
         "DDPM, its noise left out": dataclasses.replace(ddpm, of_noise=np.zeros_like(ddpm.of_noise)),
         "DDIM": tableau(solver="ddim", eta=0.0),
     }
-    keys, drawn = rng.image_keys(jnp.arange(SAMPLES)), {}
-    for name, rows in ways.items():
-        run = jax.jit(lambda keys, rows=rows: sampler.sample(denoise, rows, sampler.start(keys, (2,)), keys=keys)[0])
-        drawn[name] = np.asarray(run(keys))
-    return drawn
+    return {name: draw(predict, setup, rows, np.arange(SAMPLES)) for name, rows in ways.items()}
+
+
+def draw(predict: Callable, setup: Spiral, rows: Tableau, seeds: np.ndarray) -> np.ndarray:
+    """Points (n, 2) drawn by a network as a tableau says, each from its seed."""
+    denoise = prediction.denoiser(predict, setup.diffusion.prediction_type)
+    run = jax.jit(lambda keys: sampler.sample(denoise, rows, sampler.start(keys, (2,)), keys=keys)[0])
+    return np.asarray(run(rng.image_keys(jnp.asarray(seeds))))
 
 
 def measured(ends: np.ndarray, points: np.ndarray) -> tuple[float, float]:

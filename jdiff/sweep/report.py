@@ -1,0 +1,300 @@
+"""What a sweep has found: results.csv, a table with a verdict, plots, and one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from jdiff.construct import ConfigError, nearest
+from jdiff.sweep.cells import Cell, Store, Sweep, words
+from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
+
+Variant = tuple
+WIDE = 20.0  # from the least to the greatest of an axis, from which on it is drawn by its logarithm
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant in one measure: its own mean, and how much higher it is than the one it is compared with."""
+
+    variant: Variant
+    mean: Difference
+    beside: Difference | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said in one measure. reference: what all are compared with.   keys: that variants differ in."""
+
+    measure: str
+    better: str
+    reference: Variant
+    rows: list[Row]
+    keys: frozenset[str]
+
+    def words(self, variant: Variant) -> str:
+        """What sets a variant apart, to be read."""
+        return words([(key, value) for key, value in variant if key in self.keys])
+
+    def told(self, row: Row) -> str:
+        """Better, worse, or neither."""
+        if row.variant == self.reference:
+            return "reference"
+        if row.beside is None or row.beside.low is None:
+            return f"fewer than {LEAST} seeds"
+        sign = row.beside.sign if self.better == "higher" else -row.beside.sign
+        return {1: "better", -1: "worse", 0: "not distinguishable"}[sign]
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        told: dict[str, list[str]] = {}
+        for row in self.rows:
+            told.setdefault(self.told(row), []).append(self.words(row.variant))
+        told.pop("reference", None)
+        parts = [f"{name}: {'; '.join(variants)}" for name, variants in told.items()]
+        return f"{self.measure} ({self.better} is better), beside {self.words(self.reference)}. " + ". ".join(parts)
+
+
+def verdicts(plan: Sweep, store: Store) -> Iterator[Verdict]:
+    """One for each measure that the sweep compares. Raises ``ConfigError`` where no cell has it."""
+    found = [(cell, numbers) for cell in plan.cells if (numbers := store.found(cell)) is not None]
+    known = list(dict.fromkeys(name for _, numbers in found for name in numbers))
+    for measure, better in plan.compare.items():
+        by_seed: dict[Variant, dict] = {}
+        for cell, numbers in found:
+            if measure in numbers:
+                by_seed.setdefault(cell.variant, {})[cell.repetition] = numbers[measure]
+        if not by_seed and found:
+            raise ConfigError(f"COMPARE of {plan.name} says {measure}, which no cell has; {nearest(measure, known)}")
+        if not by_seed:
+            continue
+        sign = 1 if better == "higher" else -1
+        reference = max(by_seed, key=lambda variant: sign * np.mean(list(by_seed[variant].values())))
+        if plan.baseline:
+            reference = next((one for one in by_seed if dict(one) == plan.baseline), reference)
+        level = together(len(by_seed) - 1)
+        rows = [
+            Row(one, difference(list(values.values())), paired(values, by_seed[reference], level=level))
+            for one, values in by_seed.items()
+        ]
+        yield Verdict(measure, better, reference, rows, frozenset(plan.axes))
+
+
+def write(plan: Sweep, store: Store) -> list[Path]:
+    """Print the table and the verdicts, and write the files; returns those a user opens."""
+    folder = Path(store.path)
+    made = [folder / "results.csv", folder / "report.html"]
+    _csv(plan, store, made[0])
+    told = list(verdicts(plan, store))
+    console = Console(width=160)
+    for verdict in told:
+        console.print(table(verdict))
+        print(verdict.sentence)
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    drawn = []
+    for name, figure in _figures(plan, store, told):
+        FigureCanvasAgg(figure).print_png(str(plots / f"{name}.png"))
+        drawn.append(plots / f"{name}.png")
+    made[1].write_text(_page(plan, store, told, drawn))
+    return [*made, plots]
+
+
+def _csv(plan: Sweep, store: Store, path: Path) -> None:
+    done = [(cell, found) for cell in plan.cells if (found := store.found(cell)) is not None]
+    keys = list(dict.fromkeys(key for cell, _ in done for key in cell.said))
+    measures = list(dict.fromkeys(name for _, found in done for name in found))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cell", "run", *keys, *measures])
+        for cell, found in done:
+            said = [cell.said.get(key, "") for key in keys]
+            writer.writerow([cell.key, cell.run, *said, *(found.get(name, "") for name in measures)])
+
+
+def _interval(found: Difference | None, signed: bool = False) -> str:
+    if found is None:
+        return ""
+    mean = f"{found.mean:+.4g}" if signed else f"{found.mean:.4g}"
+    return mean if found.low is None else f"{mean} ({found.low:.4g} to {found.high:.4g})"
+
+
+HEADER = ("seeds", "mean", "beside the reference", "verdict")
+
+
+def _cells(verdict: Verdict) -> Iterator[list[str]]:
+    for row in verdict.rows:
+        beside = "" if row.variant == verdict.reference else _interval(row.beside, signed=True)
+        yield [verdict.words(row.variant), str(row.mean.count), _interval(row.mean), beside, verdict.told(row)]
+
+
+def table(verdict: Verdict) -> Table:
+    """A verdict for the terminal."""
+    made = Table(verdict.measure, *HEADER, title=f"{verdict.better} is better; intervals of 95 %, of all together")
+    for row in _cells(verdict):
+        made.add_row(*row)
+    return made
+
+
+def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tuple[str, Figure]]:
+    """Plots by name: each measure over an axis, and over two as a map; the loss while training."""
+    for verdict in told:
+        axes = _axes(row.variant for row in verdict.rows)
+        numbers = [key for key, values in axes.items() if all(_is_number(value) for value in values)]
+        if numbers:
+            along = max(numbers, key=lambda key: len(axes[key]))
+            yield verdict.measure, _lines(verdict, along, axes[along])
+        if len(axes) == 2 and all(len(values) > 1 for values in axes.values()):
+            yield f"{verdict.measure}_map", _heat(verdict, axes)
+    if curves := _losses(plan, store):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for variant, lines in curves.items():
+            steps = sorted(set.intersection(*(set(line) for line in lines)))
+            axes.plot(
+                steps, [np.mean([line[step] for line in lines]) for step in steps], label=plan.words(dict(variant))
+            )
+        axes.set(xlabel="step", ylabel="loss, on the mean over seeds")
+        axes.legend(fontsize=7)
+        yield "loss_while_training", figure
+
+
+def _axes(variants) -> dict[str, list]:
+    """The values of each key of some variants, in order, of keys that have several."""
+    values: dict[str, list] = {}
+    for variant in variants:
+        for key, value in variant:
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _lines(verdict: Verdict, along: str, values: Sequence[float]) -> Figure:
+    """A measure along an axis, a line for each combination of the others."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[Variant, list[tuple[float, Difference]]] = {}
+    for row in verdict.rows:
+        said = dict(row.variant)
+        if along in said:
+            rest = tuple((key, value) for key, value in row.variant if key != along)
+            lines.setdefault(rest, []).append((said[along], row.mean))
+    for rest, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        x, means = [at for at, _ in points], [found.mean for _, found in points]
+        known = all(found.low is not None for _, found in points)
+        low_high = [(found.mean - found.low, found.high - found.mean) for _, found in points] if known else None
+        axes.errorbar(
+            x,
+            means,
+            None if low_high is None else np.transpose(low_high),
+            marker="o",
+            ms=4,
+            capsize=3,
+            label=verdict.words(rest) if rest else None,
+        )
+    if min(values) > 0 and max(values) / min(values) >= WIDE:
+        axes.set_xscale("log")
+    axes.set(xlabel=along, ylabel=f"{verdict.measure} ({verdict.better} is better)")
+    if any(lines):
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _heat(verdict: Verdict, axes: Mapping[str, list]) -> Figure:
+    """A measure over two axes."""
+    (first, rows), (second, columns) = axes.items()
+    means = np.full((len(rows), len(columns)), np.nan)
+    for row in verdict.rows:
+        said = dict(row.variant)
+        if first in said and second in said:
+            means[rows.index(said[first]), columns.index(said[second])] = row.mean.mean
+    figure = Figure(figsize=(1.5 + 0.9 * len(columns), 1.5 + 0.6 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(means, aspect="auto", cmap="viridis" if verdict.better == "higher" else "viridis_r")
+    for i, j in np.argwhere(~np.isnan(means)):
+        panel.text(
+            j,
+            i,
+            f"{means[i, j]:.3g}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="w",
+            bbox={"facecolor": "0.2", "edgecolor": "none", "pad": 1},
+        )
+    panel.set_xticks(range(len(columns)), list(map(str, columns)))
+    panel.set_yticks(range(len(rows)), list(map(str, rows)))
+    panel.set(xlabel=second, ylabel=first, title=f"{verdict.measure} ({verdict.better} is better)")
+    return figure
+
+
+def _losses(plan: Sweep, store: Store) -> dict[Variant, list[dict[int, float]]]:
+    """What training reported, by step, of the runs of each variant."""
+    curves: dict[Variant, list[dict[int, float]]] = {}
+    for key, cells in plan.runs.items():
+        path = store.run(key) / "metrics.jsonl"
+        if path.exists() and not plan.trained:
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            own = tuple((name, value) for name, value in cells[0].variant if not name.startswith("sample."))
+            if lines:
+                curves.setdefault(own, []).append({line["step"]: line["loss"] for line in lines})
+    return curves
+
+
+STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}"
+    "figure{display:inline-block;margin:1em}figcaption{font-size:80%}img{max-width:100%}"
+)
+
+
+def _page(plan: Sweep, store: Store, told: Sequence[Verdict], plots: Sequence[Path]) -> str:
+    done = sum(store.found(cell) is not None for cell in plan.cells)
+    parts = [f"<h1>{html.escape(plan.name)}</h1>"]
+    parts.append(f"<p>{done} of {len(plan.cells)} cells of {html.escape(plan.base)}.</p>")
+    for verdict in told:
+        header = "".join(f"<th>{name}</th>" for name in (html.escape(verdict.measure), *HEADER))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in _cells(verdict)
+        )
+        parts.append(f"<h2>{html.escape(verdict.measure)}</h2><p>{html.escape(verdict.sentence)}</p>")
+        parts.append(f"<table><tr>{header}</tr>{body}</table>")
+    parts += [_picture(path.read_bytes(), path.stem) for path in plots]
+    shown = set()
+    for cell in plan.cells:
+        path = Path(picture_of(store, cell))
+        if cell.variant not in shown and path.exists():
+            shown.add(cell.variant)
+            parts.append(_picture(path.read_bytes(), plan.words(cell.said)))
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(plan.name)}</title>"
+        f"<style>{STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
+    )
+
+
+def _picture(png: bytes, caption: str) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
+
+
+def picture_of(store: Store, cell: Cell) -> Path:
+    """Where a cell's picture is, if it has one."""
+    return Path(store.path) / "pictures" / f"{cell.key}.png"

