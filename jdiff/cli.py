@@ -276,7 +276,7 @@ def _figures() -> None:
 
 def _define_sweep() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the sweep.")
-    flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine, each with its share of the cores.", 1)
+    flags.DEFINE_integer("jobs", 1, "Runs at a time here, each with its share of the cores; 0: only report.", 0)
     flags.DEFINE_list("gpus", [], "Numbers of GPUs, each for one run at a time.")
     flags.DEFINE_integer("run", None, "Only this run, by its number, as a task of an array says.", 0)
     flags.DEFINE_bool("retry", False, "Try again what has failed.")

@@ -27,6 +27,7 @@ from jdiff.verbs.prepare import prepare
 from jdiff.verbs.train import train
 
 SHOWN = 16  # pictures of a cell on the page
+SAVED = 75  # the status of a run that was asked to stop
 
 
 def sweep(
@@ -42,7 +43,7 @@ def sweep(
 ) -> None:
     """Do what is left to do of a sweep, and report what there is.
 
-    config_file: from a config's name to its file.   jobs: runs at a time, each with its share of the cores.
+    config_file: from a config's name to its file.   jobs: runs at a time, each with its share of the cores; 0 for none.
     gpus: in place of this, one run at a time on each.   run: only this one, by its number, and report nothing.
     retry: try again what has failed.   dry_run: only print a command for each cell.
     Raises ``ConfigError`` before anything begins, ``RunsFailed`` at the end.
@@ -64,15 +65,16 @@ def sweep(
     print(f"{plan.name}: {len(plan.cells)} cells of {len(listed)} runs, {len(left)} runs to do; see {workdir}/logs")
     _prepare(plan, left)
     own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}"]
-    commands = {key: [*own, f"--run={listed.index(key)}"] for key in left}
+    commands = {key: [*own, f"--run={listed.index(key)}"] for key in left if jobs}
     logs = Path(workdir) / "logs"
 
     def done(key: str, status: int, seconds: float) -> None:
         about = f"run {listed.index(key)} of {plan.name}, {_name(plan, key)}"
-        if status:
+        if status not in (0, SAVED):
             lines = (logs / f"{key}.log").read_text().strip().splitlines()
             store.fail(key, f"status {status}: {lines[-1] if lines else 'it said nothing'}")
-        print(f"{about}: {'failed' if status else 'done'} after {seconds:.0f} s", flush=True)
+        how = {0: "done", SAVED: "stopped"}.get(status, "failed")
+        print(f"{about}: {how} after {seconds:.0f} s", flush=True)
 
     pool.run(commands, pool.places(jobs, gpus), logs, done)
     failed = {key: why for key in listed if (why := store.failure(key))}
@@ -80,9 +82,9 @@ def sweep(
     if failed:
         for key, why in failed.items():
             print(f"run {listed.index(key)}, {_name(plan, key)}, has failed: {why}")
-        raise RunsFailed(
-            f"{len(failed)} of {len(listed)} runs have failed, for what is said above; --retry tries again"
-        )
+        raise RunsFailed(f"{len(failed)} of {len(listed)} runs have failed, as said above; --retry tries again")
+    if jobs and (stopped := store.left(plan)):
+        raise RunsFailed(f"{len(stopped)} of {len(listed)} runs were stopped; the same command goes on with them")
 
 
 def _name(plan: Sweep, key: str) -> str:

@@ -132,6 +132,12 @@ def test_a_job_is_queued_again_where_that_helps(machine, status, before, again):
     assert more == ([["scontrol", "requeue", "7", None]] if again else [])
 
 
+def test_a_task_of_an_array_does_one_run(machine):
+    about = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert machine.run("slurm.sbatch", "sweep", "some one", "--workdir=x", **about)[0] == 0
+    assert machine.asked[0][3:] == ["jdiff", "sweep", "some one", "--workdir=x", "--run=3", None]
+
+
 TPU = {"NAME": "shapes", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "RUNTIME": "v2-alpha-tpuv5-lite"}
 QUEUED = "gcloud_compute_tpus_queued-resources"
 
