@@ -278,7 +278,8 @@ def _define_sweep() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the sweep.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time here, each with its share of the cores; 0: only report.", 0)
     flags.DEFINE_list("gpus", [], "Numbers of GPUs, each for one run at a time.")
-    flags.DEFINE_integer("run", None, "Only this run, by its number, as a task of an array says.", 0)
+    flags.DEFINE_enum("together", "auto", ["auto", "always", "never"], "Runs that differ in numbers: in one program.")
+    flags.DEFINE_list("run", [], "Only these runs, by their numbers, as a task of an array says.")
     flags.DEFINE_bool("retry", False, "Try again what has failed.")
     flags.DEFINE_bool("dry_run", False, "Only print a command for each cell.")
 
@@ -289,7 +290,10 @@ def _sweep() -> None:
     f, names = flags.FLAGS, _arguments()
     if len(names) != 1:
         raise UsageError(f"sweep takes one sweep, by its file or name; found {len(names)}")
-    about = {name: f[name].value for name in ("jobs", "gpus", "run", "retry", "dry_run")}
+    about = {name: f[name].value for name in ("jobs", "gpus", "together", "retry", "dry_run")}
+    if not all(number.isdecimal() for number in f.run):
+        raise UsageError(f"--run is {','.join(f.run)}; it must be numbers of runs, from 0")
+    about["run"] = [int(number) for number in f.run]
     sweep(_sweep_file(names[0]), _needed("workdir"), config_file=_resolved, **about)
 
 

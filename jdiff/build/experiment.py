@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from ml_collections import ConfigDict
 
 from jdiff import rng
-from jdiff.build.sections import Config, ContrastiveSettings, plain
+from jdiff.build.sections import Config, ContrastiveSettings, Numbers, plain
 from jdiff.construct import ConfigError, choose, construct
 from jdiff.contrastive.loss import FORMS, KINDS, Loss
 from jdiff.data import records
@@ -282,9 +283,9 @@ class Experiment(Config):
         train = self.train
         return Every(train.log_every, train.save_every, train.sample_every, self.ema.snapshot_every)
 
-    def initial_weights(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Parameters of every network, by name, from the config's seed."""
-        n, key = self.context_length, rng.stream(self.train.seed, "parameters")
+    def initial_weights(self, tokenizer: Tokenizer, seed: int | Array | None = None) -> dict[str, Any]:
+        """Parameters of every network, by name. seed: the config's if not said."""
+        n, key = self.context_length, rng.stream(self.train.seed if seed is None else seed, "parameters")
         tokens, mask = jnp.zeros((1, n), jnp.int32), jnp.ones((1, n), bool)
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
         if self.train.objective == "contrastive":
@@ -320,7 +321,7 @@ class Experiment(Config):
 
         Raises ``ConfigError`` where the config's numbers make no network.
         """
-        begin, loaded = partial(self._begin, tokenizer), dict(loaded)
+        begin, loaded = partial(self.first_state, tokenizer), dict(loaded)
         with self._making_networks():
             shapes = jax.eval_shape(begin, loaded)
         # What is loaded lies everywhere, and can only be given up for what does as well.
@@ -329,18 +330,53 @@ class Experiment(Config):
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
         """The shapes of a state and where they are placed, for a checkpoint to be read into."""
-        shapes = jax.eval_shape(partial(self._begin, tokenizer), self.shapes(tokenizer))
+        shapes = jax.eval_shape(partial(self.first_state, tokenizer), self.shapes(tokenizer))
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
             rules.placement(mesh, shapes),
         )
 
-    def _begin(self, tokenizer: Tokenizer, loaded: dict[str, Any]) -> TrainState:
-        weights = {**self.initial_weights(tokenizer), **loaded}
+    def first_state(
+        self, tokenizer: Tokenizer, loaded: Mapping[str, Any], seed: int | Array | None = None
+    ) -> TrainState:
+        """Where training begins, not compiled and not placed yet, see ``initial_state``."""
+        weights = {**self.initial_weights(tokenizer, seed), **loaded}
         params = {part: tree for part, tree in weights.items() if part not in self.frozen}
         frozen = {part: tree for part, tree in weights.items() if part in self.frozen}
         return self.begin(params, frozen)
+
+    def one_step(
+        self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None, numbers: Numbers | None = None
+    ) -> steps.Step:
+        """A training step, not compiled yet, see ``step``. numbers: in place of the config's own."""
+        train = self.train
+        optimizer, averages = self.optimizer(numbers), self.averages(numbers)
+        # In a fixed order every device works alone already, and cannot be told to again.
+        placed_on = self.on_one_device if train.fixed_order else self.on_mesh
+        if train.objective == "contrastive":
+            encoder = placed_on(self.encoder(tokenizer.vocab_size))
+            loss = self.contrastive_loss()
+            return steps.contrastive_step(
+                encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
+            )
+        tokens, mask = tokenizer.encode([""])
+        dropout = self.diffusion.caption_dropout if numbers is None else numbers.caption_dropout
+        return steps.diffusion_step(
+            placed_on(self.unet()),
+            placed_on(self.text(tokenizer.vocab_size)),
+            self.autoencoder(),
+            optimizer,
+            schedule=self.schedule(numbers),
+            prediction_type=self.diffusion.prediction_type,
+            weighting=self.diffusion.weighting,
+            density=self.diffusion.density,
+            spectrum=spectrum,
+            empty=steps.Captioning(tokens[0], mask[0], dropout),
+            averages=averages,
+            seed=train.seed if numbers is None else numbers.seed,
+            parts=self.parts(),
+        )
 
     def step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
         """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up, but in a
@@ -350,33 +386,7 @@ class Experiment(Config):
 
         spectrum: of what the U-Net works in, for the report of a diffusion loss.
         """
-        train, optimizer = self.train, self.optimizer()
-        averages, mesh = self.averages(), self.mesh()
-        # In a fixed order every device works alone already, and cannot be told to again.
-        placed_on = self.on_one_device if train.fixed_order else self.on_mesh
-        if train.objective == "contrastive":
-            encoder = placed_on(self.encoder(tokenizer.vocab_size))
-            loss = self.contrastive_loss()
-            one = steps.contrastive_step(
-                encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
-            )
-        else:
-            tokens, mask = tokenizer.encode([""])
-            one = steps.diffusion_step(
-                placed_on(self.unet()),
-                placed_on(self.text(tokenizer.vocab_size)),
-                self.autoencoder(),
-                optimizer,
-                schedule=self.schedule(),
-                prediction_type=self.diffusion.prediction_type,
-                weighting=self.diffusion.weighting,
-                density=self.diffusion.density,
-                spectrum=spectrum,
-                empty=steps.Captioning(tokens[0], mask[0], self.diffusion.caption_dropout),
-                averages=averages,
-                seed=train.seed,
-                parts=self.parts(),
-            )
+        train, mesh, one = self.train, self.mesh(), self.one_step(tokenizer, spectrum)
         if train.fixed_order:
             return parts.everywhere_alike(one, mesh)
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from ml_collections import ConfigDict
 
 from jdiff import rng
-from jdiff.build.sections import Config, plain
+from jdiff.build.sections import Config, Numbers, plain
 from jdiff.construct import ConfigError, construct, nearest
 from jdiff.data.spiral import spiral as spiral_points
 from jdiff.models.mlp import MLP
@@ -42,24 +43,24 @@ class Spiral(Config):
     def mlp(self) -> MLP:
         return construct("mlp", MLP, self.section("mlp"))
 
-    def step(self) -> Callable:
-        """One training step: (state, batch) -> (state, report)."""
-        d, train = self.diffusion, self.train
+    def step(self, numbers: Numbers | None = None) -> Callable:
+        """One training step: (state, batch) -> (state, report). numbers: in place of the config's own."""
+        d = self.diffusion
         return steps.points_step(
             self.mlp(),
             jnp.asarray(self.points()),
-            self.optimizer(),
-            schedule=self.schedule(),
+            self.optimizer(numbers),
+            schedule=self.schedule(numbers),
             prediction_type=d.prediction_type,
             weighting=d.weighting,
             density=d.density,
-            averages=self.averages(),
-            seed=train.seed,
+            averages=self.averages(numbers),
+            seed=self.train.seed if numbers is None else numbers.seed,
         )
 
-    def initial_state(self) -> TrainState:
-        """Where training begins, from the config's seed."""
-        key = rng.stream(self.train.seed, "parameters")
+    def initial_state(self, seed: int | Array | None = None) -> TrainState:
+        """Where training begins. seed: the config's if not said."""
+        key = rng.stream(self.train.seed if seed is None else seed, "parameters")
         return self.begin({"mlp": self.mlp().init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]}, frozen={})
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import Array
 from ml_collections import ConfigDict
 
 from jdiff.construct import ConfigError, choose, construct, nearest
@@ -17,9 +21,12 @@ from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIG
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.levels import Level
 from jdiff.training.ema import WIDEST, Averages
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
+
+NUMBERS = ("seed", "caption_dropout", "optimizer", "decays", "table")
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,21 @@ class DiffusionSettings:
     caption_dropout: float = 0.1
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=NUMBERS, meta_fields=())
+@dataclass(frozen=True)
+class Numbers:
+    """What of a config is only a number to a compiled step, so that configs which differ in no more can share one.
+
+    optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, None where it has none.
+    """
+
+    seed: int | Array
+    caption_dropout: float | Array
+    optimizer: dict[str, float | Array]
+    decays: tuple[float | Array, ...]
+    table: Level | None
+
+
 @dataclass(frozen=True)
 class Config:
     """A config, and the objects that those of all objectives name."""
@@ -120,10 +142,22 @@ class Config:
     def ema(self) -> EmaSettings:
         return construct("ema", EmaSettings, self.section("ema"))
 
-    def averages(self) -> Averages:
-        return Averages(tuple(self.ema.decays), tuple(self.ema.widths))
+    @property
+    def numbers(self) -> Numbers:
+        adjusted = {name: p.default for name, p in signature(adamw).parameters.items() if p.annotation == "float"}
+        optimizer = {name: self.section("optimizer").get(name, default) for name, default in adjusted.items()}
+        return Numbers(self.train.seed, self.diffusion.caption_dropout, optimizer, tuple(self.ema.decays), None)
 
-    def schedule(self) -> Schedule:
+    def averages(self, numbers: Numbers | None = None) -> Averages:
+        """numbers: in place of the config's own, of a program that is told them; and so below."""
+        own = Averages(tuple(self.ema.decays), tuple(self.ema.widths))
+        if numbers is None:
+            return own
+        return Averages(numbers.decays, own.widths, own.names[: len(own.decays)])
+
+    def schedule(self, numbers: Numbers | None = None) -> Schedule:
+        if numbers is not None and numbers.table is not None:
+            return self.schedule().told(numbers.table)
         d = self.diffusion
         choose("diffusion.schedule", d.schedule, SCHEDULES)
         return schedules.make(
@@ -134,8 +168,10 @@ class Config:
             zero_terminal_snr=d.zero_terminal_snr,
         )
 
-    def optimizer(self):
-        return construct("optimizer", adamw, self.section("optimizer"), steps=self.train.steps)
+    def optimizer(self, numbers: Numbers | None = None):
+        section = self.section("optimizer")
+        made = construct("optimizer", adamw, section, steps=self.train.steps)
+        return made if numbers is None else adamw(**section | numbers.optimizer, steps=self.train.steps)
 
     def begin(self, params: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
         """The state of no steps yet."""

@@ -63,16 +63,16 @@ class Discrete:
 
         Between whole timesteps, which some grids ask for, the point (alpha, sigma) of the chord, brought to the circle.
         """
-        return self._along(self._table, np.asarray(timestep, np.float64), np)
+        return self._along(self.table, np.asarray(timestep, np.float64), np)
 
     def level(self, timestep: Array) -> Level:
         """Levels of timesteps on the device. timestep: (b,) in 0..T-1. Returns rates of shape (b,)."""
-        table = jax.tree.map(lambda rate: jnp.asarray(rate, jnp.result_type(float)), self._table)
+        table = jax.tree.map(lambda rate: jnp.asarray(rate, jnp.result_type(float)), self.table)
         return self._along(table, timestep, jnp)
 
     def timestep(self, logsnr: np.ndarray) -> np.ndarray:
         """The inverse of ``rates``: the timestep, whole or not, of a log SNR; held in -1..T-1."""
-        at, table = _rates(np.asarray(logsnr, np.float64), np), self._table
+        at, table = _rates(np.asarray(logsnr, np.float64), np), self.table
         angles = np.arctan2(table.sigma, table.alpha)
         i = np.clip(np.searchsorted(angles, np.arctan2(at.sigma, at.alpha)) - 1, 0, self.timesteps - 1)
         turn = at.sigma * np.diff(table.alpha)[i] - at.alpha * np.diff(table.sigma)[i]
@@ -80,7 +80,7 @@ class Discrete:
         return i - 1 + np.clip(share, 0, 1)
 
     @property
-    def _table(self) -> Level:
+    def table(self) -> Level:
         """Rates of timesteps -1..T-1."""
         alpha_bar = np.insert(self.alpha_bar, 0, 1.0)
         return Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
@@ -97,6 +97,10 @@ class Discrete:
         """The timestep at a share, in [0, 1), of all; even shares make even timesteps."""
         return jnp.minimum(jnp.floor(self.timesteps * share), self.last)
 
+    def told(self, table: Level) -> Discrete:
+        """A schedule of as many timesteps whose table a compiled program is told when it runs."""
+        return _Told(self.alpha_bar, table)
+
     def shifted(self, ratio: float) -> Discrete:
         """(17): as noisy for images whose sides are ``ratio`` times as long."""
         return Discrete(self.alpha_bar / (self.alpha_bar + ratio**2 * (1 - self.alpha_bar)))
@@ -105,6 +109,17 @@ class Discrete:
         """(18): the last timestep is pure noise."""
         alpha = np.sqrt(self.alpha_bar)
         return Discrete(((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2)
+
+
+@dataclass(frozen=True)
+class _Told(Discrete):
+    """As ``Discrete.told``; only ``level`` and ``drawn`` are of what was told."""
+
+    at: Level
+
+    @property
+    def table(self) -> Level:
+        return self.at
 
 
 @dataclass(frozen=True)

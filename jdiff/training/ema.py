@@ -32,14 +32,19 @@ WIDEST = 12**-0.5  # of (41), where every step weighs the same
 
 @dataclass(frozen=True)
 class Averages:
-    """The averages that a run keeps. decays: below 1, each reached step by step.   widths: up to ``WIDEST``."""
+    """The averages that a run keeps. decays: below 1, each reached step by step.   widths: up to ``WIDEST``.
 
-    decays: tuple[float, ...] = ()
+    called: the names of ``decays``, where these are only known when a compiled program runs.
+    """
+
+    decays: tuple[float | Array, ...] = ()
     widths: tuple[float, ...] = ()
+    called: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*(f"{decay:g}" for decay in self.decays), *(name_of(width) for width in self.widths))
+        decays = self.called or tuple(f"{decay:g}" for decay in self.decays)
+        return (*decays, *(name_of(width) for width in self.widths))
 
     def begin(self, params) -> dict:
         """Averages of no steps yet, by name; each starts at the parameters."""

@@ -8,7 +8,8 @@ import optax
 
 def learning_rate_schedule(*, learning_rate: float, warmup_steps: int, steps: int) -> optax.Schedule:
     """From 0 up to ``learning_rate`` in ``warmup_steps``, then along a cosine to 0 at ``steps``."""
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1))
+    share = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, max(steps, warmup_steps + 1))
+    return lambda step: learning_rate * share(step)
 
 
 def adamw(

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from jdiff import grids, runs
-from jdiff.build import Spiral
+from jdiff.build import Experiment, Spiral
 from jdiff.construct import ConfigError
 from jdiff.data import records
 from jdiff.evaluation import diversity
-from jdiff.sweep import cells, pool, report
+from jdiff.sweep import cells, lanes, pool, report
 from jdiff.sweep.cells import AFTER, Cell, Store, Sweep
 from jdiff.sweep.pool import RunsFailed
+from jdiff.training.loop import Diverged
 from jdiff.verbs import spiral
 from jdiff.verbs.evaluate import COLUMNS, NUM, judged, of_encoder, prompts
 from jdiff.verbs.prepare import prepare
+from jdiff.verbs.together import Points, Runs
 from jdiff.verbs.train import train
 
 SHOWN = 16  # pictures of a cell on the page
+TOGETHER = ("auto", "always", "never")  # auto: where a short trial finds it sooner
+LANES = 32  # of one program, at most
 SAVED = 75  # the status of a run that was asked to stop
 
 
@@ -37,14 +45,16 @@ def sweep(
     config_file: Callable[[str], str],
     jobs: int = 1,
     gpus: Sequence[str] = (),
-    run: int | None = None,
+    together: str = "auto",
+    run: Sequence[int] = (),
     retry: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Do what is left to do of a sweep, and report what there is.
 
     config_file: from a config's name to its file.   jobs: runs at a time, each with its share of the cores; 0 for none.
-    gpus: in place of this, one run at a time on each.   run: only this one, by its number, and report nothing.
+    gpus: in place of this, one run at a time on each.   together: whether runs that differ in numbers alone are lanes
+    of one program, of TOGETHER.   run: only these, by their numbers, and report nothing.
     retry: try again what has failed.   dry_run: only print a command for each cell.
     Raises ``ConfigError`` before anything begins, ``RunsFailed`` at the end.
     """
@@ -54,37 +64,48 @@ def sweep(
         for cell in plan.cells:
             print(_command(plan, cell, store))
         return
-    if run is not None:
-        if not 0 <= run < len(listed):
-            raise ConfigError(f"--run is {run}, but {plan.name} has runs 0 to {len(listed) - 1}")
-        _measure(plan, listed[run], store)
+    if run:
+        if not 0 <= min(run) <= max(run) < len(listed):
+            raise ConfigError(f"--run is {min(run)} to {max(run)}, but {plan.name} has runs 0 to {len(listed) - 1}")
+        _measure(plan, [listed[i] for i in run], store, together)
         return
     for key in listed if retry else ():
         store.forgive(key)
     left = store.left(plan)
     print(f"{plan.name}: {len(plan.cells)} cells of {len(listed)} runs, {len(left)} runs to do; see {workdir}/logs")
     _prepare(plan, left)
-    own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}"]
-    commands = {key: [*own, f"--run={listed.index(key)}"] for key in left if jobs}
-    logs = Path(workdir) / "logs"
+    logs, jobs_of = Path(workdir) / "logs", _shared_out(plan, left, jobs or len(gpus), together)
+    own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}", f"--together={together}"]
+    commands = {
+        keys[0]: [*own, f"--run={','.join(str(listed.index(key)) for key in keys)}"] for keys in jobs_of if jobs
+    }
 
-    def done(key: str, status: int, seconds: float) -> None:
-        about = f"run {listed.index(key)} of {plan.name}, {_name(plan, key)}"
-        if status not in (0, SAVED):
-            lines = (logs / f"{key}.log").read_text().strip().splitlines()
-            store.fail(key, f"status {status}: {lines[-1] if lines else 'it said nothing'}")
+    def done(name: str, status: int, seconds: float) -> None:
+        (keys,) = (keys for keys in jobs_of if keys[0] == name)
+        for key in keys:
+            if status not in (0, SAVED) and key in store.left(plan):
+                store.fail(key, f"status {status}: {_last_words(logs / f'{name}.log')}")
         how = {0: "done", SAVED: "stopped"}.get(status, "failed")
-        print(f"{about}: {how} after {seconds:.0f} s", flush=True)
+        about = _name(plan, keys[0]) + (f" and {len(keys) - 1} more" if keys[1:] else "")
+        print(f"run {listed.index(name)} of {plan.name}, {about}: {how} after {seconds:.0f} s", flush=True)
 
     pool.run(commands, pool.places(jobs, gpus), logs, done)
     failed = {key: why for key in listed if (why := store.failure(key))}
     print(f"wrote {', '.join(map(str, report.write(plan, store)))}")
     if failed:
-        for key, why in failed.items():
-            print(f"run {listed.index(key)}, {_name(plan, key)}, has failed: {why}")
+        for why in dict.fromkeys(failed.values()):
+            keys = [key for key in failed if failed[key] == why]
+            print(f"failed, {why}\n  " + "\n  ".join(f"run {listed.index(key)}, {_name(plan, key)}" for key in keys))
         raise RunsFailed(f"{len(failed)} of {len(listed)} runs have failed, as said above; --retry tries again")
     if jobs and (stopped := store.left(plan)):
         raise RunsFailed(f"{len(stopped)} of {len(listed)} runs were stopped; the same command goes on with them")
+
+
+def _last_words(log: Path) -> str:
+    """What a program said of its end."""
+    lines = log.read_text().strip().splitlines()
+    errors = [line for line in lines if re.match(r"(jdiff:|[\w.]*(Error|Exception)\b)", line)]
+    return (errors or lines or ["it said nothing"])[-1]
 
 
 def _name(plan: Sweep, key: str) -> str:
@@ -113,19 +134,81 @@ def _prepare(plan: Sweep, left: Sequence[str]) -> None:
             prepare(setup)
 
 
-def _measure(plan: Sweep, key: str, store: Store) -> None:
-    """Train a run, if its cells do not share one that is there, and measure those of its cells that are left."""
-    own = plan.runs[key]
-    with _alone(store, key):
-        left = [cell for cell in own if store.found(cell) is None]
+def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, together: str) -> list[list[str]]:
+    """The runs that each job does: those that may be lanes of one program, an even part of them for each at a time."""
+    if together == "never" or plan.trained:
+        return [[key] for key in left]
+    parts = []
+    for group in lanes.groups({key: plan.runs[key][0].setup for key in left}):
+        count = max(min(jobs, len(group) // 2), math.ceil(len(group) / LANES), 1)
+        parts += [list(map(str, part)) for part in np.array_split(group, count)]
+    return parts
+
+
+def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> None:
+    """Train runs, if their cells do not share one that is there, and measure those of their cells that are left."""
+    with ExitStack() as stack:
+        for key in sorted(keys):
+            stack.enter_context(_alone(store, key))
+        left = {key: own for key in keys if (own := [c for c in plan.runs[key] if store.found(c) is None])}
         if not left:
             return
-        kind = left[0].config["train"]["objective"]
-        for cell, found, picture in KINDS[kind](left, _trained(plan, left[0], store)):
-            if picture is not None:
-                grids.write(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
-            store.finish(cell, found)
-            print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
+        kind, setups = KINDS[plan.cells[0].config["train"]["objective"]], [own[0].setup for own in left.values()]
+        paths = [plan.trained or str(store.run(key)) for key in left]
+        trained: Sequence[Any] = [partial(_trained, plan, setup, path) for setup, path in zip(setups, paths)]
+        if len(left) > 1 and together != "never" and _may_be_lanes(setups, paths):
+            trained = _as_lanes(setups, paths, always=together == "always") or trained
+        for (key, own), model in zip(left.items(), trained):
+            try:
+                for cell, found, picture in kind(own, model()):
+                    if picture is not None:
+                        grids.write(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
+                    store.finish(cell, found)
+                    print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
+            except (ConfigError, Diverged) as error:
+                store.fail(key, str(error))
+
+
+def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
+    """Whether runs can be lanes: on one device, none begun yet, with nothing that goes over several steps or parts."""
+    return all(
+        isinstance(setup, Spiral)
+        or (
+            setup.mesh().size == 1
+            and runs.latest_step(path) is None
+            and (setup.train.steps_per_dispatch, setup.train.fixed_order, setup.ema.snapshot_every) == (1, 0, 0)
+        )
+        for setup, path in zip(setups, paths)
+    )
+
+
+def _as_lanes(setups: Sequence[Any], paths: Sequence[str], *, always: bool) -> list[Callable] | None:
+    """Train runs as lanes, if that is sooner done. Returns for each what gives its model, or None."""
+    points = isinstance(setups[0], Spiral)
+    if not always:
+        with ExitStack() as stack:
+
+            def advance(count: int) -> Callable[[int], None]:
+                if points:
+                    return Points(setups[:count]).advance
+                return stack.enter_context(closing(Runs(setups[:count], paths[:count]))).advance
+
+            sooner, why = lanes.worth(advance, len(setups), setups[0].train.steps)
+        print(f"{len(setups)} runs {'as lanes of one program' if sooner else 'one after another'}: {why}", flush=True)
+        if not sooner:
+            return None
+    if points:
+        return [partial(lambda predict: predict, predict) for predict in Points(setups).learnt()]
+    with closing(Runs(setups, paths)) as together:
+        failed = together.trained()
+    return [partial(_saved, path, error) for path, error in zip(paths, failed)]
+
+
+def _saved(path: str, error: Exception | None) -> str:
+    """A run that was a lane. Raises why it could not be."""
+    if error is not None:
+        raise error
+    return path
 
 
 @contextmanager
@@ -138,19 +221,19 @@ def _alone(store: Store, key: str) -> Iterator[None]:
         yield
 
 
-def _trained(plan: Sweep, cell: Cell, store: Store) -> str:
-    """The directory of a cell's run, trained to its end. Of points there is none; they are learnt in a minute."""
-    where = plan.trained or str(store.run(cell.run))
-    if plan.trained is None and not isinstance(cell.setup, Spiral):
-        train(cell.setup, where)
-    return where
+def _trained(plan: Sweep, setup: Experiment | Spiral, path: str) -> Any:
+    """What a run's cells are measured by: its directory, trained to its end, or of points its network."""
+    if isinstance(setup, Spiral):
+        return spiral.learnt(setup)
+    if plan.trained is None:
+        train(setup, path)
+    return path
 
 
 Measured = Iterator[tuple[Cell, dict[str, float], np.ndarray | None]]  # with a picture, where there is one
 
 
-def _points(own: Sequence[Cell], where: str) -> Measured:
-    predict = spiral.learnt(own[0].setup)
+def _points(own: Sequence[Cell], predict: Callable) -> Measured:
     for cell in own:
         setup, measure = cell.setup, cell.measure
         n = measure.num or spiral.SAMPLES

@@ -59,7 +59,7 @@ def train(setup: Experiment, workdir: str) -> None:
     if train.objective == "contrastive":
         setup.contrastive_loss()
     _check_unchanged(setup, path, builder)
-    tokenizer = _tokenizer(setup, path, starts, dataset)
+    tokenizer = tokenizer_of(setup, path, starts, dataset)
     new = runs.latest_step(path) is None
     about = {"data": f"{builder.builder_config.name}, {len(dataset)}", "state of --workdir": f"{new}"}
     distributed.agree(config=json.dumps(setup.config), tokenizer=tokenizer.text, **about)
@@ -68,7 +68,7 @@ def train(setup: Experiment, workdir: str) -> None:
         state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, meshes.everywhere(mesh)))
     show_samples = _shower(setup, tokenizer, path, builder)
     if distributed.leads():
-        _claim(setup, path, builder, tokenizer)
+        claim(setup, path, builder, tokenizer)
     with runs.checkpoints(path, keep=train.keep) as store:
         if not new:
             state = store.restore(setup.state_like(tokenizer, mesh))
@@ -100,7 +100,7 @@ def train(setup: Experiment, workdir: str) -> None:
             kept = setup.every.snapshot and stack.enter_context(runs.snapshots(path, begun_at=start))
             loop.train(
                 state,
-                setup.step(tokenizer, _spectrum(setup, dataset, state)),
+                setup.step(tokenizer, spectrum(setup, dataset, state)),
                 _placed(mesh, batches, train.steps_per_dispatch),
                 steps=train.steps,
                 every=setup.every,
@@ -140,7 +140,7 @@ def _writer(path: epath.Path, start: int) -> Iterator[Writer | None]:
         yield writer
 
 
-def _spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | None:
+def spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | None:
     """The variances of a Gaussian fitted to what a U-Net works in; the first pictures stand for all."""
     if setup.train.objective != "diffusion":
         return None
@@ -171,7 +171,7 @@ def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.Capti
             )
 
 
-def _tokenizer(setup: Experiment, path: epath.Path, starts: dict[str, Model], dataset) -> Tokenizer:
+def tokenizer_of(setup: Experiment, path: epath.Path, starts: dict[str, Model], dataset) -> Tokenizer:
     """The run's own, or for a new run that of the text tower it begins with, or one learnt from the captions."""
     if (path / CONFIG).exists():
         return runs.saved_tokenizer(path)
@@ -180,7 +180,7 @@ def _tokenizer(setup: Experiment, path: epath.Path, starts: dict[str, Model], da
     return setup.train_tokenizer(caption.decode() for i in range(len(dataset)) for caption in dataset[i]["captions"])
 
 
-def _claim(setup: Experiment, path: epath.Path, builder: records.CaptionedImages, tokenizer: Tokenizer) -> None:
+def claim(setup: Experiment, path: epath.Path, builder: records.CaptionedImages, tokenizer: Tokenizer) -> None:
     """Make ``path`` a run of this config, if it is none yet; its config.json is written last."""
     if not (path / CONFIG).exists():
         path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,128 @@
+"""Lanes of one program: each ends as its run does alone, whatever the others are."""
+
+import json
+import runpy
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jdiff import build, runs
+from jdiff.cli import shipped_configs
+from jdiff.sweep import lanes
+from jdiff.training.loop import Diverged
+from jdiff.verbs import spiral
+from jdiff.verbs.prepare import prepare
+from jdiff.verbs.together import Points, Runs
+from jdiff.verbs.train import train
+
+
+def config(name, **changes):
+    made = runpy.run_path(str(shipped_configs()[name]))["get_config"]("tiny")
+    made.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return made
+
+
+def apart(a, b):
+    return float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), a, b)) / optax.tree.norm(b))
+
+
+POINTS = (
+    {},
+    {"train__seed": 3, "optimizer__learning_rate": 1e-3},
+    {"diffusion__schedule": "linear", "ema__decays": (0.5,), "optimizer__b2": 0.9},
+    {"optimizer__weight_decay": 0.5, "optimizer__clip_norm": 0.1, "diffusion__schedule": "sigmoid"},
+)
+
+
+def test_points_learnt_side_by_side_are_those_learnt_alone():
+    setups = [build.spiral(config("spiral", train__steps=30, **changes)) for changes in POINTS]
+    assert len(lanes.groups(dict(enumerate(setups)))) == 1
+    xt, timestep = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), np.linspace(0, 999, 50)
+    found = [predict(xt, timestep) for predict in Points(setups).learnt()]
+    alone = [spiral.learnt(setup)(xt, timestep) for setup in setups]
+    for a, b in zip(found, alone):
+        assert apart(a, b) < 1e-5
+    assert min(apart(alone[i], alone[j]) for i in range(4) for j in range(i)) > 1e-3
+
+
+def reports(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+RUNS = {
+    "demo_clip": ({}, {"optimizer__learning_rate": 3e-3}, {"train__seed": 1, "ema__decays": ()}),
+    "demo_t2i": (
+        {"diffusion__caption_dropout": 0.5},
+        {"train__seed": 1, "diffusion__schedule": "linear"},
+        {"ema__decays": (0.9,), "optimizer__learning_rate": 1e-3},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny dual encoder, whose text tower the sampler reads."""
+    folder = tmp_path_factory.mktemp("encoder")
+    setup = build.experiment(config("demo_clip", data__directory=str(folder / "data"), mesh__data=1))
+    prepare(setup)
+    train(setup, str(folder / "run"))
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_path):
+    """Weights, averages and reports, also of a run beside one that diverges, which is said of that one alone."""
+    about = {"data__directory": str(encoder / "data"), "mesh__data": 1, "train__steps": 6, "train__log_every": 3}
+    if name == "demo_t2i":
+        about["text__run"] = str(encoder / "run")
+    changed = [*RUNS[name], RUNS[name][0] | {"optimizer__learning_rate": 1e30}]
+    setups = [build.experiment(config(name, **about, optimizer__warmup_steps=1, **changes)) for changes in changed]
+    assert len(lanes.groups(dict(enumerate(setups)))) == 1
+    together = Runs(setups, [tmp_path / f"lane{i}" for i in range(4)])
+    failed = together.trained()
+    assert failed[:3] == [None] * 3 and isinstance(failed[3], Diverged)
+    assert runs.latest_step(tmp_path / "lane3") is None
+    for i, setup in enumerate(setups[:3]):
+        train(setup, str(tmp_path / f"alone{i}"))
+        lane, alone = tmp_path / f"lane{i}", tmp_path / f"alone{i}"
+        for average in ("none", *setup.averages().names):
+            a, b = (runs.restore_weights(path, runs.first_device(), average=average) for path in (lane, alone))
+            assert apart(a, b) < 1e-5
+        for mine, theirs in zip(reports(lane), reports(alone), strict=True):
+            assert mine.keys() == theirs.keys()
+            np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"train__seed": 1}, True),
+        ({"optimizer__learning_rate": 1.0}, True),
+        ({"sample__steps": 3}, True),
+        ({"ema__decays": (0.9,)}, True),
+        ({"ema__decays": (0.9, 0.99)}, False),
+        ({"diffusion__schedule": "linear"}, True),
+        ({"diffusion__timesteps": 500}, False),
+        ({"diffusion__prediction_type": "eps"}, False),
+        ({"optimizer__warmup_steps": 3}, False),
+        ({"train__steps": 3}, False),
+    ],
+    ids=str,
+)
+def test_what_a_program_is_compiled_for(changes, shared):
+    setups = {i: build.spiral(config("spiral", **more)) for i, more in enumerate(({}, changes))}
+    assert len(lanes.groups(setups)) == (1 if shared else 2)
+
+
+@pytest.mark.parametrize(("lane_takes", "sooner"), [(0.2, True), (2.0, False)])
+def test_a_short_trial_finds_what_is_sooner(monkeypatch, lane_takes, sooner):
+    monkeypatch.setattr(lanes, "TRIED", 0.1)
+
+    def advance(count):
+        return lambda steps: time.sleep(steps * 0.005 * (1 if count == 1 else lane_takes * count))
+
+    found, why = lanes.worth(advance, 8, 100)
+    assert found is sooner and "a step of 8 lanes takes" in why
