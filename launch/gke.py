@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write the JobSet that runs jdiff on GPUs or TPUs of Kubernetes.
+"""Write the JobSet that runs jdiff on GPUs or TPUs of Kubernetes, or the Job that does the runs of a sweep.
 
     launch/gke.py shapes --image=REGISTRY/jdiff@sha256:... --gpus=8 --hosts=2 --node=gpu=nvidia-h100-80gb -- \\
         train --config=demo_t2i --workdir=gs://bucket/shapes | kubectl apply -f -
+    launch/gke.py rates --image=... --gpus=1 --runs=30 -- sweep NAME --workdir=gs://bucket/rates | kubectl apply -f -
 
 Every host runs the same command, without a shell between, which would keep signals to itself. What Kubernetes takes
 away (a spot node, a drained one) is begun again without end; a crash --restarts times.
@@ -24,27 +25,78 @@ LABELS = {
 }
 
 
-def jobset(said: argparse.Namespace) -> dict:
-    """The JobSet of what was said on the command line."""
-    name, kind = said.name, "google.com/tpu" if said.tpus else "nvidia.com/gpu"
-    # Kubernetes puts variables in place of $(NAME); what the user wrote stays as it is.
-    arguments = [text.replace("$(", "$$(") for text in said.arguments]
-    environment: list = [{"name": "JAX_COMPILATION_CACHE_DIR", "value": "/tmp/compiled"}]
+INDEX = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+TAKEN_AWAY = [{"type": "DisruptionTarget", "status": "True"}]  # a pod whose node is drained, or was a spot one
+
+
+def run(said: argparse.Namespace) -> dict:
+    """The JobSet of one run on all hosts, which begin again together."""
+    more, environment = [], []
     # A TPU's hosts are told of each other by GKE. Those of GPUs are told here: asking Kubernetes takes rights to ask.
-    if said.gpus and said.hosts == 1 and said.arguments[0] == "train":
-        arguments.append("--cluster=none")
-    elif said.gpus and said.hosts > 1:
-        index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-        environment.append({"name": "PROCESS", "valueFrom": {"fieldRef": {"fieldPath": index}}})
-        arguments.append(f"--coordinator={name}-hosts-0-0.{name}:{PORT}")
-        arguments += [f"--processes={said.hosts}", "--process=$(PROCESS)"]
+    if said.gpus and said.hosts > 1:
+        more = [f"--coordinator={said.name}-hosts-0-0.{said.name}:{PORT}", f"--processes={said.hosts}"]
+        more += ["--process=$(INDEX)"]
+        environment = [{"name": "INDEX", "valueFrom": INDEX}]
+    elif said.gpus and said.arguments[0] == "train":
+        more = ["--cluster=none"]
+    job = {
+        "completionMode": "Indexed",
+        "completions": said.hosts,
+        "parallelism": said.hosts,
+        "backoffLimit": 0,  # one host alone cannot go on
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onPodConditions": TAKEN_AWAY}]},
+        "template": {"spec": _pod(said, more, environment)},
+    }
+    again = {"name": "taken-away", "action": "RestartJobSetAndIgnoreMaxRestarts"}
+    spec = {
+        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+        "failurePolicy": {
+            "maxRestarts": said.restarts,
+            "rules": [again | {"onJobFailureReasons": ["PodFailurePolicy"]}],
+        },
+        "replicatedJobs": [{"name": "hosts", "replicas": said.slices, "template": {"spec": job}}],
+    }
+    metadata = _metadata(said)
+    if said.tpus:
+        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
+
+
+def trials(said: argparse.Namespace) -> dict:
+    """The indexed Job of a sweep, whose pods each do one of its runs and know nothing of each other."""
+    spec = {
+        "completionMode": "Indexed",
+        "completions": said.runs,
+        "parallelism": min(said.at_a_time or said.runs, said.runs),
+        "backoffLimitPerIndex": said.restarts,
+        "maxFailedIndexes": said.runs,  # the others go on
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": TAKEN_AWAY},
+                {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [2]}},
+            ]
+        },
+        "template": {"spec": _pod(said, ["--run=$(INDEX)"], [{"name": "INDEX", "valueFrom": INDEX}])},
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(said), "spec": spec}
+
+
+def _metadata(said: argparse.Namespace) -> dict:
+    labels = {"labels": {"kueue.x-k8s.io/queue-name": said.queue}} if said.queue else {}
+    return {"name": said.name, **labels}
+
+
+def _pod(said: argparse.Namespace, more: list[str], environment: list[dict]) -> dict:
+    """A pod that needs no root and no rights. more: what jdiff is told besides."""
+    kind = "google.com/tpu" if said.tpus else "nvidia.com/gpu"
     devices = {kind: said.tpus or said.gpus}
     container = {
         "name": "jdiff",
         "image": said.image,
         "command": ["jdiff"],
-        "args": arguments,
-        "env": environment,
+        # Kubernetes puts variables in place of $(NAME); what the user wrote stays as it is.
+        "args": [text.replace("$(", "$$(") for text in said.arguments] + more,
+        "env": [{"name": "JAX_COMPILATION_CACHE_DIR", "value": "/tmp/compiled"}, *environment],
         "resources": {"limits": dict(devices), "requests": dict(devices)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -75,40 +127,7 @@ def jobset(said: argparse.Namespace) -> dict:
         pod["volumes"].append({"name": "work", "persistentVolumeClaim": {"claimName": said.volume}})
         container["volumeMounts"].append({"name": "work", "mountPath": "/work"})
         container["workingDir"] = "/work"
-    job = {
-        "completionMode": "Indexed",
-        "completions": said.hosts,
-        "parallelism": said.hosts,
-        "backoffLimit": 0,  # one host alone cannot go on
-        "podFailurePolicy": {
-            "rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
-        },
-        "template": {"spec": pod},
-    }
-    metadata: dict = {"name": name}
-    if said.queue:
-        metadata["labels"] = {"kueue.x-k8s.io/queue-name": said.queue}
-    if said.tpus:
-        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
-        "kind": "JobSet",
-        "metadata": metadata,
-        "spec": {
-            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            "failurePolicy": {
-                "maxRestarts": said.restarts,
-                "rules": [
-                    {
-                        "name": "taken-away",
-                        "action": "RestartJobSetAndIgnoreMaxRestarts",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
-                ],
-            },
-            "replicatedJobs": [{"name": "hosts", "replicas": said.slices, "template": {"spec": job}}],
-        },
-    }
+    return pod
 
 
 def _selector(text: str) -> tuple[str, str]:
@@ -134,11 +153,15 @@ def read(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--volume", help="a claim, which becomes the directory that jdiff works in")
     parser.add_argument("--service-account", help="one that may use the bucket of --workdir")
     parser.add_argument("--restarts", type=int, default=5, help="after crashes (5)")
+    parser.add_argument("--runs", type=int, default=0, help="of a sweep, each a pod that does one alone")
+    parser.add_argument("--at-a-time", type=int, default=0, help="how many of them (all)")
     said = parser.parse_args(arguments)
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", said.name):
         parser.error(f"the name is {said.name}; it must be small letters, digits and -, 40 at most")
     if not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", said.image):
         parser.error(f"--image is {said.image}, no NAME@sha256:DIGEST, the only name that stays the same image")
+    if bool(said.runs) != (said.arguments[0] == "sweep") or (said.runs and said.hosts * said.slices > 1):
+        parser.error("--runs goes with sweep, each run on one host")
     if said.hosts * said.slices > 1 and said.arguments[0] != "train":
         parser.error(f"only train takes several hosts, not {said.arguments[0]}")
     if said.gpus and said.slices > 1:
@@ -149,4 +172,5 @@ def read(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    print(json.dumps(jobset(read(sys.argv[1:])), indent=2))
+    told = read(sys.argv[1:])
+    print(json.dumps(trials(told) if told.runs else run(told), indent=2))

@@ -89,6 +89,8 @@ JOB = of(
     completions=COUNT,
     parallelism=COUNT,
     backoffLimit=COUNT,
+    backoffLimitPerIndex=COUNT,
+    maxFailedIndexes=COUNT,
     podFailurePolicy=of("rules", rules=several(POD_FAILURE)),
     template=of("spec", spec=POD),
 )
@@ -103,11 +105,12 @@ JOB_FAILURE = of(
     ),
     targetReplicatedJobs=several(NAME),
 )
+METADATA = of("name", name=NAME, labels=TEXTS, annotations=TEXTS)
 SCHEMA = of(
     "apiVersion kind metadata spec",
     apiVersion=one_of("jobset.x-k8s.io/v1alpha2"),
     kind=one_of("JobSet"),
-    metadata=of("name", name=NAME, labels=TEXTS, annotations=TEXTS),
+    metadata=METADATA,
     spec=of(
         "replicatedJobs",
         network=of(enableDNSHostnames=FLAG, publishNotReadyAddresses=FLAG, subdomain=NAME),
@@ -116,6 +119,9 @@ SCHEMA = of(
             of("name template", name=NAME, replicas=COUNT, template=of("spec", metadata=of(), spec=JOB)), 1
         ),
     ),
+)
+TRIALS = of(
+    "apiVersion kind metadata spec", apiVersion=one_of("batch/v1"), kind=one_of("Job"), metadata=METADATA, spec=JOB
 )
 LONGEST = 63  # of a pod's name, which is also its host's
 
@@ -159,10 +165,10 @@ def broken(jobset: dict) -> Iterator[str]:
         told = {
             f"--coordinator={name}-{hosts['name']}-0-0.{name}:",
             f"--processes={count}",
-            "--process=$(PROCESS)",
+            "--process=$(INDEX)",
         }
         found = {re.sub(r":\d+$", ":", text) for text in container["args"]}
-        if told - found or "PROCESS" not in [variable["name"] for variable in container["env"]]:
+        if told - found or "INDEX" not in [variable["name"] for variable in container["env"]]:
             yield "every host must be told of the others: --coordinator, --processes and --process of its index"
     elif coordinators:
         yield "a host that is alone, or of TPUs, is told by nobody of others"
@@ -171,6 +177,30 @@ def broken(jobset: dict) -> Iterator[str]:
     topology = pod.get("nodeSelector", {}).get("cloud.google.com/gke-tpu-topology")
     if topology and math.prod(map(int, topology.split("x"))) != count * devices[1]:
         yield "hosts and their chips are not as many as the topology has"
+    yield from _broken_in_pods(pod)
+
+
+def broken_in_trials(job: dict) -> Iterator[str]:
+    """The rules that the Job of a sweep breaks."""
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    if spec.get("completionMode") != "Indexed" or "--run=$(INDEX)" not in container["args"]:
+        yield "each pod is told its run by its index"
+    if any(text.startswith(("--coordinator", "--process")) for text in container["args"]):
+        yield "runs of a sweep must not join into one"
+    if not spec.get("backoffLimitPerIndex") and spec.get("backoffLimit", 6):
+        yield "a run that fails counts for itself: backoffLimitPerIndex"
+    if spec.get("maxFailedIndexes", 0) < spec.get("completions", 1):
+        yield "a run that fails ends no other: maxFailedIndexes must be completions"
+    actions = {rule["action"] for rule in spec.get("podFailurePolicy", {"rules": []})["rules"]}
+    if actions != {"Ignore", "FailIndex"}:
+        yield "what is taken away counts as no failure, and a mistake is not tried again"
+    yield from _broken_in_pods(pod)
+
+
+def _broken_in_pods(pod: dict) -> Iterator[str]:
+    (container,) = pod["containers"]
     own = pod.get("securityContext", {}), container["securityContext"]
     if not own[0].get("runAsNonRoot") or own[0].get("runAsUser") == 0 or own[1].get("allowPrivilegeEscalation", True):
         yield "a run needs no root"

@@ -18,6 +18,17 @@ GPUS = ("shapes", IMAGE, "--gpus=8", "--hosts=2", "--node=gpu=nvidia-h100-80gb",
 RUNS = {
     "gpus": GPUS,
     "one_gpu": ("shapes", IMAGE, "--gpus=1", "--volume=work", "--restarts=0", *TRAIN),
+    "sweep": (
+        "rates",
+        IMAGE,
+        "--gpus=1",
+        "--runs=30",
+        "--at-a-time=8",
+        "--",
+        "sweep",
+        "some one",
+        "--workdir=gs://b/r",
+    ),
     "tpus": (
         *("shapes", IMAGE, "--tpus=4", "--hosts=4", "--slices=2", "--node=tpu=tpu-v5-lite-podslice"),
         *("--node=topology=4x4", "--node=spot=true", "--service-account=trainer", *TRAIN),
@@ -35,8 +46,7 @@ def test_a_jobset_is_clean(name):
     assert done.returncode == 0, done.stderr
     assert done.stdout == (Path(__file__).parent / f"{name}.json").read_text()
     found = json.loads(done.stdout)
-    jsonschema.validate(found, jobset.SCHEMA)
-    assert list(jobset.broken(found)) == []
+    assert not caught(found)
 
 
 def at(found, *path):
@@ -77,11 +87,12 @@ MISTAKES = {
 
 def caught(found):
     """Whether the schema or a rule finds a mistake."""
+    trials = found["kind"] == "Job"
     try:
-        jsonschema.validate(found, jobset.SCHEMA)
+        jsonschema.validate(found, jobset.TRIALS if trials else jobset.SCHEMA)
     except jsonschema.ValidationError:
         return True
-    return bool(list(jobset.broken(found)))
+    return bool(list(jobset.broken_in_trials(found) if trials else jobset.broken(found)))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -94,6 +105,25 @@ def test_a_mistake_is_caught(mistake):
     else:
         at(found, *where)[key] = value
     assert caught(found) and not caught(right)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("completionMode", "NonIndexed"),
+        ("backoffLimitPerIndex", None),
+        ("maxFailedIndexes", 3),
+        ("podFailurePolicy", None),
+        ("completion", 30),
+    ],
+)
+def test_a_mistake_in_trials_is_caught(key, value):
+    found = json.loads(written(*RUNS["sweep"]).stdout)
+    if value is None:
+        del found["spec"][key]
+    else:
+        found["spec"][key] = value
+    assert caught(found)
 
 
 def test_a_topology_has_as_many_chips_as_its_hosts():
@@ -113,6 +143,8 @@ def test_a_topology_has_as_many_chips_as_its_hosts():
         (("shapes", IMAGE, "--gpus=8", "--node=gpu", *TRAIN), "no KEY=VALUE"),
         (("shapes", IMAGE, "--gpus=8", "--hosts=2", "--", "sample", "x"), "only train takes several hosts"),
         (("shapes", IMAGE, "--gpus=8"), "arguments"),
+        (("shapes", IMAGE, "--gpus=8", "--runs=3", *TRAIN), "--runs goes with sweep"),
+        (("shapes", IMAGE, "--gpus=8", "--", "sweep", "x"), "--runs goes with sweep"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, why):

@@ -53,11 +53,10 @@ def reports(path):
 
 
 RUNS = {
-    "demo_clip": ({}, {"optimizer__learning_rate": 3e-3}, {"train__seed": 1, "ema__decays": ()}),
+    "demo_clip": ({}, {"train__seed": 1, "optimizer__learning_rate": 3e-3}),
     "demo_t2i": (
         {"diffusion__caption_dropout": 0.5},
-        {"train__seed": 1, "diffusion__schedule": "linear"},
-        {"ema__decays": (0.9,), "optimizer__learning_rate": 1e-3},
+        {"train__seed": 1, "diffusion__schedule": "linear", "ema__decays": (0.9,)},
     ),
 }
 
@@ -81,11 +80,11 @@ def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_pa
     changed = [*RUNS[name], RUNS[name][0] | {"optimizer__learning_rate": 1e30}]
     setups = [build.experiment(config(name, **about, optimizer__warmup_steps=1, **changes)) for changes in changed]
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
-    together = Runs(setups, [tmp_path / f"lane{i}" for i in range(4)])
+    together = Runs(setups, [tmp_path / f"lane{i}" for i in range(3)])
     failed = together.trained()
-    assert failed[:3] == [None] * 3 and isinstance(failed[3], Diverged)
-    assert runs.latest_step(tmp_path / "lane3") is None
-    for i, setup in enumerate(setups[:3]):
+    assert failed[:2] == [None] * 2 and isinstance(failed[2], Diverged)
+    assert runs.latest_step(tmp_path / "lane2") is None
+    for i, setup in enumerate(setups[:2]):
         train(setup, str(tmp_path / f"alone{i}"))
         lane, alone = tmp_path / f"lane{i}", tmp_path / f"alone{i}"
         for average in ("none", *setup.averages().names):

@@ -1,0 +1,17 @@
+"""Guidance: what it gives to the prompt, and takes from variety, by the sampler of `make demo`.
+
+Aim     [cfg fig. 4] in miniature: up to some scale prompts are followed better, and pictures are ever more alike.
+Run     jdiff sweep shapes_guidance --workdir=sweeps/shapes_guidance, after make demo
+"""
+
+from jdiff.sweep import grid, product, seeds
+
+RUN = "runs/shapes"
+COMPARE = {"whole": "higher", "diversity": "higher"}
+BASELINE = {"sample.guidance_scale": 1.0}
+MEASURE = dict(num=64)
+
+
+def sweep():
+    scales = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    return product(seeds(6, "measure.seed"), grid({"sample.guidance_scale": scales}))

@@ -1,0 +1,15 @@
+"""How many steps, and how much noise in each, by the sampler of `make demo`.
+
+Aim     [ddim table 1] in miniature: with few steps the less noise the better, with many it hardly matters.
+Run     jdiff sweep shapes_steps --workdir=sweeps/shapes_steps, after make demo
+"""
+
+from jdiff.sweep import grid, product, seeds
+
+RUN = "runs/shapes"
+COMPARE = {"whole": "higher"}
+MEASURE = dict(num=64)
+
+
+def sweep():
+    return product(seeds(6, "measure.seed"), grid({"sample.eta": (0.0, 0.5, 1.0), "sample.steps": (5, 10, 20, 50)}))
