@@ -16,6 +16,7 @@ NAMES = {
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",
     "choices": "solvers, grids, schedules and prediction types on a spiral",
     "sharding": "one run on every layout of eight fake CPU devices; the contrastive losses over them, and their memory",
+    "sweeps": "launchers and sweeps: mistakes caught, a run on SLURM, cells done once, lanes of one program",
     "schedulers": "diffusers' schedulers with a perfect network, beside float64",
 }
 

@@ -21,7 +21,7 @@ from jdiff.diffusion.schedules import Discrete
 
 NOT_COMPILED = ("sample", "measure")
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")
-TRIED = 3  # seconds, or so, that a number of lanes is tried for
+TRIED = 3  # seconds that lanes are tried for
 
 
 def told(setup: Experiment | Spiral) -> Numbers:
@@ -57,6 +57,12 @@ def lane(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
+def slow(setup: Experiment | Spiral) -> bool:
+    """Whether lanes are known to be slow: on a CPU, gradients of convolutions whose kernels differ are."""
+    convolves = setup.train.objective == "diffusion" or setup.section("vision").get("resnet") is not None
+    return convolves and jax.local_devices()[0].platform == "cpu"
+
+
 def groups(setups: Mapping[str, Experiment | Spiral]) -> list[list[str]]:
     """The keys of runs that can be lanes of one program, together."""
     found: dict[str, list[str]] = {}
@@ -65,26 +71,33 @@ def groups(setups: Mapping[str, Experiment | Spiral]) -> list[list[str]]:
     return list(found.values())
 
 
-def worth(advance: Callable[[int], Callable[[int], None]], lanes: int, steps: int) -> tuple[bool, str]:
-    """Whether ``lanes`` runs of ``steps`` steps are done sooner as lanes than one after another, found by trying.
+def given(model: Any) -> Callable[[], Any]:
+    """What gives a model that is there, as what trains one gives it."""
+    return lambda: model
 
-    advance: from a number of lanes to what takes so many steps of them.   Returns also what was found, in words.
+
+class Trial:
+    """Whether lanes are worth it, found while they are trained: they are, or are given up after some seconds.
+
+    within: seconds that their runs would take one after another, None where they are lanes whatever it takes.
     """
-    compiled, each = {}, {}
-    for count in (1, lanes):
-        steps_of = advance(count)
-        began = time.perf_counter()
-        steps_of(1)
-        compiled[count] = time.perf_counter() - began
-        began, taken, next_taken = time.perf_counter(), 0, 1
-        while time.perf_counter() - began < TRIED:
-            steps_of(next_taken)
-            taken += next_taken
-            next_taken = min(2 * next_taken, 256)
-        each[count] = (time.perf_counter() - began) / taken
-    together, apart = compiled[lanes] + steps * each[lanes], compiled[1] + lanes * steps * each[1]
-    times = (
-        f"a step of {lanes} lanes takes {1e3 * each[lanes]:.2f} ms, of one {1e3 * each[1]:.2f} ms; all {steps} "
-        f"steps {together:.0f} s together, {apart:.0f} s one after another"
-    )
-    return together < apart, times
+
+    def __init__(self, lanes: int, steps: int, within: float | None):
+        self._lanes, self._steps, self._within = lanes, steps, within
+        self._begun: tuple[int, float] | None = None
+
+    def lost(self, done: int) -> bool:
+        """Asked after some steps, the first of which the program was compiled for; says what it finds."""
+        now = time.perf_counter()
+        if self._begun is None:
+            self._begun = done, now
+        steps, seconds = done - self._begun[0], now - self._begun[1]
+        if self._within is None or not steps or seconds < TRIED:
+            return False
+        each, within, self._within = seconds / steps, self._within, None
+        left = (self._steps - done) * each
+        lost = left > within
+        how = "one after another" if lost else "as lanes of one program"
+        times = f"{left:.0f} s are left together, and {within:.0f} s one after another"
+        print(f"{self._lanes} runs {how}: a step of all takes {1e3 * each:.1f} ms, so that {times}", flush=True)
+        return lost

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -155,10 +156,10 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
             return
         kind, setups = KINDS[plan.cells[0].config["train"]["objective"]], [own[0].setup for own in left.values()]
         paths = [plan.trained or str(store.run(key)) for key in left]
-        trained: Sequence[Any] = [partial(_trained, plan, setup, path) for setup, path in zip(setups, paths)]
+        models: list[Callable] = [partial(_trained, plan, setup, path) for setup, path in zip(setups, paths)]
         if len(left) > 1 and together != "never" and _may_be_lanes(setups, paths):
-            trained = _as_lanes(setups, paths, always=together == "always") or trained
-        for (key, own), model in zip(left.items(), trained):
+            models = as_lanes(setups, paths, models, always=together == "always")
+        for (key, own), model in zip(left.items(), models):
             try:
                 for cell, found, picture in kind(own, model()):
                     if picture is not None:
@@ -182,33 +183,28 @@ def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
     )
 
 
-def _as_lanes(setups: Sequence[Any], paths: Sequence[str], *, always: bool) -> list[Callable] | None:
-    """Train runs as lanes, if that is sooner done. Returns for each what gives its model, or None."""
-    points = isinstance(setups[0], Spiral)
+def as_lanes(
+    setups: Sequence[Any], paths: Sequence[str], alone: Sequence[Callable], *, always: bool
+) -> Sequence[Callable]:
+    """Train runs as lanes of one program, if that is sooner done: one is trained alone, and then lanes are tried.
+
+    alone: what trains each, and gives its model.   Returns for each what gives its model.
+    """
+    done, within = 0, None
     if not always:
-        with ExitStack() as stack:
-
-            def advance(count: int) -> Callable[[int], None]:
-                if points:
-                    return Points(setups[:count]).advance
-                return stack.enter_context(closing(Runs(setups[:count], paths[:count]))).advance
-
-            sooner, why = lanes.worth(advance, len(setups), setups[0].train.steps)
-        print(f"{len(setups)} runs {'as lanes of one program' if sooner else 'one after another'}: {why}", flush=True)
-        if not sooner:
-            return None
-    if points:
-        return [partial(lambda predict: predict, predict) for predict in Points(setups).learnt()]
-    with closing(Runs(setups, paths)) as together:
-        failed = together.trained()
-    return [partial(_saved, path, error) for path, error in zip(paths, failed)]
-
-
-def _saved(path: str, error: Exception | None) -> str:
-    """A run that was a lane. Raises why it could not be."""
-    if error is not None:
-        raise error
-    return path
+        if lanes.slow(setups[0]):
+            print(f"{len(setups)} runs one after another: on a CPU convolutions of lanes learn slowly", flush=True)
+            return alone
+        began, done = time.perf_counter(), 1
+        try:
+            first = lanes.given(alone[0]())
+        except Diverged:
+            return alone
+        within = (time.perf_counter() - began) * (len(setups) - 1)
+    made = Points(setups[done:]) if isinstance(setups[0], Spiral) else Runs(setups[done:], paths[done:])
+    with closing(made):
+        models = made.trained(lanes.Trial(len(setups) - done, setups[0].train.steps, within))
+    return [*([first] if done else []), *(alone[done:] if models is None else models)]
 
 
 @contextmanager

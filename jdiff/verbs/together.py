@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax import Array
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from jdiff import runs
 from jdiff.build import Experiment, Spiral
@@ -44,14 +46,31 @@ class Points:
         """Take so many steps of all."""
         self.states = jax.block_until_ready(self._some(self._numbers, self.states, count))
 
-    def learnt(self) -> list[Callable]:
-        """Train to the end, and return each network as (xt, timestep) -> output."""
-        parts = [min(PART, self._steps - done) for done in range(0, self._steps, PART)]
-        for count in track(parts, description=f"learning for {self._steps} steps", console=Console(stderr=True)):
-            self.advance(count)
+    def trained(self, trial: lanes.Trial) -> list[Callable] | None:
+        """Train to the end; None where the trial is lost. Returns for each what gives its network, (xt, timestep) ->
+        output."""
+        done = 0
+        with _bar("learning", self._steps) as show:
+            while done < self._steps:
+                count = min(PART if done > 1 else 1, self._steps - done)
+                self.advance(count)
+                done += count
+                show(done)
+                if trial.lost(done):
+                    return None
         weights = self.states.best["mlp"]
-        count = len(self._numbers.seed)
-        return [_network(self._mlp, lanes.lane(weights, i)) for i in range(count)]
+        return [lanes.given(_network(self._mlp, lanes.lane(weights, i))) for i in range(len(self._numbers.seed))]
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+@contextmanager
+def _bar(what: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """A bar, and what tells it how many steps are done."""
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=steps)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _network(mlp, params) -> Callable:
@@ -69,7 +88,6 @@ class Runs:
         self._builder = first.dataset()
         dataset = records.records(self._builder, "train")
         self._tokenizer = tokenizer_of(first, paths[0], starts, dataset)
-        mesh = first.mesh()
         loaded = runs.starting_weights(starts, runs.first_device())
         self._numbers = lanes.stacked(self._setups)
 
@@ -88,7 +106,6 @@ class Runs:
             Batches(dataset, self._tokenizer, batch_size=train.batch_size, seed=setup.train.seed, group=train.group)
             for setup in self._setups
         ]
-        assert mesh.size == 1
 
     def _next(self) -> dict:
         return jax.tree.map(lambda *rows: np.stack(rows), *(next(batches) for batches in self._batches))
@@ -99,37 +116,42 @@ class Runs:
             self.states, averages = self._step(self._numbers, self.states, self._next())
         return jax.block_until_ready(averages)
 
-    def trained(self) -> list[Diverged | None]:
-        """Train to the end, and save each run. Returns for each why it could not be, if it could not."""
-        train = self._setups[0].train
-        failed: list[Diverged | None] = [None] * len(self._setups)
-        for setup, path in zip(self._setups, self._paths):
-            claim(setup, path, self._builder, self._tokenizer)
-        writers = [metrics.Writer(path, start_step=0) for path in self._paths]
-        merged = None
-        for step in track(range(1, train.steps + 1), description="training", console=Console(stderr=True)):
-            averages = self.advance(1)
-            merged = averages if merged is None else jax.tree.map(jnp.add, merged, averages)
-            if step % train.log_every == 0 or step == train.steps:
-                for i, writer in enumerate(writers):
-                    values = metrics.values(lanes.lane(merged, i))
-                    if not math.isfinite(values["loss"]):
-                        failed[i] = failed[i] or Diverged(f"the loss of step {step} is not a number")
-                    if failed[i] is None:
-                        writer.write(step, values)
-                merged = None
-        for writer in writers:
-            writer.close()
-        for i, (setup, path) in enumerate(zip(self._setups, self._paths)):
-            if failed[i] is None:
-                names = setup.averages().names
-                state = lanes.lane(self.states, i)
-                state = state.replace(ema=dict(zip(names, state.ema.values())), used=names[0] if names else None)
-                with runs.checkpoints(path, keep=train.keep) as store:
-                    store.save(state)
-                    store.wait()
-        self.close()
-        return failed
+    def trained(self, trial: lanes.Trial) -> list[Callable] | None:
+        """Train to the end, and save each run; None, and nothing written, where the trial is lost.
+
+        Returns for each what gives its directory, or raises ``Diverged`` where its loss is no number.
+        """
+        train, merged = self._setups[0].train, None
+        reports: list[dict[int, dict[str, float]]] = [{} for _ in self._setups]
+        with _bar("training", train.steps) as show:
+            for step in range(1, train.steps + 1):
+                averages = self.advance(1)
+                merged = averages if merged is None else jax.tree.map(jnp.add, merged, averages)
+                if step % train.log_every == 0 or step == train.steps:
+                    for i, own in enumerate(reports):
+                        own[step] = metrics.values(lanes.lane(merged, i))
+                    merged = None
+                show(step)
+                if trial.lost(step):
+                    return None
+        return [partial(self._saved, i, own) for i, own in enumerate(reports)]
+
+    def _saved(self, i: int, reports: dict[int, dict[str, float]]) -> str:
+        """One lane as a run of its own."""
+        setup, path = self._setups[i], self._paths[i]
+        for step, values in reports.items():
+            if not math.isfinite(values["loss"]):
+                raise Diverged(f"the loss of step {step} is not a number")
+        claim(setup, path, self._builder, self._tokenizer)
+        with closing(metrics.Writer(path, start_step=0)) as writer:
+            for step, values in reports.items():
+                writer.write(step, values)
+        names, state = setup.averages().names, lanes.lane(self.states, i)
+        state = state.replace(ema=dict(zip(names, state.ema.values())), used=names[0] if names else None)
+        with runs.checkpoints(path, keep=setup.train.keep) as store:
+            store.save(state)
+            store.wait()
+        return str(path)
 
     def close(self) -> None:
         for batches in self._batches:

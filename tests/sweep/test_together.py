@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import time
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from jdiff import build, runs
 from jdiff.cli import shipped_configs
 from jdiff.sweep import lanes
 from jdiff.training.loop import Diverged
-from jdiff.verbs import spiral
+from jdiff.verbs import spiral, sweep
 from jdiff.verbs.prepare import prepare
 from jdiff.verbs.together import Points, Runs
 from jdiff.verbs.train import train
@@ -41,7 +40,7 @@ def test_points_learnt_side_by_side_are_those_learnt_alone():
     setups = [build.spiral(config("spiral", train__steps=30, **changes)) for changes in POINTS]
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
     xt, timestep = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), np.linspace(0, 999, 50)
-    found = [predict(xt, timestep) for predict in Points(setups).learnt()]
+    found = [predict()(xt, timestep) for predict in Points(setups).trained(lanes.Trial(4, 30, None))]
     alone = [spiral.learnt(setup)(xt, timestep) for setup in setups]
     for a, b in zip(found, alone):
         assert apart(a, b) < 1e-5
@@ -75,14 +74,18 @@ def encoder(tmp_path_factory):
 def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_path):
     """Weights, averages and reports, also of a run beside one that diverges, which is said of that one alone."""
     about = {"data__directory": str(encoder / "data"), "mesh__data": 1, "train__steps": 6, "train__log_every": 3}
+    about |= {"train__save_every": 6, "train__sample_every": 6}
     if name == "demo_t2i":
         about["text__run"] = str(encoder / "run")
     changed = [*RUNS[name], RUNS[name][0] | {"optimizer__learning_rate": 1e30}]
     setups = [build.experiment(config(name, **about, optimizer__warmup_steps=1, **changes)) for changes in changed]
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
     together = Runs(setups, [tmp_path / f"lane{i}" for i in range(3)])
-    failed = together.trained()
-    assert failed[:2] == [None] * 2 and isinstance(failed[2], Diverged)
+    models = together.trained(lanes.Trial(3, 6, None))
+    together.close()
+    assert [model() for model in models[:2]] == [str(tmp_path / f"lane{i}") for i in range(2)]
+    with pytest.raises(Diverged):
+        models[2]()
     assert runs.latest_step(tmp_path / "lane2") is None
     for i, setup in enumerate(setups[:2]):
         train(setup, str(tmp_path / f"alone{i}"))
@@ -116,12 +119,29 @@ def test_what_a_program_is_compiled_for(changes, shared):
     assert len(lanes.groups(setups)) == (1 if shared else 2)
 
 
-@pytest.mark.parametrize(("lane_takes", "sooner"), [(0.2, True), (2.0, False)])
-def test_a_short_trial_finds_what_is_sooner(monkeypatch, lane_takes, sooner):
-    monkeypatch.setattr(lanes, "TRIED", 0.1)
+@pytest.mark.parametrize(("within", "lost"), [(20.0, False), (5.0, True), (None, False)])
+def test_a_short_trial_finds_what_is_sooner(monkeypatch, capsys, within, lost):
+    """Of 1,000 steps of 10 ms, after the first, which is compiled."""
+    now = [0.0]
+    monkeypatch.setattr(lanes.time, "perf_counter", lambda: now[0])
+    trial, asked = lanes.Trial(8, 1000, within), []
+    for step in range(1, 1001):
+        now[0] += 60.0 if step == 1 else 0.01
+        asked.append(trial.lost(step))
+    assert any(asked) is lost and asked.count(True) == int(lost)
+    assert ("a step of all takes 10.0 ms" in capsys.readouterr().out) is (within is not None)
+    if lost:
+        assert asked.index(True) in (300, 301)  # after three seconds
 
-    def advance(count):
-        return lambda steps: time.sleep(steps * 0.005 * (1 if count == 1 else lane_takes * count))
 
-    found, why = lanes.worth(advance, 8, 100)
-    assert found is sooner and "a step of 8 lanes takes" in why
+def test_lanes_that_are_too_slow_are_given_up(monkeypatch):
+    """The first is trained alone; where lanes would take longer, the others are as well, and else are lanes."""
+    setups = [build.spiral(config("spiral", train__steps=30, train__seed=seed)) for seed in range(3)]
+    asked = []
+    alone = [lambda i=i: asked.append(i) or f"model {i}" for i in range(3)]
+    monkeypatch.setattr(lanes, "TRIED", 0.0)
+    models = sweep.as_lanes(setups, [""] * 3, alone, always=False)  # nothing takes no time at all
+    assert [model() for model in models] == ["model 0", "model 1", "model 2"] and asked == [0, 1, 2]
+    models = sweep.as_lanes(setups, [""] * 3, alone, always=True)
+    xt, timestep = np.ones((1, 2), np.float32), np.ones(1, np.float32)
+    assert all(model()(xt, timestep).shape == (1, 2) for model in models) and asked == [0, 1, 2]

@@ -1,0 +1,110 @@
+"""What is claimed of launchers and sweeps: mistakes caught, a run on SLURM, cells done once, lanes of one program."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from benchmarks.claims import Claim, settle
+from jdiff import build, runs
+from jdiff.build.sections import plain
+from jdiff.cli import shipped_configs
+from jdiff.verbs import spiral
+from jdiff.verbs.prepare import prepare
+from jdiff.verbs.sweep import as_lanes
+from jdiff.verbs.train import train
+
+ROOT = Path(__file__).parent.parent
+STEPS, RATES = 200, (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)
+LEAST, WHERE_CHOSEN = 0.95, 2.0  # of the throughput one after another
+
+
+def measure(*, quick: bool, runs: str) -> int:
+    """Returns the exit status."""
+    return settle("sweeps", _claims(quick))
+
+
+def _claims(quick: bool) -> Iterator[Claim]:
+    launch = _pass("tests/launch/test_gke.py", "tests/launch/test_launchers.py")
+    yield Claim("launchers: shellcheck, JobSets, machines that are made up; 25 mistakes caught", launch, 1.0)
+    killed = _pass("tests/sweep/test_sweep.py", "-k", "killed_twice")
+    yield Claim("a sweep killed twice: the results of one left alone, each cell done once", killed, 1.0)
+    if not quick:
+        yield Claim("SLURM: a run preempted and queued again, to the bit", _pass("tests/launch/test_slurm.py"), 1.0)
+    for name in ("spiral", "demo_clip", "demo_t2i"):
+        yield from _lanes(name, 20 if quick else STEPS)
+
+
+def _pass(*arguments: str) -> float:
+    """Whether tests pass, none of them skipped."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return float(done.returncode == 0 and "SKIPPED" not in done.stdout)
+
+
+def _lanes(name: str, steps: int) -> Iterator[Claim]:
+    """Eight learning rates of a tiny run: one after another in this process, and as the planner has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        setups = [_setup(name, folder, steps, rate) for rate in RATES]
+        if name != "spiral":
+            prepare(setups[0])
+        began = time.perf_counter()
+        alone = [_alone(setup, f"{folder}/alone{i}") for i, setup in enumerate(setups)]
+        apart = time.perf_counter() - began
+        paths = [f"{folder}/planned{i}" for i in range(len(setups))]
+        each = [partial(_alone, setup, path) for setup, path in zip(setups, paths)]
+        began = time.perf_counter()
+        planned = as_lanes(setups, paths, each, always=False)
+        chosen = planned[1] is not each[1]
+        for model in planned:
+            model()
+        ratio, note = apart / (time.perf_counter() - began), "(as lanes)" if chosen else "(one after another)"
+        text = f"{name}, 8 learning rates, {steps} steps: throughput, of one after another"
+        yield Claim(text, ratio, WHERE_CHOSEN if chosen else LEAST, note=note)
+        lanes = as_lanes(setups, [f"{folder}/lane{i}" for i in range(len(setups))], each, always=True)
+        off = max(_apart(_weights(lane()), _weights(model)) for lane, model in zip(lanes, alone))
+        yield Claim(f"{name}, a lane beside its run alone: off, of its norm", off, 1e-5, at_most=True)
+
+
+def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment | build.Spiral:
+    config = plain(runpy.run_path(str(shipped_configs()[name]))["get_config"]("" if name == "spiral" else "tiny"))
+    config["optimizer"] |= {"learning_rate": rate, "warmup_steps": 5}
+    config["train"] |= {"steps": steps}
+    if name == "spiral":
+        return build.spiral(config)
+    config["train"] |= {"log_every": steps, "save_every": steps, "sample_every": steps}
+    config["data"]["directory"], config["mesh"] = f"{folder}/data", {"data": 1}
+    if name == "demo_t2i":
+        text = runpy.run_path(str(shipped_configs()["demo_clip"]))["get_config"]("tiny")
+        config |= {"text": text.text.to_dict(), "tokenizer": text.tokenizer.to_dict()}
+    return build.experiment(config)
+
+
+def _alone(setup: build.Experiment | build.Spiral, path: str) -> str | Callable:
+    if isinstance(setup, build.Spiral):
+        return spiral.learnt(setup)
+    train(setup, path)
+    return path
+
+
+def _weights(model: str | Callable) -> dict:
+    """What a run has learnt: its parameters, or of points what its network answers."""
+    if isinstance(model, str):
+        return runs.restore_weights(model, runs.first_device(), average="none")
+    xt = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    return {"answers": model(xt, np.linspace(0, 999, 200))}
+
+
+def _apart(a: dict, b: dict) -> float:
+    difference = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), a, b)
+    return float(optax.tree.norm(difference) / optax.tree.norm(b))
