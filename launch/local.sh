@@ -36,7 +36,9 @@ finish() {
   local code pid
   status=0
   for pid in "${running[@]}"; do
-    while wait "$pid"; code=$?; kill -0 "$pid" 2>/dev/null; do :; done
+    while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
+    wait "$pid"
+    code=$?
     ((code > status)) && status=$code
   done
 }

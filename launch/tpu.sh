@@ -30,10 +30,13 @@ stop() {
 }
 trap stop INT TERM
 
-# Sets status: that of a command, beside which a signal is heeded.
+# Sets status: that of a command, beside which a signal is heeded. A signal ends `wait`, and not what it waits for.
 run() {
   "$@" &
-  while wait $!; status=$?; kill -0 $! 2>/dev/null; do :; done
+  local pid=$!
+  while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
+  wait "$pid"
+  status=$?
 }
 
 for ((again = 0; ; again++)); do
