@@ -116,10 +116,12 @@ def _name(plan: Sweep, key: str) -> str:
 
 
 def _command(plan: Sweep, cell: Cell, store: Store) -> str:
-    """What one would type to have one cell's run, its sampling settings among its config."""
-    said = [f"--config.{key}={value}" for key, value in cell.said.items() if not key.startswith("measure.")]
+    """What one would type to have one cell's run, or where it is trained already, to draw as the cell does."""
     if plan.trained:
-        return shlex.join(["jdiff", "evaluate", f"--workdir={plan.trained}", *said])
+        settings = {**cell.said, "sample.seed": cell.measure.seed}
+        said = [f"--{key.removeprefix('sample.')}={value}" for key, value in settings.items() if "measure" not in key]
+        return shlex.join(["jdiff", "sample", f"--workdir={plan.trained}", "PROMPT", *said])
+    said = [f"--config.{key}={value}" for key, value in cell.said.items() if not key.startswith("measure.")]
     verb = ["figures", "spiral"] if isinstance(cell.setup, Spiral) else ["train"]
     where = [] if isinstance(cell.setup, Spiral) else [f"--workdir={store.run(cell.run)}"]
     return shlex.join(["jdiff", *verb, f"--config={plan.base}", *said, *where])

