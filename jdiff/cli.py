@@ -393,7 +393,7 @@ def main() -> None:
     from jdiff.sweep.pool import RunsFailed, Stopped
     from jdiff.training.loop import Diverged, Interrupted
 
-    mistakes = (ValueError, FileNotFoundError, Diverged, flags.Error)
+    mistakes = (ValueError, FileNotFoundError, CannotJoin, Diverged, flags.Error)
     try:
         if verb not in VERBS:
             raise UsageError(f"'{verb}' is no verb of jdiff; {nearest(verb, VERBS)}")
@@ -409,7 +409,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("jdiff: stopped", file=sys.stderr)
         sys.exit(130)
-    except (*mistakes, CannotJoin, RunsFailed, OSError) as error:
+    except (*mistakes, RunsFailed, OSError) as error:
         print(f"jdiff: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, mistakes) else 1)
 

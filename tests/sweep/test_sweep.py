@@ -216,7 +216,7 @@ def test_a_pool_runs_as_many_at_a_time_as_it_has_places(tmp_path):
 
     pool.run(commands, pool.places(2, ["5", "7"]), tmp_path, lambda name, status, _: ended.update({name: status}))
     assert ended == {"0": 0, "1": 1, "2": 0, "3": 1}
-    assert sorted(shown for _, shown in said()) == ["5", "5", "7", "7"]
+    assert {shown for _, shown in said()} == {"5", "7"}
     if len(os.sched_getaffinity(0)) > 1:
         shutil.rmtree(tmp_path)
         pool.run(commands, pool.places(2), tmp_path, lambda *_: None)
