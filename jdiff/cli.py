@@ -275,10 +275,12 @@ def _figures() -> None:
 
 
 def _define_sweep() -> None:
+    from jdiff.verbs.sweep import TOGETHER
+
     flags.DEFINE_string("workdir", None, "Directory of the sweep.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time here, each with its share of the cores; 0: only report.", 0)
     flags.DEFINE_list("gpus", [], "Numbers of GPUs, each for one run at a time.")
-    flags.DEFINE_enum("together", "auto", ["auto", "always", "never"], "Runs that differ in numbers: in one program.")
+    flags.DEFINE_enum("together", "auto", TOGETHER, "Runs that differ in numbers: in one program.")
     flags.DEFINE_list("run", [], "Only these runs, by their numbers, as a task of an array says.")
     flags.DEFINE_bool("retry", False, "Try again what has failed.")
     flags.DEFINE_bool("dry_run", False, "Only print a command for each cell.")

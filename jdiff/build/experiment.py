@@ -350,7 +350,7 @@ class Experiment(Config):
         self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None, numbers: Numbers | None = None
     ) -> steps.Step:
         """A training step, not compiled yet, see ``step``. numbers: in place of the config's own."""
-        train = self.train
+        train, numbers = self.train, numbers or self.numbers
         optimizer, averages = self.optimizer(numbers), self.averages(numbers)
         # In a fixed order every device works alone already, and cannot be told to again.
         placed_on = self.on_one_device if train.fixed_order else self.on_mesh
@@ -361,7 +361,6 @@ class Experiment(Config):
                 encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
             )
         tokens, mask = tokenizer.encode([""])
-        dropout = self.diffusion.caption_dropout if numbers is None else numbers.caption_dropout
         return steps.diffusion_step(
             placed_on(self.unet()),
             placed_on(self.text(tokenizer.vocab_size)),
@@ -372,9 +371,9 @@ class Experiment(Config):
             weighting=self.diffusion.weighting,
             density=self.diffusion.density,
             spectrum=spectrum,
-            empty=steps.Captioning(tokens[0], mask[0], dropout),
+            empty=steps.Captioning(tokens[0], mask[0], numbers.caption_dropout),
             averages=averages,
-            seed=train.seed if numbers is None else numbers.seed,
+            seed=numbers.seed,
             parts=self.parts(),
         )
 

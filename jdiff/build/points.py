@@ -45,7 +45,7 @@ class Spiral(Config):
 
     def step(self, numbers: Numbers | None = None) -> Callable:
         """One training step: (state, batch) -> (state, report). numbers: in place of the config's own."""
-        d = self.diffusion
+        d, numbers = self.diffusion, numbers or self.numbers
         return steps.points_step(
             self.mlp(),
             jnp.asarray(self.points()),
@@ -55,7 +55,7 @@ class Spiral(Config):
             weighting=d.weighting,
             density=d.density,
             averages=self.averages(numbers),
-            seed=self.train.seed if numbers is None else numbers.seed,
+            seed=numbers.seed,
         )
 
     def initial_state(self, seed: int | Array | None = None) -> TrainState:

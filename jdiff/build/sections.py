@@ -170,8 +170,9 @@ class Config:
 
     def optimizer(self, numbers: Numbers | None = None):
         section = self.section("optimizer")
-        made = construct("optimizer", adamw, section, steps=self.train.steps)
-        return made if numbers is None else adamw(**section | numbers.optimizer, steps=self.train.steps)
+        if numbers is not None:
+            return adamw(**section | numbers.optimizer, steps=self.train.steps)
+        return construct("optimizer", adamw, section, steps=self.train.steps)
 
     def begin(self, params: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
         """The state of no steps yet."""

@@ -12,6 +12,7 @@ import json
 import runpy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ class Cell:
     said: dict[str, Any]
     config: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return _hash(self.config)
 
-    @property
+    @cached_property
     def run(self) -> str:
         """The key of what is trained."""
         return _hash({name: section for name, section in self.config.items() if name not in AFTER})
@@ -62,7 +63,7 @@ class Cell:
         """Its seed."""
         return tuple((key, value) for key, value in self.said.items() if key.endswith(SEED))
 
-    @property
+    @cached_property
     def setup(self) -> Experiment | Spiral:
         return _setup(self.config)
 
@@ -90,7 +91,7 @@ class Sweep:
         """What sets a cell apart from others, to be read."""
         return words({key: value for key, value in said.items() if key in self.axes})
 
-    @property
+    @cached_property
     def axes(self) -> dict[str, list]:
         """The keys that cells differ in, each with its values, None where a cell does not say it."""
         values: dict[str, list] = {}
@@ -98,7 +99,7 @@ class Sweep:
             values[key] = list(dict.fromkeys(cell.said.get(key) for cell in self.cells))
         return {key: found for key, found in values.items() if len(found) > 1}
 
-    @property
+    @cached_property
     def runs(self) -> dict[str, list[Cell]]:
         """The cells of each run, by its key."""
         found: dict[str, list[Cell]] = {}
@@ -196,6 +197,10 @@ class Store:
         """What was measured of a cell, None where it is not done."""
         path = self.path / "cells" / f"{cell.key}.json"
         return json.loads(path.read_text())["found"] if path.exists() else None
+
+    def done(self, sweep: Sweep) -> list[tuple[Cell, dict[str, float]]]:
+        """The cells that are done, in the sweep's order, and what was measured of each."""
+        return [(cell, found) for cell in sweep.cells if (found := self.found(cell)) is not None]
 
     def finish(self, cell: Cell, found: dict[str, float]) -> None:
         """Keep what was measured of a cell, whole or not at all."""

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jdiff.build import Experiment, Spiral
 from jdiff.build.sections import Numbers
 from jdiff.diffusion.schedules import Discrete
+from jdiff.sweep.cells import AFTER
 
-NOT_COMPILED = ("sample", "measure")
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")
 TRIED = 3  # seconds that lanes are tried for
 
@@ -37,7 +37,7 @@ def _has_table(setup: Experiment | Spiral) -> bool:
 
 def program(setup: Experiment | Spiral) -> str:
     """What a run's program is compiled for; runs of the same can be lanes of one."""
-    config: dict[str, Any] = {name: dict(section) for name, section in setup.config.items() if name not in NOT_COMPILED}
+    config: dict[str, Any] = {name: dict(section) for name, section in setup.config.items() if name not in AFTER}
     numbers = setup.numbers
     gone = {"train": ("seed",), "optimizer": tuple(numbers.optimizer), "ema": ("decays",)}
     gone["diffusion"] = ("caption_dropout", *(OF_TABLE if _has_table(setup) else ()))

@@ -57,6 +57,7 @@ def run(
     waiting, free = dict(commands), list(at)
     running: dict[str, tuple[subprocess.Popen, Place, float]] = {}
     heard: list[int] = []
+    told = 0  # of the signals heard, how many were passed on
     before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     logs.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,16 +66,16 @@ def run(
                 name, place = next(iter(waiting)), free.pop(0)
                 running[name] = _started(waiting.pop(name), place, logs / f"{name}.log"), place, time.monotonic()
             time.sleep(0.05)
+            asked = len(heard)
             for name, (process, place, began) in list(running.items()):
-                if heard and process.poll() is None:
+                if told < asked and process.poll() is None:
                     process.terminate()
                 if process.poll() is not None:
                     del running[name]
                     free.append(place)
                     if not heard:
                         done(name, process.returncode, time.monotonic() - began)
-            if heard and running:
-                time.sleep(1)  # a run that saves needs no second SIGTERM at once
+            told = asked
     finally:
         for process, _, _ in running.values():
             process.kill()

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jdiff.construct import ConfigError, nearest
-from jdiff.sweep.cells import Cell, Store, Sweep, words
+from jdiff.sweep.cells import Cell, Store, Sweep
 from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
 
 Variant = tuple
+Done = Sequence[tuple[Cell, dict[str, float]]]  # what was measured of each cell
 WIDE = 20.0  # from the least to the greatest of an axis, from which on it is drawn by its logarithm
 
 
@@ -35,17 +36,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said in one measure. reference: what all are compared with.   keys: that variants differ in."""
+    """What may be said in one measure. reference: what all are compared with."""
 
+    plan: Sweep
     measure: str
-    better: str
     reference: Variant
     rows: list[Row]
-    keys: frozenset[str]
+
+    @property
+    def better(self) -> str:
+        return self.plan.compare[self.measure]
 
     def words(self, variant: Variant) -> str:
         """What sets a variant apart, to be read."""
-        return words([(key, value) for key, value in variant if key in self.keys])
+        return self.plan.words(dict(variant))
 
     def told(self, row: Row) -> str:
         """Better, worse, or neither."""
@@ -67,16 +71,15 @@ class Verdict:
         return f"{self.measure} ({self.better} is better), beside {self.words(self.reference)}. " + ". ".join(parts)
 
 
-def verdicts(plan: Sweep, store: Store) -> Iterator[Verdict]:
+def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
     """One for each measure that the sweep compares. Raises ``ConfigError`` where no cell has it."""
-    found = [(cell, numbers) for cell in plan.cells if (numbers := store.found(cell)) is not None]
-    known = list(dict.fromkeys(name for _, numbers in found for name in numbers))
+    known = _measures(done)
     for measure, better in plan.compare.items():
         by_seed: dict[Variant, dict] = {}
-        for cell, numbers in found:
+        for cell, numbers in done:
             if measure in numbers:
                 by_seed.setdefault(cell.variant, {})[cell.repetition] = numbers[measure]
-        if not by_seed and found:
+        if not by_seed and done:
             raise ConfigError(f"COMPARE of {plan.name} says {measure}, which no cell has; {nearest(measure, known)}")
         if not by_seed:
             continue
@@ -89,15 +92,15 @@ def verdicts(plan: Sweep, store: Store) -> Iterator[Verdict]:
             Row(one, difference(list(values.values())), paired(values, by_seed[reference], level=level))
             for one, values in by_seed.items()
         ]
-        yield Verdict(measure, better, reference, rows, frozenset(plan.axes))
+        yield Verdict(plan, measure, reference, rows)
 
 
 def write(plan: Sweep, store: Store) -> list[Path]:
     """Print the table and the verdicts, and write the files; returns those a user opens."""
-    folder = Path(store.path)
+    folder, done = Path(store.path), store.done(plan)
     made = [folder / "results.csv", folder / "report.html"]
-    _csv(plan, store, made[0])
-    told = list(verdicts(plan, store))
+    _csv(done, made[0])
+    told = list(verdicts(plan, done))
     console = Console(width=160)
     for verdict in told:
         console.print(table(verdict))
@@ -108,14 +111,18 @@ def write(plan: Sweep, store: Store) -> list[Path]:
     for name, figure in _figures(plan, store, told):
         FigureCanvasAgg(figure).print_png(str(plots / f"{name}.png"))
         drawn.append(plots / f"{name}.png")
-    made[1].write_text(_page(plan, store, told, drawn))
+    made[1].write_text(_page(plan, store, len(done), told, drawn))
     return [*made, plots]
 
 
-def _csv(plan: Sweep, store: Store, path: Path) -> None:
-    done = [(cell, found) for cell in plan.cells if (found := store.found(cell)) is not None]
+def _measures(done: Done) -> list[str]:
+    """The names of all that was measured."""
+    return list(dict.fromkeys(name for _, found in done for name in found))
+
+
+def _csv(done: Done, path: Path) -> None:
     keys = list(dict.fromkeys(key for cell, _ in done for key in cell.said))
-    measures = list(dict.fromkeys(name for _, found in done for name in found))
+    measures = _measures(done)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["cell", "run", *keys, *measures])
@@ -265,8 +272,7 @@ STYLE = (
 )
 
 
-def _page(plan: Sweep, store: Store, told: Sequence[Verdict], plots: Sequence[Path]) -> str:
-    done = sum(store.found(cell) is not None for cell in plan.cells)
+def _page(plan: Sweep, store: Store, done: int, told: Sequence[Verdict], plots: Sequence[Path]) -> str:
     parts = [f"<h1>{html.escape(plan.name)}</h1>"]
     parts.append(f"<p>{done} of {len(plan.cells)} cells of {html.escape(plan.base)}.</p>")
     for verdict in told:

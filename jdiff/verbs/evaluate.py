@@ -66,8 +66,8 @@ def evaluate(
         loaded = runs.load(workdir, average=average)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(loaded, Encoder):
-            figures, picture = of_encoder(setup, loaded, held, num)
-            grids.write(path.parent / "similarity.png", picture, asked)
+            figures, picture, captions = of_encoder(setup, loaded, held, num)
+            grids.write(path.parent / "similarity.png", picture, asked | {"captions": captions})
             found = asked | figures
         else:
             found = asked | _sampler(setup, loaded, held, asked, path.parent)
@@ -110,8 +110,9 @@ def _share(row: dict) -> str:
     return f"{row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
 
 
-def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dict, np.ndarray]:
-    """Recall both ways, what is told apart, and the arithmetic of meanings; the similarity matrix as a picture."""
+def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dict, np.ndarray, list[str]]:
+    """Recall both ways, what is told apart, and the arithmetic of meanings; the similarity matrix as a picture, and the
+    captions that it is of."""
     if setup.source == "shapes":
         chosen = shapes.distinct(held, num)
         captions = [shapes.full_caption(held[i]) for i in chosen]
@@ -135,7 +136,7 @@ def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dic
         }
     if setup.source == "shapes":
         found |= _told_apart(encoder, held)
-    return found, grids.heat(text @ image.T, cell=6)
+    return found, grids.heat(text @ image.T, cell=6), captions
 
 
 def _told_apart(encoder: Encoder, held) -> dict:

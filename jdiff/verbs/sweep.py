@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def sweep(
     left = store.left(plan)
     print(f"{plan.name}: {len(plan.cells)} cells of {len(listed)} runs, {len(left)} runs to do; see {workdir}/logs")
     _prepare(plan, left)
-    logs, jobs_of = Path(workdir) / "logs", _shared_out(plan, left, jobs or len(gpus), together)
+    logs, jobs_of = Path(workdir) / "logs", _shared_out(plan, left, len(gpus) or jobs, together)
     own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}", f"--together={together}"]
     commands = {
         keys[0]: [*own, f"--run={','.join(str(listed.index(key)) for key in keys)}"] for keys in jobs_of if jobs
@@ -83,9 +83,8 @@ def sweep(
 
     def done(name: str, status: int, seconds: float) -> None:
         (keys,) = (keys for keys in jobs_of if keys[0] == name)
-        for key in keys:
-            if status not in (0, SAVED) and key in store.left(plan):
-                store.fail(key, f"status {status}: {_last_words(logs / f'{name}.log')}")
+        for key in () if status in (0, SAVED) else set(keys) & set(store.left(plan)):
+            store.fail(key, f"status {status}: {_last_words(logs / f'{name}.log')}")
         how = {0: "done", SAVED: "stopped"}.get(status, "failed")
         about = _name(plan, keys[0]) + (f" and {len(keys) - 1} more" if keys[1:] else "")
         print(f"run {listed.index(name)} of {plan.name}, {about}: {how} after {seconds:.0f} s", flush=True)
@@ -200,13 +199,16 @@ def as_lanes(
         began, done = time.perf_counter(), 1
         try:
             first = lanes.given(alone[0]())
-        except Diverged:
-            return alone
+        except Diverged as error:
+            return [partial(_raise, error), *alone[1:]]
         within = (time.perf_counter() - began) * (len(setups) - 1)
     made = Points(setups[done:]) if isinstance(setups[0], Spiral) else Runs(setups[done:], paths[done:])
-    with closing(made):
-        models = made.trained(lanes.Trial(len(setups) - done, setups[0].train.steps, within))
+    models = made.trained(lanes.Trial(len(setups) - done, setups[0].train.steps, within))
     return [*([first] if done else []), *(alone[done:] if models is None else models)]
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 @contextmanager
@@ -246,7 +248,7 @@ def _contrastive(own: Sequence[Cell], where: str) -> Measured:
     for cell in own:
         setup, measure = cell.setup, cell.measure
         held = records.records(setup.dataset(), measure.split)
-        found, picture = of_encoder(setup, encoder, held, measure.num or NUM["contrastive"])
+        found, picture, _ = of_encoder(setup, encoder, held, measure.num or NUM["contrastive"])
         numbers = {k: float(v) for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         yield cell, numbers | _loss(where), picture
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import jax
@@ -61,9 +61,6 @@ class Points:
         weights = self.states.best["mlp"]
         return [lanes.given(_network(self._mlp, lanes.lane(weights, i))) for i in range(len(self._numbers.seed))]
 
-    def close(self) -> None:
-        """There is nothing to close."""
-
 
 @contextmanager
 def _bar(what: str, steps: int) -> Iterator[Callable[[int], None]]:
@@ -107,13 +104,10 @@ class Runs:
             for setup in self._setups
         ]
 
-    def _next(self) -> dict:
-        return jax.tree.map(lambda *rows: np.stack(rows), *(next(batches) for batches in self._batches))
-
-    def advance(self, count: int) -> metrics.Averages:
-        """Take so many steps of all. Returns the last one's averages."""
-        for _ in range(count):
-            self.states, averages = self._step(self._numbers, self.states, self._next())
+    def _advance(self) -> metrics.Averages:
+        """Take a step of all."""
+        batch = jax.tree.map(lambda *rows: np.stack(rows), *(next(batches) for batches in self._batches))
+        self.states, averages = self._step(self._numbers, self.states, batch)
         return jax.block_until_ready(averages)
 
     def trained(self, trial: lanes.Trial) -> list[Callable] | None:
@@ -123,9 +117,12 @@ class Runs:
         """
         train, merged = self._setups[0].train, None
         reports: list[dict[int, dict[str, float]]] = [{} for _ in self._setups]
-        with _bar("training", train.steps) as show:
+        with ExitStack() as stack:
+            for batches in self._batches:
+                stack.callback(batches.close)
+            show = stack.enter_context(_bar("training", train.steps))
             for step in range(1, train.steps + 1):
-                averages = self.advance(1)
+                averages = self._advance()
                 merged = averages if merged is None else jax.tree.map(jnp.add, merged, averages)
                 if step % train.log_every == 0 or step == train.steps:
                     for i, own in enumerate(reports):
@@ -146,13 +143,10 @@ class Runs:
         with closing(metrics.Writer(path, start_step=0)) as writer:
             for step, values in reports.items():
                 writer.write(step, values)
-        names, state = setup.averages().names, lanes.lane(self.states, i)
-        state = state.replace(ema=dict(zip(names, state.ema.values())), used=names[0] if names else None)
+        names, called, state = setup.averages().names, self._setups[0].averages().names, lanes.lane(self.states, i)
+        averages = {name: state.ema[first] for name, first in zip(names, called, strict=True)}
+        state = state.replace(ema=averages, used=names[0] if names else None)
         with runs.checkpoints(path, keep=setup.train.keep) as store:
             store.save(state)
             store.wait()
         return str(path)
-
-    def close(self) -> None:
-        for batches in self._batches:
-            batches.close()

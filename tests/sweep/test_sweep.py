@@ -162,7 +162,7 @@ def told(tmp_path, values, text=SPIRAL, better="lower"):
     for cell in plan.cells:
         of_eta = values[[0.0, 1.0].index(cell.said["sample.eta"])]
         store.finish(cell, {"both": float(of_eta[cell.said["train.seed"]])})
-    (verdict,) = report.verdicts(plan, store)
+    (verdict,) = report.verdicts(plan, store.done(plan))
     return plan, store, verdict
 
 

@@ -52,7 +52,10 @@ def reports(path):
 
 
 RUNS = {
-    "demo_clip": ({}, {"train__seed": 1, "optimizer__learning_rate": 3e-3}),
+    "demo_clip": (
+        {"ema__decays": (0.99, 0.5)},
+        {"train__seed": 1, "optimizer__learning_rate": 3e-3, "ema__decays": (0.9, 0.95)},
+    ),
     "demo_t2i": (
         {"diffusion__caption_dropout": 0.5},
         {"train__seed": 1, "diffusion__schedule": "linear", "ema__decays": (0.9,)},
@@ -82,7 +85,6 @@ def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_pa
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
     together = Runs(setups, [tmp_path / f"lane{i}" for i in range(3)])
     models = together.trained(lanes.Trial(3, 6, None))
-    together.close()
     assert [model() for model in models[:2]] == [str(tmp_path / f"lane{i}") for i in range(2)]
     with pytest.raises(Diverged):
         models[2]()
