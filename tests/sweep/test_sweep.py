@@ -155,6 +155,13 @@ def test_a_dry_run_prints_a_command_for_each_cell(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_gpu_has_its_part_of_lanes(tmp_path):
+    written(tmp_path, SPIRAL.replace("seeds(3)", "seeds(4)"))
+    done = jdiff("sweep", "some.py", "--workdir=out", "--gpus=0,1", cwd=tmp_path)
+    assert len(re.findall(r"and 1 more: done after", done.stdout)) == 2
+    assert finished(tmp_path / "out") == 8
+
+
 def told(tmp_path, values, text=SPIRAL, better="lower"):
     """The verdict on a sweep whose cells have these numbers, by eta and seed."""
     plan = read(tmp_path, text.replace('"lower"', f'"{better}"').replace("seeds(3)", f"seeds({len(values[0])})"))

@@ -53,8 +53,8 @@ def reports(path):
 
 RUNS = {
     "demo_clip": (
-        {"ema__decays": (0.99, 0.5)},
-        {"train__seed": 1, "optimizer__learning_rate": 3e-3, "ema__decays": (0.9, 0.95)},
+        {"ema__decays": (0.3, 0.05)},
+        {"train__seed": 1, "optimizer__learning_rate": 3e-3, "ema__decays": (0.1, 0.2)},
     ),
     "demo_t2i": (
         {"diffusion__caption_dropout": 0.5},
