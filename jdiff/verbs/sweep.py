@@ -67,7 +67,7 @@ def sweep(
         return
     if run:
         if not 0 <= min(run) <= max(run) < len(listed):
-            raise ConfigError(f"--run is {min(run)} to {max(run)}, but {plan.name} has runs 0 to {len(listed) - 1}")
+            raise ConfigError(f"--run is {','.join(map(str, run))}, but {plan.name} has runs 0 to {len(listed) - 1}")
         _measure(plan, [listed[i] for i in run], store, together)
         return
     for key in listed if retry else ():
