@@ -7,8 +7,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 
@@ -87,14 +87,26 @@ def run(
 
 def _started(command: Sequence[str], place: Place, log: Path) -> subprocess.Popen:
     own = {} if place.gpus is None else {"CUDA_VISIBLE_DEVICES": place.gpus}
-    on_cores = None if place.cores is None else partial(os.sched_setaffinity, 0, place.cores)
-    with log.open("a") as output:
+    with log.open("a") as output, _on(place.cores):
         return subprocess.Popen(
             command,
             env=os.environ | own,
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
-            preexec_fn=on_cores,
             start_new_session=True,  # Ctrl-C is for the pool, which passes it on
         )
+
+
+@contextmanager
+def _on(cores: tuple[int, ...] | None):
+    """What is started in here inherits these cores; a hook in the child would fork, which JAX's threads may hang."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
