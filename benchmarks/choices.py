@@ -104,7 +104,7 @@ def _learnt() -> Iterator[Claim]:
             config.diffusion.update(choice)
             config.train.update(steps=5000, seed=seed)
             setup = build.spiral(config)
-            drawn = learning.samples(learning.learnt(setup), setup)
+            drawn = learning.samples(learning.network(setup, learning.learnt(setup)), setup)
             found.append([np.mean(learning.measured(drawn[way], setup.points())) for way in ("DDPM", "DDIM")])
         ddpm, ddim = np.array(found).T
         note = f"DDPM ({ddpm.min():.4f} to {ddpm.max():.4f}); "

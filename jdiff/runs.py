@@ -241,12 +241,12 @@ def restore_weights(
     Raises ``NoCheckpoint``, and ``ConfigError`` where there is no such average.
     """
     names = saved_experiment(workdir).averages().names
-    average = average or (names[0] if names else NO_AVERAGE)
+    average = average or (names[0] if names else ema.NO_AVERAGE)
     kept = [average] if average in names else [name for name in names if name.startswith(ema.WIDTH)]
     with checkpoints(workdir) as store:
-        part = "params" if average == NO_AVERAGE else "ema"
+        part = "params" if average == ema.NO_AVERAGE else "ema"
         found = store.restore_parts(sharding, part, "frozen", averages=kept)
-        if average == NO_AVERAGE:
+        if average == ema.NO_AVERAGE:
             learnt = found["params"] or {}
         elif average in names:
             learnt = found["ema"][average]
@@ -256,7 +256,6 @@ def restore_weights(
     return weights if only is None else {part: weights[part] for part in only}
 
 
-NO_AVERAGE = "none"
 FAR = 0.1  # of a profile, from which on what is made of snapshots is not what was asked for
 
 

@@ -8,7 +8,7 @@ from jdiff.sweep import grid, product, seeds
 
 BASE = "demo_t2i"
 COMPARE = {"whole": "higher", "shape_and_colour": "higher"}
-BASELINE = {"diffusion.caption_dropout": 0.1, "train.steps": 600, "train.sample_every": 600, "train.save_every": 600}
+BASELINE = {"diffusion.caption_dropout": 0.1}
 MEASURE = dict(num=128)
 
 

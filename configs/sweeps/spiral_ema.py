@@ -7,9 +7,11 @@ Run     jdiff sweep spiral_ema --workdir=sweeps/spiral_ema --jobs=2
 from jdiff.sweep import grid, product, seeds
 
 BASE = "spiral"
+DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # all kept by each run
 COMPARE = {"both": "lower"}  # the mean distance of samples to the data, and of the data to samples
-BASELINE = {"ema.decays": (0.999,)}
+BASELINE = {"measure.average": "0.999"}
 
 
 def sweep():
-    return product(seeds(6), grid({"ema.decays": ((0.5,), (0.9,), (0.99,), (0.999,), (0.9999,))}))
+    kept = grid({"ema.decays": (DECAYS,), "measure.average": (*map(str, DECAYS), "none")})
+    return product(seeds(6), kept)

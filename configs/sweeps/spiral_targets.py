@@ -16,5 +16,6 @@ def sweep():
         "diffusion.prediction_type": ("eps", "x0", "v"),
         "diffusion.schedule": ("linear", "cosine"),
         "diffusion.weighting": ("simple", "min_snr"),
+        "train.steps": (4000,),
     }
     return product(seeds(5), grid(axes))

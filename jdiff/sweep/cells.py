@@ -23,6 +23,7 @@ from jdiff.build import Experiment, Spiral
 from jdiff.build.sections import plain
 from jdiff.construct import ConfigError, construct
 from jdiff.sweep.algebra import SEED
+from jdiff.training import ema
 
 AFTER = ("sample", "measure")  # sections that say nothing of how a run is trained
 BETTER = ("higher", "lower")
@@ -30,11 +31,15 @@ BETTER = ("higher", "lower")
 
 @dataclass(frozen=True)
 class Measure:
-    """How a cell is measured. num: prompts, pairs or points; the kind's own number if 0.   seed: of what is drawn."""
+    """How a cell is measured. num: prompts, pairs or points; the kind's own number if 0.   seed: of what is drawn.
+
+    average: which of the run's, as of ``runs.restore_weights``.
+    """
 
     num: int = 0
     seed: int = 0
     split: str = "test"
+    average: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ class Cell:
 class Sweep:
     """cells: in the file's order.   compare: which is better of each measure, the first being what the sweep is about.
 
-    baseline: what a variant is compared with, by dotted key; the best one if not said.   trained: a run that all cells
-    are drawn by, in place of runs of their own.
+    baseline: the variant that others are compared with, by dotted key; the best one if not said.
+    trained: a run that all cells are drawn by, in place of runs of their own.
     """
 
     name: str
@@ -146,9 +151,12 @@ def read(path: str, config_file: Callable[[str], str]) -> Sweep:
             raise ConfigError(f"{path} has one cell twice: {words(other.said)}, and {words(cell.said)}")
         if "RUN" in said and (outside := {key.split(".")[0] for key in cell.said} - set(AFTER)):
             raise ConfigError(f"{path} has a RUN, which is trained already, but a cell says {', '.join(outside)}")
-    baseline = said.get("BASELINE", {})
-    if baseline and not any(dict(cell.variant) == baseline for cell in cells):
-        raise ConfigError(f"BASELINE of {path} is {words(baseline)}, which is none of its variants")
+    baseline: dict[str, Any] = {}
+    if wanted := {key: _frozen(value) for key, value in said.get("BASELINE", {}).items()}:
+        found = [own for own in dict.fromkeys(cell.variant for cell in cells) if wanted.items() <= dict(own).items()]
+        if len(found) != 1:
+            raise ConfigError(f"BASELINE of {path} is {words(wanted)}, which is {len(found)} of its variants, not one")
+        baseline = dict(found[0])
     return Sweep(Path(path).stem, base, cells, dict(said["COMPARE"]), baseline, said.get("RUN"))
 
 
@@ -162,16 +170,29 @@ def _cell(base: Mapping, said: Mapping[str, Any], measure: Mapping, path: str) -
     config = plain(config)
     try:
         own = construct("measure", Measure, config["measure"])
-        _setup(config)
+        _check_average(_setup(config), own.average)
     except ConfigError as error:
         raise ConfigError(f"{path}, cell {words(said)}: {error}") from error
-    return Cell(dict(said), config | {"measure": asdict(own)})
+    return Cell({key: _frozen(value) for key, value in said.items()}, config | {"measure": asdict(own)})
+
+
+def _frozen(value: Any) -> Any:
+    """A value that can be compared and hashed: a list as a tuple."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _setup(config: Mapping) -> Experiment | Spiral:
     own = {name: section for name, section in config.items() if name != "measure"}
     points = own.get("train", {}).get("objective") == "points"
     return build.spiral(own) if points else build.experiment(own)
+
+
+def _check_average(setup: Experiment | Spiral, average: str | None) -> None:
+    """Raise ``ConfigError`` where a run will not have it, as far as the config tells."""
+    names = (ema.NO_AVERAGE, *setup.averages().names)
+    made = isinstance(setup, Experiment) and str(average).startswith(ema.WIDTH) and setup.ema.snapshot_every
+    if average not in (None, *names) and not made:
+        raise ConfigError(f"measure.average is {average}, but the run will have {', '.join(names)} (config.ema)")
 
 
 def _hash(config: Mapping) -> str:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jdiff.construct import ConfigError, nearest
-from jdiff.sweep.cells import Cell, Store, Sweep
+from jdiff.sweep.cells import AFTER, Cell, Store, Sweep
 from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
 
 Variant = tuple
@@ -159,10 +160,10 @@ def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tup
     """Plots by name: each measure over an axis, and over two as a map; the loss while training."""
     for verdict in told:
         axes = _axes(row.variant for row in verdict.rows)
-        numbers = [key for key, values in axes.items() if all(_is_number(value) for value in values)]
-        if numbers:
-            along = max(numbers, key=lambda key: len(axes[key]))
-            yield verdict.measure, _lines(verdict, along, axes[along])
+        numbers = {key for key, values in axes.items() if all(map(_is_number, values))}
+        if axes:
+            along = max(axes, key=lambda key: (key in numbers, len(axes[key])))
+            yield verdict.measure, _lines(verdict, along, axes[along], ordered=along in numbers)
         if len(axes) == 2 and all(len(values) > 1 for values in axes.values()):
             yield f"{verdict.measure}_map", _heat(verdict, axes)
     if curves := _losses(plan, store):
@@ -192,19 +193,20 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _lines(verdict: Verdict, along: str, values: Sequence[float]) -> Figure:
-    """A measure along an axis, a line for each combination of the others."""
+def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Figure:
+    """A measure along an axis, a line for each combination of the others, or points where it has no order."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    lines: dict[Variant, list[tuple[float, Difference]]] = {}
+    lines: dict[Variant, list[tuple[Any, Difference]]] = {}
     for row in verdict.rows:
         said = dict(row.variant)
         if along in said:
             rest = tuple((key, value) for key, value in row.variant if key != along)
             lines.setdefault(rest, []).append((said[along], row.mean))
     for rest, points in lines.items():
-        points.sort(key=lambda point: point[0])
-        x, means = [at for at, _ in points], [found.mean for _, found in points]
+        points.sort(key=lambda point: point[0] if ordered else values.index(point[0]))
+        x = [at if ordered else str(at) for at, _ in points]
+        means = [found.mean for _, found in points]
         known = all(found.low is not None for _, found in points)
         low_high = [(found.mean - found.low, found.high - found.mean) for _, found in points] if known else None
         axes.errorbar(
@@ -213,10 +215,11 @@ def _lines(verdict: Verdict, along: str, values: Sequence[float]) -> Figure:
             None if low_high is None else np.transpose(low_high),
             marker="o",
             ms=4,
+            ls="-" if ordered else "",
             capsize=3,
             label=verdict.words(rest) if rest else None,
         )
-    if min(values) > 0 and max(values) / min(values) >= WIDE:
+    if ordered and min(values) > 0 and max(values) / min(values) >= WIDE:
         axes.set_xscale("log")
     axes.set(xlabel=along, ylabel=f"{verdict.measure} ({verdict.better} is better)")
     if any(lines):
@@ -259,7 +262,7 @@ def _losses(plan: Sweep, store: Store) -> dict[Variant, list[dict[int, float]]]:
         path = store.run(key) / "metrics.jsonl"
         if path.exists() and not plan.trained:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            own = tuple((name, value) for name, value in cells[0].variant if not name.startswith("sample."))
+            own = tuple((name, value) for name, value in cells[0].variant if name.split(".")[0] not in AFTER)
             if lines:
                 curves.setdefault(own, []).append({line["step"]: line["loss"] for line in lines})
     return curves

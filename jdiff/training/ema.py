@@ -27,6 +27,7 @@ import numpy as np
 from jax import Array
 
 WIDTH = "width="  # what the names of averages begin with that have one
+NO_AVERAGE = "none"  # in place of a name: the parameters themselves
 WIDEST = 12**-0.5  # of (41), where every step weighs the same
 
 

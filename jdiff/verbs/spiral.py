@@ -20,6 +20,8 @@ from jdiff.data.spiral import distances
 from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.tableau import Tableau
 from jdiff.levels import Level
+from jdiff.training.ema import NO_AVERAGE
+from jdiff.training.state import TrainState
 
 SAMPLES, PART = 1000, 500  # points that are drawn; training steps between two signs of life
 SHOWN = (999, 600, 400, 250, 100, 20)  # timesteps of the field
@@ -28,7 +30,7 @@ ARROWS, REACH = 150, 1.6  # of the field: how many, and how far it is shown
 
 def spiral(setup: Spiral, out: str) -> None:
     """Learn the spiral of a config and draw its field and its samples."""
-    predict, points, about = learnt(setup), setup.points(), {"figure": "spiral", "config": setup.config}
+    predict, points, about = network(setup, learnt(setup)), setup.points(), {"figure": "spiral", "config": setup.config}
     field = grids.write(epath.Path(out) / "spiral_field.png", _field(predict, points, setup), about)
     drawn = samples(predict, setup)
     found = {name: measured(ends, points) for name, ends in drawn.items()}
@@ -67,8 +69,8 @@ def measured(ends: np.ndarray, points: np.ndarray) -> tuple[float, float]:
     return float(distances(ends, points).mean()), float(distances(points, ends).mean())
 
 
-def learnt(setup: Spiral) -> Callable:
-    """Train, and return the network as (xt, timestep) -> output."""
+def learnt(setup: Spiral) -> TrainState:
+    """Train."""
     step, train = setup.step(), setup.train
     batch = {"index": jnp.arange(train.batch_size)}
 
@@ -80,7 +82,13 @@ def learnt(setup: Spiral) -> Callable:
     parts = [min(PART, left - done) for done in range(0, left, PART)]
     for count in track(parts, description=f"learning for {left} steps", console=Console(stderr=True)):
         state = jax.block_until_ready(some(state, count))
-    mlp, params = setup.mlp(), state.best["mlp"]
+    return state
+
+
+def network(setup: Spiral, state: TrainState, average: str | None = None) -> Callable:
+    """What has been learnt, as (xt, timestep) -> output. average: of config.ema, its first if not said, or "none"."""
+    used = {None: state.best, NO_AVERAGE: state.params} | state.ema
+    mlp, params = setup.mlp(), used[average]["mlp"]
     return lambda xt, timestep: mlp.apply({"params": params}, xt, timestep)
 
 

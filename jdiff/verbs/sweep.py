@@ -27,6 +27,7 @@ from jdiff.sweep import cells, lanes, pool, report
 from jdiff.sweep.cells import AFTER, Cell, Store, Sweep
 from jdiff.sweep.pool import RunsFailed
 from jdiff.training.loop import Diverged
+from jdiff.training.state import TrainState
 from jdiff.verbs import spiral
 from jdiff.verbs.evaluate import COLUMNS, NUM, judged, of_encoder, prompts
 from jdiff.verbs.prepare import prepare
@@ -117,8 +118,10 @@ def _name(plan: Sweep, key: str) -> str:
 def _command(plan: Sweep, cell: Cell, store: Store) -> str:
     """What one would type to have one cell's run, or where it is trained already, to draw as the cell does."""
     if plan.trained:
-        settings = {**cell.said, "sample.seed": cell.measure.seed}
-        said = [f"--{key.removeprefix('sample.')}={value}" for key, value in settings.items() if "measure" not in key]
+        settings = {key.partition(".")[2]: value for key, value in cell.said.items() if not key.startswith("measure.")}
+        settings |= {"seed": cell.measure.seed}
+        settings |= {"average": cell.measure.average} if cell.measure.average else {}
+        said = [f"--{key}={value}" for key, value in settings.items()]
         return shlex.join(["jdiff", "sample", f"--workdir={plan.trained}", "PROMPT", *said])
     said = [f"--config.{key}={value}" for key, value in cell.said.items() if not key.startswith("measure.")]
     verb = ["figures", "spiral"] if isinstance(cell.setup, Spiral) else ["train"]
@@ -162,7 +165,7 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
             models = as_lanes(setups, paths, models, always=together == "always")
         for (key, own), model in zip(left.items(), models):
             try:
-                for cell, found, picture in kind(own, model()):
+                for cell, found, picture in _by_average(kind, own, model()):
                     if picture is not None:
                         grids.write(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
                     store.finish(cell, found)
@@ -222,7 +225,7 @@ def _alone(store: Store, key: str) -> Iterator[None]:
 
 
 def _trained(plan: Sweep, setup: Experiment | Spiral, path: str) -> Any:
-    """What a run's cells are measured by: its directory, trained to its end, or of points its network."""
+    """What a run's cells are measured by: its directory, trained to its end, or of points its state."""
     if isinstance(setup, Spiral):
         return spiral.learnt(setup)
     if plan.trained is None:
@@ -233,7 +236,14 @@ def _trained(plan: Sweep, setup: Experiment | Spiral, path: str) -> Any:
 Measured = Iterator[tuple[Cell, dict[str, float], np.ndarray | None]]  # with a picture, where there is one
 
 
-def _points(own: Sequence[Cell], predict: Callable) -> Measured:
+def _by_average(kind: Callable, own: Sequence[Cell], model: Any) -> Measured:
+    """Measure the cells of a run, its weights read once for each average that they are of."""
+    for average in dict.fromkeys(cell.measure.average for cell in own):
+        yield from kind([cell for cell in own if cell.measure.average == average], model, average)
+
+
+def _points(own: Sequence[Cell], state: TrainState, average: str | None) -> Measured:
+    predict = spiral.network(own[0].setup, state, average)
     for cell in own:
         setup, measure = cell.setup, cell.measure
         n = measure.num or spiral.SAMPLES
@@ -243,8 +253,8 @@ def _points(own: Sequence[Cell], predict: Callable) -> Measured:
         yield cell, {"to_data": to, "from_data": back, "both": (to + back) / 2}, None
 
 
-def _contrastive(own: Sequence[Cell], where: str) -> Measured:
-    encoder = runs.load(where)
+def _contrastive(own: Sequence[Cell], where: str, average: str | None) -> Measured:
+    encoder = runs.load(where, average=average)
     for cell in own:
         setup, measure = cell.setup, cell.measure
         held = records.records(setup.dataset(), measure.split)
@@ -253,9 +263,9 @@ def _contrastive(own: Sequence[Cell], where: str) -> Measured:
         yield cell, numbers | _loss(where), picture
 
 
-def _diffusion(own: Sequence[Cell], where: str) -> Measured:
+def _diffusion(own: Sequence[Cell], where: str, average: str | None) -> Measured:
     """Every other prompt is drawn twice, from other noise; cells of one measure.seed begin from the same."""
-    sampler = runs.load(where)
+    sampler = runs.load(where, average=average)
     for cell in own:
         setup, measure = cell.setup, cell.measure
         held = records.records(setup.dataset(), measure.split)

@@ -33,7 +33,7 @@ class Points:
 
     def __init__(self, setups: Sequence[Spiral]):
         first, self._numbers = setups[0], lanes.stacked(setups)
-        self._mlp, self._steps = first.mlp(), first.train.steps
+        self._setups, self._steps = setups, first.train.steps
         batch = {"index": jnp.arange(first.train.batch_size)}
 
         def some(numbers: Numbers, state: TrainState, count: Array) -> TrainState:
@@ -46,9 +46,8 @@ class Points:
         """Take so many steps of all."""
         self.states = jax.block_until_ready(self._some(self._numbers, self.states, count))
 
-    def trained(self, trial: lanes.Trial) -> list[Callable] | None:
-        """Train to the end; None where the trial is lost. Returns for each what gives its network, (xt, timestep) ->
-        output."""
+    def trained(self, trial: lanes.Trial) -> list[Callable[[], TrainState]] | None:
+        """Train to the end; None where the trial is lost. Returns for each what gives its state."""
         done = 0
         with _bar("learning", self._steps) as show:
             while done < self._steps:
@@ -58,8 +57,7 @@ class Points:
                 show(done)
                 if trial.lost(done):
                     return None
-        weights = self.states.best["mlp"]
-        return [lanes.given(_network(self._mlp, lanes.lane(weights, i))) for i in range(len(self._numbers.seed))]
+        return [lanes.given(_own(self._setups, self.states, i)) for i in range(len(self._setups))]
 
 
 @contextmanager
@@ -68,10 +66,6 @@ def _bar(what: str, steps: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=steps)
         yield lambda done: bar.update(task, completed=done)
-
-
-def _network(mlp, params) -> Callable:
-    return lambda xt, timestep: mlp.apply({"params": params}, xt, timestep)
 
 
 class Runs:
@@ -143,10 +137,14 @@ class Runs:
         with closing(metrics.Writer(path, start_step=0)) as writer:
             for step, values in reports.items():
                 writer.write(step, values)
-        names, called, state = setup.averages().names, self._setups[0].averages().names, lanes.lane(self.states, i)
-        averages = {name: state.ema[first] for name, first in zip(names, called, strict=True)}
-        state = state.replace(ema=averages, used=names[0] if names else None)
         with runs.checkpoints(path, keep=setup.train.keep) as store:
-            store.save(state)
+            store.save(_own(self._setups, self.states, i))
             store.wait()
         return str(path)
+
+
+def _own(setups: Sequence[Experiment | Spiral], states: TrainState, i: int) -> TrainState:
+    """One lane's state, its averages by its own names; those of all are by the names of the first."""
+    names, called, state = setups[i].averages().names, setups[0].averages().names, lanes.lane(states, i)
+    averages = {name: state.ema[first] for name, first in zip(names, called, strict=True)}
+    return state.replace(ema=averages, used=names[0] if names else None)

@@ -53,6 +53,9 @@ def read(folder, text=SPIRAL):
     return cells.read(written(folder, text), cli._resolved)
 
 
+ON_LISTS = ('"ema.decays": ([0.5], [0.9])', '"ema.decays": ((0.5,), (0.9,))')
+
+
 def test_cells_are_told_apart_by_what_they_are(tmp_path):
     plan = read(tmp_path)
     assert len(plan.cells) == 6 and len(plan.runs) == 3
@@ -61,6 +64,8 @@ def test_cells_are_told_apart_by_what_they_are(tmp_path):
     assert plan.cells[0].variant == (("sample.eta", 0.0),) and plan.cells[0].repetition == (("train.seed", 0),)
     same = read(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', '"sample.eta": (1.0,), "sample.clip": (False,)'))
     assert same.cells[0].key == plan.cells[1].key  # the base says the same of clip
+    lists, tuples = (read(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', axis)) for axis in ON_LISTS)
+    assert lists.cells == tuples.cells and list(lists.axes) == ["train.seed", "ema.decays"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,9 @@ def test_cells_are_told_apart_by_what_they_are(tmp_path):
         ("(0.0, 1.0)", "(0.0, 7.0)", "config.sample cannot be used: eta is 7"),
         ("seeds(3)", "seeds(0)", "has no cells"),
         ("num=50", "number=50", "config.measure.number is not a setting"),
-        ("MEASURE", 'BASELINE = {"sample.eta": 0.5}\nMEASURE', "which is none of its variants"),
+        ("num=50", 'average="0.9"', "measure.average is 0.9, but the run will have none, 0.999"),
+        ("MEASURE", 'BASELINE = {"sample.eta": 0.5}\nMEASURE', "which is 0 of its variants, not one"),
+        ("MEASURE", 'BASELINE = {"train.steps": 2}\nMEASURE', "which is 0 of its variants, not one"),
         ('BASE = "spiral:tiny"', 'RUN = "nowhere"', "where there is no run"),
         ("seeds(3)", 'grid({"sample.eta": (1.0,)})', "two factors of a product say sample.eta"),
     ],
@@ -160,6 +167,21 @@ def test_every_gpu_has_its_part_of_lanes(tmp_path):
     done = jdiff("sweep", "some.py", "--workdir=out", "--gpus=0,1", cwd=tmp_path)
     assert len(re.findall(r"and 1 more: done after", done.stdout)) == 2
     assert finished(tmp_path / "out") == 8
+
+
+def test_averages_of_one_run_are_measured_each(tmp_path):
+    """As those of a run that keeps it alone."""
+    more = '"ema.decays": ((0.5, 0.9),), "measure.average": ("0.9", "0.5", "none"), "train.steps": (30,)'
+    alone = '"ema.decays": ((0.9,),), "train.steps": (30,)'
+    found = {}
+    for name, axes, of_runs in (("kept", more, 2), ("alone", alone, 2)):
+        written(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', axes).replace("seeds(3)", "seeds(2)"))
+        assert f"{of_runs} runs to do" in jdiff("sweep", "some.py", f"--workdir={name}", cwd=tmp_path).stdout
+        rows = csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines())
+        found[name] = {(row["train.seed"], row.get("measure.average", "0.9")): float(row["both"]) for row in rows}
+    assert len(found["kept"]) == 6 and len(set(found["kept"].values())) == 6
+    for key, both in found["alone"].items():
+        assert abs(both - found["kept"][key]) < 1e-4
 
 
 def told(tmp_path, values, text=SPIRAL, better="lower"):

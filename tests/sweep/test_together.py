@@ -40,8 +40,9 @@ def test_points_learnt_side_by_side_are_those_learnt_alone():
     setups = [build.spiral(config("spiral", train__steps=30, **changes)) for changes in POINTS]
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
     xt, timestep = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), np.linspace(0, 999, 50)
-    found = [predict()(xt, timestep) for predict in Points(setups).trained(lanes.Trial(4, 30, None))]
-    alone = [spiral.learnt(setup)(xt, timestep) for setup in setups]
+    states = [learnt() for learnt in Points(setups).trained(lanes.Trial(4, 30, None))]
+    found = [spiral.network(setup, state)(xt, timestep) for setup, state in zip(setups, states)]
+    alone = [spiral.network(setup, spiral.learnt(setup))(xt, timestep) for setup in setups]
     for a, b in zip(found, alone):
         assert apart(a, b) < 1e-5
     assert min(apart(alone[i], alone[j]) for i in range(4) for j in range(i)) > 1e-3
