@@ -9,9 +9,9 @@ from jdiff.sweep import grid, product, seeds
 RUN = "runs/shapes"
 COMPARE = {"whole": "higher", "diversity": "higher"}
 BASELINE = {"sample.guidance_scale": 1.0}
-MEASURE = dict(num=64)
+MEASURE = dict(num=32)
 
 
 def sweep():
     scales = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-    return product(seeds(6, "measure.seed"), grid({"sample.guidance_scale": scales}))
+    return product(seeds(16, "measure.seed"), grid({"sample.guidance_scale": scales}))

@@ -6,8 +6,11 @@ with mean d* and standard error s*, it takes quantiles of t* = (d* - d) / s*, an
 
     from d - s t*(1 - a/2) to d - s t*(a/2).                                                        [bootstrap ch. 12]
 
+What is drawn is smoothed, each number moved by a normal one of half the numbers' own deviation [polansky 1997]: a few
+numbers drawn again are often nearly the same one, and t* then as good as infinite. Without, a difference of six
+deviations is told of 5 seeds in 67 of 100 cases at the level of 11 comparisons; smoothed, in 98.
 The plain percentiles of d* are too near at few seeds: of normal differences they hold the truth in 83 of 100 cases at
-5 seeds, where they promise 95; these hold it in 94.
+5 seeds, where they promise 95; these hold it in 95, and of skew ones (exponential) in 91, where Student's t does in 88.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 
 LEAST = 5  # repetitions, of which anything is said
 DRAWN = 10_000
+SMOOTH = 0.5  # deviation of what numbers drawn again are moved by, of their own
 LEVEL = 0.95
 
 
@@ -47,11 +51,11 @@ def difference(values: Sequence[float], *, level: float = LEVEL) -> Difference:
         return Difference(mean, None, None, n)
     if np.ptp(x) == 0:
         return Difference(mean, mean, mean, n)
-    drawn = x[np.random.default_rng(0).integers(0, n, (DRAWN, n))]
-    error = drawn.std(1, ddof=1) / np.sqrt(n)
-    t = (drawn.mean(1) - mean)[error > 0] / error[error > 0]
+    generator, deviation = np.random.default_rng(0), float(np.std(x, ddof=1))
+    drawn = x[generator.integers(0, n, (DRAWN, n))] + SMOOTH * deviation * generator.normal(size=(DRAWN, n))
+    t = (drawn.mean(1) - mean) / (drawn.std(1, ddof=1) / np.sqrt(n))
     lower, upper = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
-    own = float(np.std(x, ddof=1) / np.sqrt(n))
+    own = deviation / np.sqrt(n)
     return Difference(mean, mean - own * float(upper), mean - own * float(lower), n)
 
 
