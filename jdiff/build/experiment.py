@@ -368,7 +368,7 @@ class Experiment(Config):
             optimizer,
             schedule=self.schedule(numbers),
             prediction_type=self.diffusion.prediction_type,
-            weighting=self.diffusion.weighting,
+            weighting=self.weighting(numbers),
             density=self.diffusion.density,
             spectrum=spectrum,
             empty=steps.Captioning(tokens[0], mask[0], numbers.caption_dropout),

@@ -52,7 +52,7 @@ class Spiral(Config):
             self.optimizer(numbers),
             schedule=self.schedule(numbers),
             prediction_type=d.prediction_type,
-            weighting=d.weighting,
+            weighting=self.weighting(numbers),
             density=d.density,
             averages=self.averages(numbers),
             seed=numbers.seed,

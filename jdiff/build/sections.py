@@ -26,7 +26,7 @@ from jdiff.training.ema import WIDEST, Averages
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
-NUMBERS = ("seed", "caption_dropout", "optimizer", "decays", "table")
+NUMBERS = ("seed", "caption_dropout", "optimizer", "decays", "table", "weighting")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Numbers:
     """What of a config is only a number to a compiled step, so that configs which differ in no more can share one.
 
     optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, None where it has none.
+    weighting: as of ``prediction.weights``; None where it is not told.
     """
 
     seed: int | Array
@@ -115,6 +116,7 @@ class Numbers:
     optimizer: dict[str, float | Array]
     decays: tuple[float | Array, ...]
     table: Level | None
+    weighting: int | Array | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Config:
     def numbers(self) -> Numbers:
         adjusted = {name: p.default for name, p in signature(adamw).parameters.items() if p.annotation == "float"}
         optimizer = {name: self.section("optimizer").get(name, default) for name, default in adjusted.items()}
-        return Numbers(self.train.seed, self.diffusion.caption_dropout, optimizer, tuple(self.ema.decays), None)
+        return Numbers(self.train.seed, self.diffusion.caption_dropout, optimizer, tuple(self.ema.decays), None, None)
 
     def averages(self, numbers: Numbers | None = None) -> Averages:
         """numbers: in place of the config's own, of a program that is told them; and so below."""
@@ -154,6 +156,9 @@ class Config:
         if numbers is None:
             return own
         return Averages(numbers.decays, own.widths, own.names[: len(own.decays)])
+
+    def weighting(self, numbers: Numbers) -> str | Array:
+        return self.diffusion.weighting if numbers.weighting is None else numbers.weighting
 
     def schedule(self, numbers: Numbers | None = None) -> Schedule:
         if numbers is not None and numbers.table is not None:

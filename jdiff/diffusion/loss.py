@@ -68,14 +68,14 @@ def loss(
     keys: Array,
     schedule: Schedule,
     prediction_type: str,
-    weighting: str = "simple",
+    weighting: str | Array = "simple",
     density: str = "uniform",
     spectrum: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean squared error of the network's answers, weighed by noise level, and (30) where it says a variance.
 
     predict: (xt, timestep) -> output like xt, or with twice its channels.
-    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: a name in ``prediction.WEIGHTINGS``.
+    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: as of ``prediction.weights``.
     density: how timesteps are drawn, a name in ``DENSITIES``.
     spectrum: (k,) the variances e_i of the data, for (31).
     Returns the scalar loss and a report, for each bin of log SNR: ``loss_LOW_to_HIGH``, the plain loss of examples that
@@ -87,7 +87,7 @@ def loss(
     answer, fraction = prediction.divided(predict(xt, timestep), xt)
     error = answer - prediction.target(prediction_type, x0, eps, level)
     each = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
-    total = jnp.mean(prediction.WEIGHTINGS[weighting](prediction_type, level) * each)
+    total = jnp.mean(prediction.weights(weighting, prediction_type, level) * each)
     report = _binned("loss", each, level)
     if spectrum is not None:
         report |= _binned("gaussian", gaussian_loss(spectrum, level, prediction_type), level)

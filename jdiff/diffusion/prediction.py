@@ -184,3 +184,14 @@ WEIGHTINGS = {
     "edm": edm,
     "root_snr": root_snr,
 }
+
+
+def weights(weighting: str | Array, prediction_type: str, level: Level) -> Array:
+    """How much each error counts.
+
+    weighting: a name in ``WEIGHTINGS``, or its place there, () int, which a compiled program is told when it runs.
+    level: rates (b,).   Returns (b,).
+    """
+    if isinstance(weighting, str):
+        return WEIGHTINGS[weighting](prediction_type, level)
+    return jnp.stack([weigh(prediction_type, level) for weigh in WEIGHTINGS.values()])[weighting]

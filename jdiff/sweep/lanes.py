@@ -1,7 +1,7 @@
 """Runs that differ in numbers alone, as lanes of one compiled program.
 
-Learning rate and the like, decays of averages, caption dropout, the seed, and the table of a noise schedule are data
-to a program; all else of a config is what it is compiled for.
+Learning rate and the like, decays of averages, caption dropout, the seed, the table of a noise schedule and how losses
+are weighed are data to a program; all else of a config is what it is compiled for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jdiff.build import Experiment, Spiral
 from jdiff.build.sections import Numbers
+from jdiff.diffusion.prediction import WEIGHTINGS
 from jdiff.diffusion.schedules import Discrete
 from jdiff.sweep.cells import AFTER
 
@@ -26,13 +27,18 @@ TRIED = 3  # seconds that lanes are tried for
 
 def told(setup: Experiment | Spiral) -> Numbers:
     """What a run's program is told when it runs."""
-    numbers = setup.numbers
-    return replace(numbers, table=setup.schedule().table) if _has_table(setup) else numbers
+    if not _diffuses(setup):
+        return setup.numbers
+    table = setup.schedule().table if _has_table(setup) else None
+    return replace(setup.numbers, table=table, weighting=list(WEIGHTINGS).index(setup.diffusion.weighting))
+
+
+def _diffuses(setup: Experiment | Spiral) -> bool:
+    return setup.train.objective != "contrastive"
 
 
 def _has_table(setup: Experiment | Spiral) -> bool:
-    diffuses = setup.train.objective != "contrastive"
-    return diffuses and not setup.diffusion.learned_variance and isinstance(setup.schedule(), Discrete)
+    return _diffuses(setup) and not setup.diffusion.learned_variance and isinstance(setup.schedule(), Discrete)
 
 
 def program(setup: Experiment | Spiral) -> str:
@@ -40,7 +46,7 @@ def program(setup: Experiment | Spiral) -> str:
     config: dict[str, Any] = {name: dict(section) for name, section in setup.config.items() if name not in AFTER}
     numbers = setup.numbers
     gone = {"train": ("seed",), "optimizer": tuple(numbers.optimizer), "ema": ("decays",)}
-    gone["diffusion"] = ("caption_dropout", *(OF_TABLE if _has_table(setup) else ()))
+    gone["diffusion"] = ("caption_dropout", "weighting", *(OF_TABLE if _has_table(setup) else ()))
     for section, keys in gone.items():
         for key in keys:
             config.get(section, {}).pop(key, None)

@@ -33,6 +33,7 @@ POINTS = (
     {"train__seed": 3, "optimizer__learning_rate": 1e-3},
     {"diffusion__schedule": "linear", "ema__decays": (0.5,), "optimizer__b2": 0.9},
     {"optimizer__weight_decay": 0.5, "optimizer__clip_norm": 0.1, "diffusion__schedule": "sigmoid"},
+    {"diffusion__weighting": "min_snr"},
 )
 
 
@@ -40,12 +41,12 @@ def test_points_learnt_side_by_side_are_those_learnt_alone():
     setups = [build.spiral(config("spiral", train__steps=30, **changes)) for changes in POINTS]
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
     xt, timestep = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), np.linspace(0, 999, 50)
-    states = [learnt() for learnt in Points(setups).trained(lanes.Trial(4, 30, None))]
+    states = [learnt() for learnt in Points(setups).trained(lanes.Trial(len(POINTS), 30, None))]
     found = [spiral.network(setup, state)(xt, timestep) for setup, state in zip(setups, states)]
     alone = [spiral.network(setup, spiral.learnt(setup))(xt, timestep) for setup in setups]
     for a, b in zip(found, alone):
         assert apart(a, b) < 1e-5
-    assert min(apart(alone[i], alone[j]) for i in range(4) for j in range(i)) > 1e-3
+    assert min(apart(alone[i], alone[j]) for i in range(len(POINTS)) for j in range(i)) > 1e-3
 
 
 def reports(path):
@@ -59,7 +60,7 @@ RUNS = {
     ),
     "demo_t2i": (
         {"diffusion__caption_dropout": 0.5},
-        {"train__seed": 1, "diffusion__schedule": "linear", "ema__decays": (0.9,)},
+        {"train__seed": 1, "diffusion__schedule": "linear", "diffusion__weighting": "p2", "ema__decays": (0.9,)},
     ),
 }
 
@@ -110,6 +111,7 @@ def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_pa
         ({"ema__decays": (0.9,)}, True),
         ({"ema__decays": (0.9, 0.99)}, False),
         ({"diffusion__schedule": "linear"}, True),
+        ({"diffusion__weighting": "sigmoid"}, True),
         ({"diffusion__timesteps": 500}, False),
         ({"diffusion__prediction_type": "eps"}, False),
         ({"optimizer__warmup_steps": 3}, False),
@@ -147,4 +149,5 @@ def test_lanes_that_are_too_slow_are_given_up(monkeypatch):
     assert [model() for model in models] == ["model 0", "model 1", "model 2"] and asked == [0, 1, 2]
     models = sweep.as_lanes(setups, [""] * 3, alone, always=True)
     xt, timestep = np.ones((1, 2), np.float32), np.ones(1, np.float32)
-    assert all(model()(xt, timestep).shape == (1, 2) for model in models) and asked == [0, 1, 2]
+    networks = [spiral.network(setup, model()) for setup, model in zip(setups, models)]
+    assert all(predict(xt, timestep).shape == (1, 2) for predict in networks) and asked == [0, 1, 2]
