@@ -1,4 +1,4 @@
-"""What a sweep has found: results.csv, a table with a verdict, plots, and one page that needs nothing beside it."""
+"""What a sweep has found: results.csv, tables with verdicts, plots, and one page that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jdiff.construct import ConfigError, nearest
-from jdiff.sweep.cells import AFTER, Cell, Store, Sweep
+from jdiff.sweep.cells import AFTER, Cell, Store, Sweep, words
 from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
 
 Variant = tuple
@@ -99,9 +99,10 @@ def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
 def write(plan: Sweep, store: Store) -> list[Path]:
     """Print the table and the verdicts, and write the files; returns those a user opens."""
     folder, done = Path(store.path), store.done(plan)
-    made = [folder / "results.csv", folder / "report.html"]
+    made = [folder / name for name in ("results.csv", "results.md", "report.html")]
     _csv(done, made[0])
     told = list(verdicts(plan, done))
+    made[1].write_text("\n".join(map(markdown, told)))
     console = Console(width=160)
     for verdict in told:
         console.print(table(verdict))
@@ -112,7 +113,7 @@ def write(plan: Sweep, store: Store) -> list[Path]:
     for name, figure in _figures(plan, store, told):
         FigureCanvasAgg(figure).print_png(str(plots / f"{name}.png"))
         drawn.append(plots / f"{name}.png")
-    made[1].write_text(_page(plan, store, len(done), told, drawn))
+    made[2].write_text(_page(plan, store, len(done), told, drawn))
     return [*made, plots]
 
 
@@ -130,6 +131,21 @@ def _csv(done: Done, path: Path) -> None:
         for cell, found in done:
             said = [cell.said.get(key, "") for key in keys]
             writer.writerow([cell.key, cell.run, *said, *(found.get(name, "") for name in measures)])
+
+
+def read(plan: Sweep, path: Path) -> Done:
+    """The cells of a results.csv, and what was measured of each. Raises ``ConfigError`` where one is another sweep's."""
+    known = {frozenset((key, str(value)) for key, value in cell.said.items()): cell for cell in plan.cells}
+    keys = {key for cell in plan.cells for key in cell.said}
+    done = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            said = {key: value for key, value in row.items() if key in keys and value}
+            if (cell := known.get(frozenset(said.items()))) is None:
+                raise ConfigError(f"{path} has a cell with {words(said)}, which {plan.name} has not")
+            measured = {key: float(value) for key, value in row.items() if value and key not in ("cell", "run", *keys)}
+            done.append((cell, measured))
+    return done
 
 
 def _interval(found: Difference | None, signed: bool = False) -> str:
@@ -154,6 +170,12 @@ def table(verdict: Verdict) -> Table:
     for row in _cells(verdict):
         made.add_row(*row)
     return made
+
+
+def markdown(verdict: Verdict) -> str:
+    """A verdict in words, and its table, for a document."""
+    rows = [[verdict.measure, *HEADER], ["---"] * (1 + len(HEADER)), *_cells(verdict)]
+    return f"{verdict.sentence}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tuple[str, Figure]]:

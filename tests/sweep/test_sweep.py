@@ -221,7 +221,9 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     plan, store, _ = told(tmp_path, (np.arange(6.0), np.arange(6.0) + 1))
     made = report.write(plan, store)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert made[:2] == [tmp_path / "out" / "results.csv", tmp_path / "out" / "report.html"]
+    assert made[:3] == [tmp_path / "out" / name for name in ("results.csv", "results.md", "report.html")]
+    again = [report.markdown(verdict) for verdict in report.verdicts(plan, report.read(plan, made[0]))]
+    assert "\n".join(again) == made[1].read_text() and "| sample.eta=1.0 | 6 | 3.5 (" in again[0]
     assert page.count("data:image/png;base64,") == 1
     assert not re.search(r'(src|href)=(?!"data:)', page)
     assert "worse: sample.eta=1.0" in page
