@@ -134,7 +134,7 @@ def _csv(done: Done, path: Path) -> None:
 
 
 def read(plan: Sweep, path: Path) -> Done:
-    """The cells of a results.csv, and what was measured of each. Raises ``ConfigError`` where one is another sweep's."""
+    """The cells of a results.csv, and what was measured of each. Raises ``ConfigError`` where it is another sweep's."""
     known = {frozenset((key, str(value)) for key, value in cell.said.items()): cell for cell in plan.cells}
     keys = {key for cell in plan.cells for key in cell.said}
     done = []
