@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax import Array
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -20,12 +22,25 @@ from jdiff.data.spiral import distances
 from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.tableau import Tableau
 from jdiff.levels import Level
+from jdiff.models.mlp import MLP
 from jdiff.training.ema import NO_AVERAGE
-from jdiff.training.state import TrainState
+from jdiff.training.state import Params, TrainState
 
 SAMPLES, PART = 1000, 500  # points that are drawn; training steps between two signs of life
 SHOWN = (999, 600, 400, 250, 100, 20)  # timesteps of the field
 ARROWS, REACH = 150, 1.6  # of the field: how many, and how far it is shown
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["mlp"])
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with what it has learnt."""
+
+    mlp: MLP
+    params: Params
+
+    def __call__(self, xt: Array, timestep: Array) -> Array:
+        return self.mlp.apply({"params": self.params}, xt, timestep)
 
 
 def spiral(setup: Spiral, out: str) -> None:
@@ -42,7 +57,7 @@ def spiral(setup: Spiral, out: str) -> None:
     print(f"wrote {field} and {pictures}, each with its .json")
 
 
-def samples(predict: Callable, setup: Spiral) -> dict[str, np.ndarray]:
+def samples(predict: Network, setup: Spiral) -> dict[str, np.ndarray]:
     """Points drawn by a network in each way, (SAMPLES, 2), by the name of the way."""
 
     def tableau(**said) -> Tableau:
@@ -57,11 +72,14 @@ def samples(predict: Callable, setup: Spiral) -> dict[str, np.ndarray]:
     return {name: draw(predict, setup, rows, np.arange(SAMPLES)) for name, rows in ways.items()}
 
 
-def draw(predict: Callable, setup: Spiral, rows: Tableau, seeds: np.ndarray) -> np.ndarray:
+def draw(network: Network, setup: Spiral, rows: Tableau, seeds: np.ndarray) -> np.ndarray:
     """Points (n, 2) drawn by a network as a tableau says, each from its seed."""
-    denoise = prediction.denoiser(predict, setup.diffusion.prediction_type)
-    run = jax.jit(lambda keys: sampler.sample(denoise, rows, sampler.start(keys, (2,)), keys=keys)[0])
-    return np.asarray(run(rng.image_keys(jnp.asarray(seeds))))
+    return np.asarray(_drawn(setup.diffusion.prediction_type, network, rows, rng.image_keys(jnp.asarray(seeds))))
+
+
+@partial(jax.jit, static_argnums=0)
+def _drawn(prediction_type: str, network: Network, rows: Tableau, keys: Array) -> Array:
+    return sampler.sample(prediction.denoiser(network, prediction_type), rows, sampler.start(keys, (2,)), keys=keys)[0]
 
 
 def measured(ends: np.ndarray, points: np.ndarray) -> tuple[float, float]:
@@ -85,11 +103,10 @@ def learnt(setup: Spiral) -> TrainState:
     return state
 
 
-def network(setup: Spiral, state: TrainState, average: str | None = None) -> Callable:
-    """What has been learnt, as (xt, timestep) -> output. average: of config.ema, its first if not said, or "none"."""
+def network(setup: Spiral, state: TrainState, average: str | None = None) -> Network:
+    """What has been learnt. average: of config.ema, its first if not said, or "none"."""
     used = {None: state.best, NO_AVERAGE: state.params} | state.ema
-    mlp, params = setup.mlp(), used[average]["mlp"]
-    return lambda xt, timestep: mlp.apply({"params": params}, xt, timestep)
+    return Network(setup.mlp(), used[average]["mlp"])
 
 
 def _field(predict: Callable, points: np.ndarray, setup: Spiral) -> np.ndarray:
