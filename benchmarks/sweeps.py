@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from benchmarks.claims import Claim, settle
 from jdiff import build, runs
 from jdiff.build.sections import plain
 from jdiff.cli import shipped_configs
+from jdiff.training.state import TrainState
 from jdiff.verbs import spiral
 from jdiff.verbs.prepare import prepare
 from jdiff.verbs.sweep import as_lanes
@@ -39,6 +40,8 @@ def _claims(quick: bool) -> Iterator[Claim]:
     yield Claim("launchers: shellcheck, JobSets, machines that are made up; 25 mistakes caught", launch, 1.0)
     killed = _pass("tests/sweep/test_sweep.py", "-k", "killed_twice")
     yield Claim("a sweep killed twice: the results of one left alone, each cell done once", killed, 1.0)
+    page = _pass("tests/sweep/test_ablations.py")
+    yield Claim("docs/ablations.md: each table and verdict follows from the results beside it", page, 1.0)
     if not quick:
         yield Claim("SLURM: a run preempted and queued again, to the bit", _pass("tests/launch/test_slurm.py"), 1.0)
     for name in ("spiral", "demo_clip", "demo_t2i"):
@@ -90,19 +93,18 @@ def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment 
     return build.experiment(config)
 
 
-def _alone(setup: build.Experiment | build.Spiral, path: str) -> str | Callable:
+def _alone(setup: build.Experiment | build.Spiral, path: str) -> str | TrainState:
     if isinstance(setup, build.Spiral):
         return spiral.learnt(setup)
     train(setup, path)
     return path
 
 
-def _weights(model: str | Callable) -> dict:
-    """What a run has learnt: its parameters, or of points what its network answers."""
-    if isinstance(model, str):
-        return runs.restore_weights(model, runs.first_device(), average="none")
-    xt = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-    return {"answers": model(xt, np.linspace(0, 999, 200))}
+def _weights(model: str | TrainState) -> dict:
+    """What a run has learnt: its parameters."""
+    if isinstance(model, TrainState):
+        return model.params
+    return runs.restore_weights(model, runs.first_device(), average="none")
 
 
 def _apart(a: dict, b: dict) -> float:

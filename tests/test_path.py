@@ -1,7 +1,9 @@
 """The whole path as its user walks it, with TensorFlow and torch absent: two steps of each model, then pictures."""
 
+import csv
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +54,33 @@ def test_what_is_done_is_not_done_again(folder):
     assert "prepared already" in jdiff("prepare", "--config=demo_clip:tiny", cwd=folder).stdout
     again = jdiff("train", "--config=demo_clip:tiny", "--workdir=runs/shapes_clip", cwd=folder)
     assert "has all its 2 steps already" in again.stdout
+
+
+DRAWN_BY_A_RUN = """
+from jdiff.sweep import chain, grid, product, seeds
+RUN = "runs/shapes"
+COMPARE = {"whole": "higher", "diversity": "higher"}
+MEASURE = dict(num=4)
+def sweep():
+    variants = chain(grid({"sample.eta": (0.0, 1.0)}), grid({"measure.average": ("none",)}))
+    return product(seeds(2, "measure.seed"), variants)
+"""
+
+
+def test_a_sweep_of_what_one_run_draws(folder):
+    """Its variants shared out among jobs, or all by one: with the same results, and pictures of each cell."""
+    (folder / "drawn.py").write_text(DRAWN_BY_A_RUN)
+    commands = jdiff("sweep", "drawn.py", "--workdir=apart", "--dry_run", cwd=folder).stdout.splitlines()
+    assert commands[1].endswith("PROMPT --eta=1.0 --seed=0")
+    assert commands[5].endswith("PROMPT --seed=1 --average=none")
+    for jobs, name in ((2, "apart"), (1, "together")):
+        done = jdiff("sweep", "drawn.py", f"--workdir={name}", f"--jobs={jobs}", cwd=folder).stdout
+        assert len(re.findall(": done after", done)) == jobs
+        assert len(list((folder / name / "pictures").glob("*.png"))) == 6
+    results = [(folder / name / "results.csv").read_text() for name in ("apart", "together")]
+    assert results[0] == results[1] and len(results[0].splitlines()) == 7
+    rows = list(csv.DictReader(results[0].splitlines()))
+    assert len({row["diversity"] for row in rows if row["sample.eta"]}) == 4  # no two of these drew the same
 
 
 def test_sampling_writes_images_that_their_json_reproduces(folder):

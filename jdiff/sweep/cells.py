@@ -106,10 +106,10 @@ class Sweep:
 
     @cached_property
     def runs(self) -> dict[str, list[Cell]]:
-        """The cells of each run, by its key."""
+        """The cells of each run, by its key; of a run that is trained already, those of each variant apart."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault(cell.run, []).append(cell)
+            found.setdefault(_hash(dict(cell.variant)) if self.trained else cell.run, []).append(cell)
         return found
 
 

@@ -111,8 +111,10 @@ def _last_words(log: Path) -> str:
 
 def _name(plan: Sweep, key: str) -> str:
     """What sets a run apart from others, to be read."""
-    said = plan.runs[key][0].said
-    return plan.words({name: value for name, value in said.items() if name.split(".")[0] not in AFTER})
+    cell = plan.runs[key][0]
+    if plan.trained:
+        return plan.words(dict(cell.variant))
+    return plan.words({name: value for name, value in cell.said.items() if name.split(".")[0] not in AFTER})
 
 
 def _command(plan: Sweep, cell: Cell, store: Store) -> str:
@@ -140,10 +142,13 @@ def _prepare(plan: Sweep, left: Sequence[str]) -> None:
 
 
 def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, together: str) -> list[list[str]]:
-    """The runs that each job does: those that may be lanes of one program, an even part of them for each at a time."""
-    if together == "never" or plan.trained:
+    """The runs that each job does: those that may be lanes of one program, an even part of them for each at a time; of
+    a run that is trained already, an even part of what is drawn."""
+    parts: list[list[str]] = []
+    if plan.trained:
+        return [list(map(str, part)) for part in np.array_split(left, max(min(jobs, len(left)), 1)) if len(part)]
+    if together == "never":
         return [[key] for key in left]
-    parts = []
     for group in lanes.groups({key: plan.runs[key][0].setup for key in left}):
         count = max(min(jobs, len(group) // 2), math.ceil(len(group) / LANES), 1)
         parts += [list(map(str, part)) for part in np.array_split(group, count)]
@@ -158,12 +163,14 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
         left = {key: own for key in keys if (own := [c for c in plan.runs[key] if store.found(c) is None])}
         if not left:
             return
-        kind, setups = KINDS[plan.cells[0].config["train"]["objective"]], [own[0].setup for own in left.values()]
-        paths = [plan.trained or str(store.run(key)) for key in left]
+        parts = [list(left)] if plan.trained else [[key] for key in left]  # each of one model
+        cells_of = [[cell for key in part for cell in left[key]] for part in parts]
+        kind, setups = KINDS[plan.cells[0].config["train"]["objective"]], [own[0].setup for own in cells_of]
+        paths = [plan.trained or str(store.run(part[0])) for part in parts]
         models: list[Callable] = [partial(_trained, plan, setup, path) for setup, path in zip(setups, paths)]
-        if len(left) > 1 and together != "never" and _may_be_lanes(setups, paths):
+        if len(parts) > 1 and together != "never" and _may_be_lanes(setups, paths):
             models = as_lanes(setups, paths, models, always=together == "always")
-        for (key, own), model in zip(left.items(), models):
+        for part, own, model in zip(parts, cells_of, models):
             try:
                 for cell, found, picture in _by_average(kind, own, model()):
                     if picture is not None:
@@ -171,7 +178,8 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
                     store.finish(cell, found)
                     print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
             except (ConfigError, Diverged) as error:
-                store.fail(key, str(error))
+                for key in part:
+                    store.fail(key, str(error))
 
 
 def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
