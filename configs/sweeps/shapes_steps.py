@@ -12,4 +12,4 @@ MEASURE = dict(num=32)
 
 
 def sweep():
-    return product(seeds(16, "measure.seed"), grid({"sample.eta": (0.0, 0.5, 1.0), "sample.steps": (5, 10, 20, 50)}))
+    return product(seeds(16, "measure.seed"), grid({"sample.eta": (0.0, 0.5, 1.0), "sample.steps": (2, 3, 5, 10, 20, 50)}))
