@@ -8,6 +8,7 @@ from jdiff.sweep import grid, product, seeds
 
 BASE = "demo_clip"
 COMPARE = {"image_to_text@1": "higher", "text_to_image@1": "higher"}
+BASELINE = {"text.layers": 3, "train.batch_size": 128}
 
 
 def sweep():

@@ -8,8 +8,11 @@ from jdiff.sweep import grid, product, seeds
 
 RUN = "runs/shapes"
 COMPARE = {"whole": "higher"}
+BASELINE = {"sample.eta": 0.0}  # at the same number of steps
 MEASURE = dict(num=32)
 
 
 def sweep():
-    return product(seeds(16, "measure.seed"), grid({"sample.eta": (0.0, 0.5, 1.0), "sample.steps": (2, 3, 5, 10, 20, 50)}))
+    return product(
+        seeds(16, "measure.seed"), grid({"sample.eta": (0.0, 0.5, 1.0), "sample.steps": (2, 3, 5, 10, 20, 50)})
+    )

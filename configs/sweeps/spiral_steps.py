@@ -8,6 +8,7 @@ from jdiff.sweep import chain, grid, product, seeds
 
 BASE = "spiral"
 COMPARE = {"both": "lower"}  # the mean distance of samples to the data, and of the data to samples
+BASELINE = {"sample.eta": 0.0}  # at the same number of steps
 
 
 def sweep():

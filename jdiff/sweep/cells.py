@@ -27,6 +27,7 @@ from jdiff.training import ema
 
 AFTER = ("sample", "measure")  # sections that say nothing of how a run is trained
 BETTER = ("higher", "lower")
+Variant = tuple[tuple[str, Any], ...]  # what cells say but for their seeds
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Cell:
         return _hash({name: section for name, section in self.config.items() if name not in AFTER})
 
     @property
-    def variant(self) -> tuple[tuple[str, Any], ...]:
+    def variant(self) -> Variant:
         """What it is but for its seed."""
         return tuple((key, value) for key, value in self.said.items() if not key.endswith(SEED))
 
@@ -81,7 +82,7 @@ class Cell:
 class Sweep:
     """cells: in the file's order.   compare: which is better of each measure, the first being what the sweep is about.
 
-    baseline: the variant that others are compared with, by dotted key; the best one if not said.
+    baseline: what those say that others are compared with, by dotted key; the best one of all if not said.
     trained: a run that all cells are drawn by, in place of runs of their own.
     """
 
@@ -103,6 +104,19 @@ class Sweep:
         for key in dict.fromkeys(key for cell in self.cells for key in cell.said):
             values[key] = list(dict.fromkeys(cell.said.get(key) for cell in self.cells))
         return {key: found for key, found in values.items() if len(found) > 1}
+
+    def reference(self, variant: Variant) -> Variant | None:
+        """What a variant is compared with: the one of the baseline, or where there are several the one that is like it
+        in all else; None where there is not one."""
+        found = [one for one in self.variants if self.baseline.items() <= dict(one).items()]
+        if len(found) > 1:
+            rest = [(key, value) for key, value in variant if key not in self.baseline]
+            found = [one for one in found if all(dict(one).get(key, value) == value for key, value in rest)]
+        return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        return list(dict.fromkeys(cell.variant for cell in self.cells))
 
     @cached_property
     def runs(self) -> dict[str, list[Cell]]:
@@ -151,13 +165,15 @@ def read(path: str, config_file: Callable[[str], str]) -> Sweep:
             raise ConfigError(f"{path} has one cell twice: {words(other.said)}, and {words(cell.said)}")
         if "RUN" in said and (outside := {key.split(".")[0] for key in cell.said} - set(AFTER)):
             raise ConfigError(f"{path} has a RUN, which is trained already, but a cell says {', '.join(outside)}")
-    baseline: dict[str, Any] = {}
-    if wanted := {key: _frozen(value) for key, value in said.get("BASELINE", {}).items()}:
-        found = [own for own in dict.fromkeys(cell.variant for cell in cells) if wanted.items() <= dict(own).items()]
-        if len(found) != 1:
-            raise ConfigError(f"BASELINE of {path} is {words(wanted)}, which is {len(found)} of its variants, not one")
-        baseline = dict(found[0])
-    return Sweep(Path(path).stem, base, cells, dict(said["COMPARE"]), baseline, said.get("RUN"))
+    baseline = {key: _frozen(value) for key, value in said.get("BASELINE", {}).items()}
+    plan = Sweep(Path(path).stem, base, cells, dict(said["COMPARE"]), baseline, said.get("RUN"))
+    for variant in plan.variants if baseline else ():
+        if plan.reference(variant) is None:
+            raise ConfigError(
+                f"BASELINE of {path} is {words(baseline)}, but there is not one variant of it to compare with "
+                f"{words(variant)}"
+            )
+    return plan
 
 
 def _cell(base: Mapping, said: Mapping[str, Any], measure: Mapping, path: str) -> Cell:

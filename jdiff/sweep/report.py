@@ -18,30 +18,30 @@ from rich.console import Console
 from rich.table import Table
 
 from jdiff.construct import ConfigError, nearest
-from jdiff.sweep.cells import AFTER, Cell, Store, Sweep, words
+from jdiff.sweep.cells import AFTER, Cell, Store, Sweep, Variant, words
 from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
 
-Variant = tuple
 Done = Sequence[tuple[Cell, dict[str, float]]]  # what was measured of each cell
 WIDE = 20.0  # from the least to the greatest of an axis, from which on it is drawn by its logarithm
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant in one measure: its own mean, and how much higher it is than the one it is compared with."""
+    """A variant in one measure: its own mean, and how much higher it is than the one it is compared with, its
+    reference; None of what is compared with no other."""
 
     variant: Variant
     mean: Difference
+    reference: Variant | None
     beside: Difference | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said in one measure. reference: what all are compared with."""
+    """What may be said in one measure."""
 
     plan: Sweep
     measure: str
-    reference: Variant
     rows: list[Row]
 
     @property
@@ -54,7 +54,7 @@ class Verdict:
 
     def told(self, row: Row) -> str:
         """Better, worse, or neither."""
-        if row.variant == self.reference:
+        if row.reference is None:
             return "reference"
         if row.beside is None or row.beside.low is None:
             return f"fewer than {LEAST} seeds"
@@ -67,9 +67,10 @@ class Verdict:
         told: dict[str, list[str]] = {}
         for row in self.rows:
             told.setdefault(self.told(row), []).append(self.words(row.variant))
-        told.pop("reference", None)
+        references = told.pop("reference", [])
+        beside = self.words(tuple(self.plan.baseline.items())) if len(references) > 1 else "".join(references)
         parts = [f"{name}: {'; '.join(variants)}" for name, variants in told.items()]
-        return f"{self.measure} ({self.better} is better), beside {self.words(self.reference)}. " + ". ".join(parts)
+        return f"{self.measure} ({self.better} is better), beside {beside}. " + ". ".join(parts)
 
 
 def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
@@ -85,15 +86,18 @@ def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
         if not by_seed:
             continue
         sign = 1 if better == "higher" else -1
-        reference = max(by_seed, key=lambda variant: sign * np.mean(list(by_seed[variant].values())))
-        if plan.baseline:
-            reference = next((one for one in by_seed if dict(one) == plan.baseline), reference)
-        level = together(len(by_seed) - 1)
-        rows = [
-            Row(one, difference(list(values.values())), paired(values, by_seed[reference], level=level))
-            for one, values in by_seed.items()
-        ]
-        yield Verdict(plan, measure, reference, rows)
+        best = max(by_seed, key=lambda variant: sign * np.mean(list(by_seed[variant].values())))
+        references = {one: plan.reference(one) if plan.baseline else best for one in by_seed}
+        level = together(sum(one != reference for one, reference in references.items()))
+        rows = []
+        for one, reference in references.items():
+            mean = difference(list(by_seed[one].values()))
+            if one == reference:
+                rows.append(Row(one, mean, None, None))
+            else:
+                beside = paired(by_seed[one], by_seed.get(reference, {}), level=level)
+                rows.append(Row(one, mean, reference, beside))
+        yield Verdict(plan, measure, rows)
 
 
 def write(plan: Sweep, store: Store) -> list[Path]:
@@ -160,7 +164,7 @@ HEADER = ("seeds", "mean", "beside the reference", "verdict")
 
 def _cells(verdict: Verdict) -> Iterator[list[str]]:
     for row in verdict.rows:
-        beside = "" if row.variant == verdict.reference else _interval(row.beside, signed=True)
+        beside = _interval(row.beside, signed=True)
         yield [verdict.words(row.variant), str(row.mean.count), _interval(row.mean), beside, verdict.told(row)]
 
 

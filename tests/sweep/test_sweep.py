@@ -81,8 +81,8 @@ def test_cells_are_told_apart_by_what_they_are(tmp_path):
         ("seeds(3)", "seeds(0)", "has no cells"),
         ("num=50", "number=50", "config.measure.number is not a setting"),
         ("num=50", 'average="0.9"', "measure.average is 0.9, but the run will have none, 0.999"),
-        ("MEASURE", 'BASELINE = {"sample.eta": 0.5}\nMEASURE', "which is 0 of its variants, not one"),
-        ("MEASURE", 'BASELINE = {"train.steps": 2}\nMEASURE', "which is 0 of its variants, not one"),
+        ("MEASURE", 'BASELINE = {"sample.eta": 0.5}\nMEASURE', "not one variant of it to compare with"),
+        ("MEASURE", 'BASELINE = {"train.steps": 2}\nMEASURE', "not one variant of it to compare with"),
         ('BASE = "spiral:tiny"', 'RUN = "nowhere"', "where there is no run"),
         ("seeds(3)", 'grid({"sample.eta": (1.0,)})', "two factors of a product say sample.eta"),
     ],
@@ -206,6 +206,25 @@ def test_a_baseline_is_what_others_are_compared_with(tmp_path):
     chance = np.linspace(0, 0.1, 6)
     _, _, verdict = told(tmp_path, (1 + chance, 2 + 2 * chance), text)
     assert "beside sample.eta=1.0. better: sample.eta=0.0" in verdict.sentence
+
+
+SPREAD = SPIRAL.replace("(0.0, 1.0)}", '(0.0, 1.0), "sample.steps": (1, 2)}').replace("seeds(3)", "seeds(6)")
+
+
+def test_a_baseline_of_one_axis_is_that_of_each_of_the_others(tmp_path):
+    """Noise is compared with none at the same steps, in place of all with one."""
+    plan = read(tmp_path, SPREAD.replace("MEASURE", 'BASELINE = {"sample.eta": 0.0}\nMEASURE'))
+    store = cells.Store(tmp_path / "out")
+    for cell in plan.cells:
+        eta, steps, seed = (cell.said[key] for key in ("sample.eta", "sample.steps", "train.seed"))
+        off = {(1.0, 1): 1.0, (1.0, 2): -1.0}.get((eta, steps), 0.0) + 0.1 * np.sin(seed + eta)
+        store.finish(cell, {"both": 10 * steps + off})
+    (verdict,) = report.verdicts(plan, store.done(plan))
+    assert verdict.sentence == (
+        "both (lower is better), beside sample.eta=0.0. worse: sample.eta=1.0, sample.steps=1. "
+        "better: sample.eta=1.0, sample.steps=2"
+    )
+    assert [row.beside is None for row in verdict.rows] == [True, True, False, False]
 
 
 def test_the_page_needs_nothing_beside_it(tmp_path):
