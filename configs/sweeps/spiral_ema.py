@@ -1,4 +1,4 @@
-"""How long the average of weights is, on the spiral, whose learning rate falls to zero.
+"""How long the average of weights is, on the spiral, where the learning rate falls to zero and where it does not.
 
 Aim     [edm2 fig. 5] in miniature: a best length in the middle; short averages are noisy, long ones late.
 Run     jdiff sweep spiral_ema --workdir=sweeps/spiral_ema --jobs=2
@@ -7,11 +7,13 @@ Run     jdiff sweep spiral_ema --workdir=sweeps/spiral_ema --jobs=2
 from jdiff.sweep import grid, product, seeds
 
 BASE = "spiral"
-DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # all kept by each run
 COMPARE = {"both": "lower"}  # the mean distance of samples to the data, and of the data to samples
-BASELINE = {"measure.average": "0.999"}
+BASELINE = {"measure.average": "none"}  # the last step's weights, of the same learning rate
+
+DECAYS, WIDTHS = (0.9, 0.99, 0.999), (0.1, 0.2, 0.28)  # of averages that each run keeps
 
 
 def sweep():
-    kept = grid({"ema.decays": (DECAYS,), "measure.average": (*map(str, DECAYS), "none")})
-    return product(seeds(6), kept)
+    kept = grid({"ema.decays": (DECAYS,), "ema.widths": (WIDTHS,), "optimizer.decay_to": (0.0, 1.0)})
+    names = ("none", *map(str, DECAYS), *(f"width={width}" for width in WIDTHS))
+    return product(seeds(6), kept, grid({"measure.average": names}))

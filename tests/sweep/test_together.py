@@ -32,7 +32,12 @@ POINTS = (
     {},
     {"train__seed": 3, "optimizer__learning_rate": 1e-3},
     {"diffusion__schedule": "linear", "ema__decays": (0.5,), "optimizer__b2": 0.9},
-    {"optimizer__weight_decay": 0.5, "optimizer__clip_norm": 0.1, "diffusion__schedule": "sigmoid"},
+    {
+        "optimizer__weight_decay": 0.5,
+        "optimizer__clip_norm": 0.1,
+        "optimizer__decay_to": 0.9,
+        "diffusion__schedule": "sigmoid",
+    },
     {"diffusion__weighting": "min_snr"},
 )
 
