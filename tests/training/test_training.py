@@ -215,6 +215,9 @@ def test_noise_belongs_to_the_example():
 def test_learning_rate_warms_up_and_falls_to_zero():
     rate = learning_rate_schedule(learning_rate=2.0, warmup_steps=10, steps=110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
+    for share, ends in ((0.25, [1, 2, 1.25, 0.5]), (1.0, [1, 2, 2, 2])):  # or to a share of itself
+        rate = learning_rate_schedule(learning_rate=2.0, warmup_steps=10, steps=110, decay_to=share)
+        np.testing.assert_allclose([rate(5), rate(10), rate(60), rate(110)], ends, atol=1e-6)
 
 
 def test_first_step_of_adamw_in_closed_form():
