@@ -23,6 +23,7 @@ from jdiff.sweep.cells import AFTER
 
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")
 TRIED = 3  # seconds that lanes are tried for
+SAID = r"^\d+ runs (?:as lanes|one after another).*"  # the line that says which
 
 
 def told(setup: Experiment | Spiral) -> Numbers:
@@ -103,7 +104,11 @@ class Trial:
         each, within, self._within = seconds / steps, self._within, None
         left = (self._steps - done) * each
         lost = left > within
-        how = "one after another" if lost else "as lanes of one program"
         times = f"{left:.0f} s are left together, and {within:.0f} s one after another"
-        print(f"{self._lanes} runs {how}: a step of all takes {1e3 * each:.1f} ms, so that {times}", flush=True)
+        say(self._lanes, not lost, f"a step of all takes {1e3 * each:.1f} ms, so that {times}")
         return lost
+
+
+def say(count: int, together: bool, why: str) -> None:
+    """Print how runs are trained, as ``SAID`` finds it."""
+    print(f"{count} runs {'as lanes of one program' if together else 'one after another'}: {why}", flush=True)

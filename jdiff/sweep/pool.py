@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 
 class RunsFailed(RuntimeError):
@@ -46,16 +47,16 @@ def run(
     commands: Mapping[str, Sequence[str]],
     at: Iterable[Place],
     logs: Path,
-    done: Callable[[str, int, float], None],
+    done: Callable[[str, int, float, str], None],
 ) -> None:
     """Run programs, as many at a time as there are places, until all have ended.
 
-    commands: by name.   logs: a folder, for what each prints.   done: told of each that ends its name, its status,
-    and its seconds.
+    commands: by name.   logs: a folder, to whose NAME.log is added what each prints.   done: told of each that ends
+    its name, its status, its seconds, and what it has printed.
     Raises ``Stopped`` after a SIGINT or SIGTERM, which is passed on to the programs as a SIGTERM.
     """
     waiting, free = dict(commands), list(at)
-    running: dict[str, tuple[subprocess.Popen, Place, float]] = {}
+    running: dict[str, tuple[subprocess.Popen, Place, float, int]] = {}
     heard: list[int] = []
     told = 0  # of the signals heard, how many were passed on
     before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -64,20 +65,23 @@ def run(
         while running or (waiting and not heard):
             while waiting and free and not heard:
                 name, place = next(iter(waiting)), free.pop(0)
-                running[name] = _started(waiting.pop(name), place, logs / f"{name}.log"), place, time.monotonic()
+                with (logs / f"{name}.log").open("ab") as log:
+                    at = log.tell()
+                    running[name] = _started(waiting.pop(name), place, log), place, time.monotonic(), at
             time.sleep(0.05)
             asked = len(heard)
-            for name, (process, place, began) in list(running.items()):
+            for name, (process, place, began, at) in list(running.items()):
                 if told < asked and process.poll() is None:
                     process.terminate()
                 if process.poll() is not None:
                     del running[name]
                     free.append(place)
                     if not heard:
-                        done(name, process.returncode, time.monotonic() - began)
+                        said = (logs / f"{name}.log").read_bytes()[at:].decode(errors="replace")
+                        done(name, process.returncode, time.monotonic() - began, said)
             told = asked
     finally:
-        for process, _, _ in running.values():
+        for process, *_ in running.values():
             process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -85,14 +89,14 @@ def run(
         raise Stopped(heard[0])
 
 
-def _started(command: Sequence[str], place: Place, log: Path) -> subprocess.Popen:
+def _started(command: Sequence[str], place: Place, log: BinaryIO) -> subprocess.Popen:
     own = {} if place.gpus is None else {"CUDA_VISIBLE_DEVICES": place.gpus}
-    with log.open("a") as output, _on(place.cores):
+    with _on(place.cores):
         return subprocess.Popen(
             command,
             env=os.environ | own,
-            stdout=output,
-            stderr=output,
+            stdout=log,
+            stderr=log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the pool, which passes it on
         )

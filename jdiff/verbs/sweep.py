@@ -82,13 +82,15 @@ def sweep(
         keys[0]: [*own, f"--run={','.join(str(listed.index(key)) for key in keys)}"] for keys in jobs_of if jobs
     }
 
-    def done(name: str, status: int, seconds: float) -> None:
+    def done(name: str, status: int, seconds: float, said: str) -> None:
         (keys,) = (keys for keys in jobs_of if keys[0] == name)
         for key in () if status in (0, SAVED) else set(keys) & set(store.left(plan)):
-            store.fail(key, f"status {status}: {_last_words(logs / f'{name}.log')}")
+            store.fail(key, f"status {status}: {_last_words(said)}")
         how = {0: "done", SAVED: "stopped"}.get(status, "failed")
         about = _name(plan, keys[0]) + (f" and {len(keys) - 1} more" if keys[1:] else "")
         print(f"run {listed.index(name)} of {plan.name}, {about}: {how} after {seconds:.0f} s", flush=True)
+        for line in re.findall(lanes.SAID, said, re.MULTILINE):
+            print(f"  {line}", flush=True)
 
     pool.run(commands, pool.places(jobs, gpus), logs, done)
     failed = {key: why for key in listed if (why := store.failure(key))}
@@ -102,9 +104,9 @@ def sweep(
         raise RunsFailed(f"{len(stopped)} of {len(listed)} runs were stopped; the same command goes on with them")
 
 
-def _last_words(log: Path) -> str:
+def _last_words(said: str) -> str:
     """What a program said of its end."""
-    lines = log.read_text().strip().splitlines()
+    lines = said.strip().splitlines()
     errors = [line for line in lines if re.match(r"(jdiff:|[\w.]*(Error|Exception)\b)", line)]
     return (errors or lines or ["it said nothing"])[-1]
 
@@ -205,7 +207,7 @@ def as_lanes(
     done, within = 0, None
     if not always:
         if lanes.slow(setups[0]):
-            print(f"{len(setups)} runs one after another: on a CPU convolutions of lanes learn slowly", flush=True)
+            lanes.say(len(setups), False, "on a CPU convolutions of lanes learn slowly")
             return alone
         began, done = time.perf_counter(), 1
         try:

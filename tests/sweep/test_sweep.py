@@ -255,7 +255,7 @@ def test_a_pool_runs_as_many_at_a_time_as_it_has_places(tmp_path):
     def said():
         return [json.loads((tmp_path / f"{i}.log").read_text()) for i in range(4)]
 
-    pool.run(commands, pool.places(2, ["5", "7"]), tmp_path, lambda name, status, _: ended.update({name: status}))
+    pool.run(commands, pool.places(2, ["5", "7"]), tmp_path, lambda name, status, *_: ended.update({name: status}))
     assert ended == {"0": 0, "1": 1, "2": 0, "3": 1}
     assert {shown for _, shown in said()} == {"5", "7"}
     if len(os.sched_getaffinity(0)) > 1:

@@ -1,6 +1,7 @@
 """Lanes of one program: each ends as its run does alone, whatever the others are."""
 
 import json
+import re
 import runpy
 
 import jax
@@ -139,7 +140,10 @@ def test_a_short_trial_finds_what_is_sooner(monkeypatch, capsys, within, lost):
         now[0] += 60.0 if step == 1 else 0.01
         asked.append(trial.lost(step))
     assert any(asked) is lost and asked.count(True) == int(lost)
-    assert ("a step of all takes 10.0 ms" in capsys.readouterr().out) is (within is not None)
+    said = re.findall(lanes.SAID, capsys.readouterr().out, re.MULTILINE)
+    assert [line.startswith("8 runs one after another: a step of all takes 10.0 ms") for line in said] == (
+        [] if within is None else [lost]
+    )
     if lost:
         assert asked.index(True) in (300, 301)  # after three seconds
 
