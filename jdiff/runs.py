@@ -262,11 +262,8 @@ FAR = 0.1  # of a profile, from which on what is made of snapshots is not what w
 def _made_average(workdir, average: str, names: Sequence[str], step: int, newest: dict, sharding: Sharding) -> Any:
     """An average of a width that was not kept, of all that were."""
     known = f"{workdir} keeps {', '.join(names) or 'no averages'}"
-    try:
-        width = float(average.removeprefix(ema.WIDTH))
-    except ValueError:
-        width = 0.0
-    if not average.startswith(ema.WIDTH) or not 0 < width < ema.WIDEST:
+    width = ema.width_of(average)
+    if width is None:
         raise ConfigError(
             f"there is no average {average}: {known}, and of snapshots {ema.WIDTH}W is made, W between 0 and "
             f"{ema.WIDEST:.4f}"

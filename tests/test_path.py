@@ -71,8 +71,8 @@ def test_a_sweep_of_what_one_run_draws(folder):
     """Its variants shared out among jobs, or all by one: with the same results, and pictures of each cell."""
     (folder / "drawn.py").write_text(DRAWN_BY_A_RUN)
     commands = jdiff("sweep", "drawn.py", "--workdir=apart", "--dry_run", cwd=folder).stdout.splitlines()
-    assert commands[1].endswith("PROMPT --eta=1.0 --seed=0")
-    assert commands[5].endswith("PROMPT --seed=1 --average=none")
+    assert commands[1].endswith("sample PROMPT --workdir=runs/shapes --eta=1.0")
+    assert commands[5].endswith("sample PROMPT --workdir=runs/shapes --average=none")
     for jobs, name in ((2, "apart"), (1, "together")):
         done = jdiff("sweep", "drawn.py", f"--workdir={name}", f"--jobs={jobs}", cwd=folder).stdout
         assert len(re.findall(": done after", done)) == jobs

@@ -175,6 +175,8 @@ class Config:
 
     def optimizer(self, numbers: Numbers | None = None):
         section = self.section("optimizer")
+        if not 0 <= section.get("decay_to", 0.0) <= 1:
+            raise ConfigError(f"config.optimizer.decay_to is {section['decay_to']}; it must be from 0 to 1")
         if numbers is not None:
             return adamw(**section | numbers.optimizer, steps=self.train.steps)
         return construct("optimizer", adamw, section, steps=self.train.steps)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from jdiff import build
@@ -26,6 +27,7 @@ from jdiff.sweep.algebra import SEED
 from jdiff.training import ema
 
 AFTER = ("sample", "measure")  # sections that say nothing of how a run is trained
+DRAWN = "measure" + SEED
 BETTER = ("higher", "lower")
 Variant = tuple[tuple[str, Any], ...]  # what cells say but for their seeds
 
@@ -66,8 +68,9 @@ class Cell:
 
     @property
     def repetition(self) -> tuple[tuple[str, Any], ...]:
-        """Its seed."""
-        return tuple((key, value) for key, value in self.said.items() if key.endswith(SEED))
+        """Its seed: that of training, where it says one, for what one run draws is no repetition of training it."""
+        own = {key: value for key, value in self.said.items() if key.endswith(SEED)}
+        return tuple((key, value) for key, value in own.items() if key != DRAWN or own.keys() == {DRAWN})
 
     @cached_property
     def setup(self) -> Experiment | Spiral:
@@ -107,23 +110,32 @@ class Sweep:
 
     def reference(self, variant: Variant) -> Variant | None:
         """What a variant is compared with: the one of the baseline, or where there are several the one that is like it
-        in all else; None where there is not one."""
+        in all else that both say, or the base does; None where there is not one."""
         found = [one for one in self.variants if self.baseline.items() <= dict(one).items()]
         if len(found) > 1:
-            rest = [(key, value) for key, value in variant if key not in self.baseline]
-            found = [one for one in found if all(dict(one).get(key, value) == value for key, value in rest)]
+            found = [one for one in found if self._alike(one, variant)]
         return found[0] if len(found) == 1 else None
 
+    def _alike(self, one: Variant, other: Variant) -> bool:
+        for key in self.axes.keys() - self.baseline.keys():
+            section, _, name = key.partition(".")
+            values = {_frozen(self.variants[of].config[section].get(name)) for of in (one, other)} - {None}
+            if not key.endswith(SEED) and len(values) > 1:
+                return False
+        return True
+
     @cached_property
-    def variants(self) -> list[Variant]:
-        return list(dict.fromkeys(cell.variant for cell in self.cells))
+    def variants(self) -> dict[Variant, Cell]:
+        """The variants, each with a cell of its own."""
+        return {cell.variant: cell for cell in reversed(self.cells)}
 
     @cached_property
     def runs(self) -> dict[str, list[Cell]]:
         """The cells of each run, by its key; of a run that is trained already, those of each variant apart."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault(_hash(dict(cell.variant)) if self.trained else cell.run, []).append(cell)
+            drawn = cell.config | {"measure": cell.config["measure"] | {"seed": None}}
+            found.setdefault(_hash(drawn) if self.trained else cell.run, []).append(cell)
         return found
 
 
@@ -148,6 +160,8 @@ def read(path: str, config_file: Callable[[str], str]) -> Sweep:
         if not config.exists():
             raise ConfigError(f"RUN of {path} is {base}, where there is no run; train it first")
         config = json.loads(config.read_text())
+        if "train" not in config:
+            raise ConfigError(f"RUN of {path} is {base}, which is no run of ours; jdiff convert makes one of it")
     else:
         base = said["BASE"]
         file, _, variant = config_file(base).partition(":")
@@ -167,16 +181,20 @@ def read(path: str, config_file: Callable[[str], str]) -> Sweep:
             raise ConfigError(f"{path} has a RUN, which is trained already, but a cell says {', '.join(outside)}")
     baseline = {key: _frozen(value) for key, value in said.get("BASELINE", {}).items()}
     plan = Sweep(Path(path).stem, base, cells, dict(said["COMPARE"]), baseline, said.get("RUN"))
-    for variant in plan.variants if baseline else ():
-        if plan.reference(variant) is None:
+    references = {one: plan.reference(one) for one in plan.variants} if baseline else {}
+    for variant, reference in references.items():
+        if reference is None:
             raise ConfigError(
                 f"BASELINE of {path} is {words(baseline)}, but there is not one variant of it to compare with "
                 f"{words(variant)}"
             )
+    if len(references) > 1 and all(one == reference for one, reference in references.items()):
+        raise ConfigError(f"BASELINE of {path} is {words(baseline)}, which all its variants say; nothing is compared")
     return plan
 
 
 def _cell(base: Mapping, said: Mapping[str, Any], measure: Mapping, path: str) -> Cell:
+    said = {key: _frozen(value) for key, value in said.items()}
     config = {name: dict(section) for name, section in base.items()} | {"measure": dict(measure)}
     for key, value in said.items():
         section, dot, name = key.partition(".")
@@ -186,15 +204,17 @@ def _cell(base: Mapping, said: Mapping[str, Any], measure: Mapping, path: str) -
     config = plain(config)
     try:
         own = construct("measure", Measure, config["measure"])
-        _check_average(_setup(config), own.average)
+        _check_measure(_setup(config), own, said)
     except ConfigError as error:
         raise ConfigError(f"{path}, cell {words(said)}: {error}") from error
-    return Cell({key: _frozen(value) for key, value in said.items()}, config | {"measure": asdict(own)})
+    return Cell(said, config | {"measure": asdict(own)})
 
 
 def _frozen(value: Any) -> Any:
-    """A value that can be compared and hashed: a list as a tuple."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    """A value that can be compared, hashed and written: a list as a tuple, a number of NumPy's as Python's."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _setup(config: Mapping) -> Experiment | Spiral:
@@ -203,12 +223,20 @@ def _setup(config: Mapping) -> Experiment | Spiral:
     return build.spiral(own) if points else build.experiment(own)
 
 
-def _check_average(setup: Experiment | Spiral, average: str | None) -> None:
-    """Raise ``ConfigError`` where a run will not have it, as far as the config tells."""
+def _check_measure(setup: Experiment | Spiral, measure: Measure, said: Mapping) -> None:
+    """Raise ``ConfigError`` where a run cannot be measured so, as far as the config tells."""
+    if measure.num < 0 or measure.num == 1 or measure.seed < 0:
+        raise ConfigError(
+            f"measure.num is {measure.num} and measure.seed {measure.seed}; num must be 0 or 2 and more, seed 0 or more"
+        )
+    if DRAWN in said and setup.train.objective == "contrastive":
+        raise ConfigError(f"{DRAWN} is {measure.seed}, but of a dual encoder nothing is drawn; train.seed repeats it")
     names = (ema.NO_AVERAGE, *setup.averages().names)
-    made = isinstance(setup, Experiment) and str(average).startswith(ema.WIDTH) and setup.ema.snapshot_every
-    if average not in (None, *names) and not made:
-        raise ConfigError(f"measure.average is {average}, but the run will have {', '.join(names)} (config.ema)")
+    made = isinstance(setup, Experiment) and setup.ema.snapshot_every and ema.width_of(str(measure.average))
+    if measure.average not in (None, *names) and not made:
+        raise ConfigError(
+            f"measure.average is {measure.average}, but the run will have {', '.join(names)} (config.ema)"
+        )
 
 
 def _hash(config: Mapping) -> str:
@@ -226,6 +254,7 @@ class Store:
 
     def __init__(self, workdir: epath.PathLike):
         self.path = epath.Path(workdir)
+        self.on_disk = "://" not in str(workdir)
 
     def run(self, key: str) -> epath.Path:
         return self.path / "runs" / key

@@ -8,10 +8,10 @@ import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -22,6 +22,7 @@ from jdiff.sweep.cells import AFTER, Cell, Store, Sweep, Variant, words
 from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
 
 Done = Sequence[tuple[Cell, dict[str, float]]]  # what was measured of each cell
+UNSAID = "as the base"  # of an axis
 WIDE = 20.0  # from the least to the greatest of an axis, from which on it is drawn by its logarithm
 
 
@@ -56,8 +57,10 @@ class Verdict:
         """Better, worse, or neither."""
         if row.reference is None:
             return "reference"
-        if row.beside is None or row.beside.low is None:
-            return f"fewer than {LEAST} seeds"
+        if row.beside is None:
+            return "its reference is not measured"
+        if row.beside.low is None:
+            return f"fewer than {LEAST} seeds" if row.beside.count < LEAST else "the same of all seeds"
         sign = row.beside.sign if self.better == "higher" else -row.beside.sign
         return {1: "better", -1: "worse", 0: "not distinguishable"}[sign]
 
@@ -68,7 +71,7 @@ class Verdict:
         for row in self.rows:
             told.setdefault(self.told(row), []).append(self.words(row.variant))
         references = told.pop("reference", [])
-        beside = self.words(tuple(self.plan.baseline.items())) if len(references) > 1 else "".join(references)
+        beside = words(self.plan.baseline) if self.plan.baseline else "".join(references)
         parts = [f"{name}: {'; '.join(variants)}" for name, variants in told.items()]
         return f"{self.measure} ({self.better} is better), beside {beside}. " + ". ".join(parts)
 
@@ -77,10 +80,11 @@ def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
     """One for each measure that the sweep compares. Raises ``ConfigError`` where no cell has it."""
     known = _measures(done)
     for measure, better in plan.compare.items():
-        by_seed: dict[Variant, dict] = {}
+        values: dict[Variant, dict] = {}
         for cell, numbers in done:
             if measure in numbers:
-                by_seed.setdefault(cell.variant, {})[cell.repetition] = numbers[measure]
+                values.setdefault(cell.variant, {}).setdefault(cell.repetition, []).append(numbers[measure])
+        by_seed = {one: {seed: float(np.mean(of)) for seed, of in own.items()} for one, own in values.items()}
         if not by_seed and done:
             raise ConfigError(f"COMPARE of {plan.name} says {measure}, which no cell has; {nearest(measure, known)}")
         if not by_seed:
@@ -88,7 +92,9 @@ def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
         sign = 1 if better == "higher" else -1
         best = max(by_seed, key=lambda variant: sign * np.mean(list(by_seed[variant].values())))
         references = {one: plan.reference(one) if plan.baseline else best for one in by_seed}
-        level = together(sum(one != reference for one, reference in references.items()))
+        compared = sum(one != reference for one, reference in references.items())
+        # The best is known by the same numbers, as if all had been compared with all.
+        level = together(compared if plan.baseline else compared * (compared + 1) // 2)
         rows = []
         for one, reference in references.items():
             mean = difference(list(by_seed[one].values()))
@@ -100,9 +106,9 @@ def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
         yield Verdict(plan, measure, rows)
 
 
-def write(plan: Sweep, store: Store) -> list[Path]:
+def write(plan: Sweep, store: Store) -> list[epath.Path]:
     """Print the table and the verdicts, and write the files; returns those a user opens."""
-    folder, done = Path(store.path), store.done(plan)
+    folder, done = store.path, store.done(plan)
     made = [folder / name for name in ("results.csv", "results.md", "report.html")]
     _csv(done, made[0])
     told = list(verdicts(plan, done))
@@ -115,8 +121,9 @@ def write(plan: Sweep, store: Store) -> list[Path]:
     plots.mkdir(exist_ok=True)
     drawn = []
     for name, figure in _figures(plan, store, told):
-        FigureCanvasAgg(figure).print_png(str(plots / f"{name}.png"))
         drawn.append(plots / f"{name}.png")
+        with drawn[-1].open("wb") as file:
+            FigureCanvasAgg(figure).print_png(file)
     made[2].write_text(_page(plan, store, len(done), told, drawn))
     return [*made, plots]
 
@@ -126,30 +133,15 @@ def _measures(done: Done) -> list[str]:
     return list(dict.fromkeys(name for _, found in done for name in found))
 
 
-def _csv(done: Done, path: Path) -> None:
+def _csv(done: Done, path: epath.Path) -> None:
     keys = list(dict.fromkeys(key for cell, _ in done for key in cell.said))
     measures = _measures(done)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
+    with path.open("w") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["cell", "run", *keys, *measures])
         for cell, found in done:
-            said = [cell.said.get(key, "") for key in keys]
+            said = [str(cell.said[key]) if key in cell.said else "" for key in keys]
             writer.writerow([cell.key, cell.run, *said, *(found.get(name, "") for name in measures)])
-
-
-def read(plan: Sweep, path: Path) -> Done:
-    """The cells of a results.csv, and what was measured of each. Raises ``ConfigError`` where it is another sweep's."""
-    known = {frozenset((key, str(value)) for key, value in cell.said.items()): cell for cell in plan.cells}
-    keys = {key for cell in plan.cells for key in cell.said}
-    done = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            said = {key: value for key, value in row.items() if key in keys and value}
-            if (cell := known.get(frozenset(said.items()))) is None:
-                raise ConfigError(f"{path} has a cell with {words(said)}, which {plan.name} has not")
-            measured = {key: float(value) for key, value in row.items() if value and key not in ("cell", "run", *keys)}
-            done.append((cell, measured))
-    return done
 
 
 def _interval(found: Difference | None, signed: bool = False) -> str:
@@ -160,6 +152,7 @@ def _interval(found: Difference | None, signed: bool = False) -> str:
 
 
 HEADER = ("seeds", "mean", "beside the reference", "verdict")
+INTERVALS = "in brackets where the truth is in 95 of 100 cases: of each mean by itself, of all differences at once"
 
 
 def _cells(verdict: Verdict) -> Iterator[list[str]]:
@@ -170,7 +163,7 @@ def _cells(verdict: Verdict) -> Iterator[list[str]]:
 
 def table(verdict: Verdict) -> Table:
     """A verdict for the terminal."""
-    made = Table(verdict.measure, *HEADER, title=f"{verdict.better} is better; intervals of 95 %, of all together")
+    made = Table(verdict.measure, *HEADER, title=f"{verdict.better} is better; {INTERVALS}")
     for row in _cells(verdict):
         made.add_row(*row)
     return made
@@ -179,7 +172,8 @@ def table(verdict: Verdict) -> Table:
 def markdown(verdict: Verdict) -> str:
     """A verdict in words, and its table, for a document."""
     rows = [[verdict.measure, *HEADER], ["---"] * (1 + len(HEADER)), *_cells(verdict)]
-    return f"{verdict.sentence}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{verdict.sentence}\n\n({INTERVALS[0].upper()}{INTERVALS[1:]}.)\n\n{table}"
 
 
 def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tuple[str, Figure]]:
@@ -190,7 +184,7 @@ def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tup
         if axes:
             along = max(axes, key=lambda key: (key in numbers, len(axes[key])))
             yield verdict.measure, _lines(verdict, along, axes[along], ordered=along in numbers)
-        if len(axes) == 2 and all(len(values) > 1 for values in axes.values()):
+        if len(axes) == 2:
             yield f"{verdict.measure}_map", _heat(verdict, axes)
     if curves := _losses(plan, store):
         figure = Figure(figsize=(7, 4), layout="constrained")
@@ -206,12 +200,10 @@ def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tup
 
 
 def _axes(variants) -> dict[str, list]:
-    """The values of each key of some variants, in order, of keys that have several."""
-    values: dict[str, list] = {}
-    for variant in variants:
-        for key, value in variant:
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
+    """The values of each key of some variants, in order, of keys that have several; None where one does not say it."""
+    said = [dict(variant) for variant in variants]
+    keys = dict.fromkeys(key for one in said for key in one)
+    values = {key: list(dict.fromkeys(one.get(key) for one in said)) for key in keys}
     return {key: found for key, found in values.items() if len(found) > 1}
 
 
@@ -225,13 +217,11 @@ def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Fig
     axes = figure.subplots()
     lines: dict[Variant, list[tuple[Any, Difference]]] = {}
     for row in verdict.rows:
-        said = dict(row.variant)
-        if along in said:
-            rest = tuple((key, value) for key, value in row.variant if key != along)
-            lines.setdefault(rest, []).append((said[along], row.mean))
+        rest = tuple((key, value) for key, value in row.variant if key != along)
+        lines.setdefault(rest, []).append((dict(row.variant).get(along), row.mean))
     for rest, points in lines.items():
         points.sort(key=lambda point: point[0] if ordered else values.index(point[0]))
-        x = [at if ordered else str(at) for at, _ in points]
+        x = [at if ordered else UNSAID if at is None else str(at) for at, _ in points]
         means = [found.mean for _, found in points]
         known = all(found.low is not None for _, found in points)
         low_high = [(found.mean - found.low, found.high - found.mean) for _, found in points] if known else None
@@ -259,8 +249,7 @@ def _heat(verdict: Verdict, axes: Mapping[str, list]) -> Figure:
     means = np.full((len(rows), len(columns)), np.nan)
     for row in verdict.rows:
         said = dict(row.variant)
-        if first in said and second in said:
-            means[rows.index(said[first]), columns.index(said[second])] = row.mean.mean
+        means[rows.index(said.get(first)), columns.index(said.get(second))] = row.mean.mean
     figure = Figure(figsize=(1.5 + 0.9 * len(columns), 1.5 + 0.6 * len(rows)), layout="constrained")
     panel = figure.subplots()
     panel.imshow(means, aspect="auto", cmap="viridis" if verdict.better == "higher" else "viridis_r")
@@ -275,8 +264,8 @@ def _heat(verdict: Verdict, axes: Mapping[str, list]) -> Figure:
             color="w",
             bbox={"facecolor": "0.2", "edgecolor": "none", "pad": 1},
         )
-    panel.set_xticks(range(len(columns)), list(map(str, columns)))
-    panel.set_yticks(range(len(rows)), list(map(str, rows)))
+    panel.set_xticks(range(len(columns)), [UNSAID if value is None else str(value) for value in columns])
+    panel.set_yticks(range(len(rows)), [UNSAID if value is None else str(value) for value in rows])
     panel.set(xlabel=second, ylabel=first, title=f"{verdict.measure} ({verdict.better} is better)")
     return figure
 
@@ -301,7 +290,7 @@ STYLE = (
 )
 
 
-def _page(plan: Sweep, store: Store, done: int, told: Sequence[Verdict], plots: Sequence[Path]) -> str:
+def _page(plan: Sweep, store: Store, done: int, told: Sequence[Verdict], plots: Sequence[epath.Path]) -> str:
     parts = [f"<h1>{html.escape(plan.name)}</h1>"]
     parts.append(f"<p>{done} of {len(plan.cells)} cells of {html.escape(plan.base)}.</p>")
     for verdict in told:
@@ -310,11 +299,11 @@ def _page(plan: Sweep, store: Store, done: int, told: Sequence[Verdict], plots: 
             "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in _cells(verdict)
         )
         parts.append(f"<h2>{html.escape(verdict.measure)}</h2><p>{html.escape(verdict.sentence)}</p>")
-        parts.append(f"<table><tr>{header}</tr>{body}</table>")
+        parts.append(f"<table><caption>{INTERVALS}</caption><tr>{header}</tr>{body}</table>")
     parts += [_picture(path.read_bytes(), path.stem) for path in plots]
     shown = set()
     for cell in plan.cells:
-        path = Path(picture_of(store, cell))
+        path = picture_of(store, cell)
         if cell.variant not in shown and path.exists():
             shown.add(cell.variant)
             parts.append(_picture(path.read_bytes(), plan.words(cell.said)))
@@ -330,6 +319,6 @@ def _picture(png: bytes, caption: str) -> str:
     return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 
-def picture_of(store: Store, cell: Cell) -> Path:
+def picture_of(store: Store, cell: Cell) -> epath.Path:
     """Where a cell's picture is, if it has one."""
-    return Path(store.path) / "pictures" / f"{cell.key}.png"
+    return store.path / "pictures" / f"{cell.key}.png"

@@ -11,6 +11,7 @@ numbers drawn again are often nearly the same one, and t* then as good as infini
 deviations is told of 5 seeds in 67 of 100 cases at the level of 11 comparisons; smoothed, in 98.
 The plain percentiles of d* are too near at few seeds: of normal differences they hold the truth in 83 of 100 cases at
 5 seeds, where they promise 95; these hold it in 95, and of skew ones (exponential) in 91, where Student's t does in 88.
+At the level of 11 comparisons, 99.5, they hold it in 99.7 of normal differences and in 97.8 of skew ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean, or a mean difference, over ``count`` repetitions, with its interval; None of fewer than ``LEAST``."""
+    """A mean, or a mean difference, over ``count`` repetitions, with its interval; None of fewer than ``LEAST``, and of
+    repetitions that are all the same, which tell nothing of chance, unless it is that nothing differs."""
 
     mean: float
     low: float | None
@@ -49,8 +51,8 @@ def difference(values: Sequence[float], *, level: float = LEVEL) -> Difference:
     n, mean = len(x), float(np.mean(x))
     if n < LEAST:
         return Difference(mean, None, None, n)
-    if np.ptp(x) == 0:
-        return Difference(mean, mean, mean, n)
+    if np.ptp(x) <= 1e-12 * abs(mean):
+        return Difference(mean, None, None, n) if mean else Difference(0.0, 0.0, 0.0, n)
     generator, deviation = np.random.default_rng(0), float(np.std(x, ddof=1))
     drawn = x[generator.integers(0, n, (DRAWN, n))] + SMOOTH * deviation * generator.normal(size=(DRAWN, n))
     t = (drawn.mean(1) - mean) / (drawn.std(1, ddof=1) / np.sqrt(n))

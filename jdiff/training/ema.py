@@ -69,6 +69,15 @@ def name_of(width: float) -> str:
     return f"{WIDTH}{width:g}"
 
 
+def width_of(name: str) -> float | None:
+    """The width that a name says; None where it says none that an average can have."""
+    try:
+        width = float(name.removeprefix(WIDTH))
+    except ValueError:
+        return None
+    return width if name.startswith(WIDTH) and 0 < width < WIDEST else None
+
+
 def exponent(width: float) -> float:
     """g of (41)."""
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from etils import epath
 
 from jdiff import grids, runs
 from jdiff.build import Experiment, Spiral
-from jdiff.construct import ConfigError
+from jdiff.construct import ConfigError, nearest
 from jdiff.data import records
 from jdiff.evaluation import diversity
 from jdiff.sweep import cells, lanes, pool, report
@@ -62,6 +63,7 @@ def sweep(
     """
     plan, store = cells.read(file, config_file), Store(workdir)
     listed = list(plan.runs)
+    _check_trained(plan)
     if dry_run:
         for cell in plan.cells:
             print(_command(plan, cell, store))
@@ -74,9 +76,10 @@ def sweep(
     for key in listed if retry else ():
         store.forgive(key)
     left = store.left(plan)
-    print(f"{plan.name}: {len(plan.cells)} cells of {len(listed)} runs, {len(left)} runs to do; see {workdir}/logs")
+    logs = Path(workdir) / "logs" if store.on_disk else Path(tempfile.mkdtemp(prefix=f"{plan.name}_"))
+    print(f"{plan.name}: {len(plan.cells)} cells of {len(listed)} runs, {len(left)} runs to do; see {logs}")
     _prepare(plan, left)
-    logs, jobs_of = Path(workdir) / "logs", _shared_out(plan, left, len(gpus) or jobs, together)
+    jobs_of = _shared_out(plan, left, len(gpus) or jobs, together)
     own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}", f"--together={together}"]
     commands = {
         keys[0]: [*own, f"--run={','.join(str(listed.index(key)) for key in keys)}"] for keys in jobs_of if jobs
@@ -104,6 +107,17 @@ def sweep(
         raise RunsFailed(f"{len(stopped)} of {len(listed)} runs were stopped; the same command goes on with them")
 
 
+def _check_trained(plan: Sweep) -> None:
+    """Raise ``ConfigError`` where the run that cells are drawn by goes on, and with it what they would be drawn by."""
+    if plan.trained is None:
+        return
+    step, steps = runs.latest_step(plan.trained), runs.saved_experiment(plan.trained).train.steps
+    if step is None or 0 < step < steps:  # a converted one has none
+        raise ConfigError(
+            f"RUN of {plan.name} is {plan.trained}, which is at step {step or 0} of {steps}; end it first"
+        )
+
+
 def _last_words(said: str) -> str:
     """What a program said of its end."""
     lines = said.strip().splitlines()
@@ -120,13 +134,14 @@ def _name(plan: Sweep, key: str) -> str:
 
 
 def _command(plan: Sweep, cell: Cell, store: Store) -> str:
-    """What one would type to have one cell's run, or where it is trained already, to draw as the cell does."""
+    """What one would type to have one cell's run, or where it is trained already, to draw or measure with its
+    settings."""
     if plan.trained:
         settings = {key.partition(".")[2]: value for key, value in cell.said.items() if not key.startswith("measure.")}
-        settings |= {"seed": cell.measure.seed}
         settings |= {"average": cell.measure.average} if cell.measure.average else {}
         said = [f"--{key}={value}" for key, value in settings.items()]
-        return shlex.join(["jdiff", "sample", f"--workdir={plan.trained}", "PROMPT", *said])
+        verb = ["evaluate"] if cell.setup.train.objective == "contrastive" else ["sample", "PROMPT"]
+        return shlex.join(["jdiff", *verb, f"--workdir={plan.trained}", *said])
     said = [f"--config.{key}={value}" for key, value in cell.said.items() if not key.startswith("measure.")]
     verb = ["figures", "spiral"] if isinstance(cell.setup, Spiral) else ["train"]
     where = [] if isinstance(cell.setup, Spiral) else [f"--workdir={store.run(cell.run)}"]
@@ -134,13 +149,19 @@ def _command(plan: Sweep, cell: Cell, store: Store) -> str:
 
 
 def _prepare(plan: Sweep, left: Sequence[str]) -> None:
-    """Write the data of all runs that are left, each set once."""
+    """Write the data of all runs that are left, each set once. Raises ``ConfigError`` where one has not the split that
+    is measured."""
     done: list[dict] = []
     for key in left:
         setup = plan.runs[key][0].setup
-        if not isinstance(setup, Spiral) and setup.config["data"] not in done:
+        if isinstance(setup, Spiral):
+            continue
+        if setup.config["data"] not in done:
             done.append(setup.config["data"])
             prepare(setup)
+        known = setup.dataset().info.splits
+        for split in {cell.measure.split for cell in plan.runs[key]} - set(known):
+            raise ConfigError(f"measure.split of {plan.name} is {split}; {nearest(split, list(known))}")
 
 
 def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, together: str) -> list[list[str]]:
@@ -160,7 +181,7 @@ def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, together: str) -> l
 def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> None:
     """Train runs, if their cells do not share one that is there, and measure those of their cells that are left."""
     with ExitStack() as stack:
-        for key in sorted(keys):
+        for key in sorted(set(keys)):
             stack.enter_context(_alone(store, key))
         left = {key: own for key in keys if (own := [c for c in plan.runs[key] if store.found(c) is None])}
         if not left:
@@ -174,14 +195,24 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
             models = as_lanes(setups, paths, models, always=together == "always")
         for part, own, model in zip(parts, cells_of, models):
             try:
-                for cell, found, picture in _by_average(kind, own, model()):
-                    if picture is not None:
-                        grids.write(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
-                    store.finish(cell, found)
-                    print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
+                trained = model()
             except (ConfigError, Diverged) as error:
                 for key in part:
                     store.fail(key, str(error))
+                continue
+            # Weights are read once for each average that is measured; where one cannot be, others are.
+            for average in dict.fromkeys(cell.measure.average for cell in own):
+                some = [cell for cell in own if cell.measure.average == average]
+                try:
+                    for cell, found, picture in kind(some, trained, average):
+                        if picture is not None:
+                            about = {"cell": cell.said, "config": cell.config}
+                            grids.write(report.picture_of(store, cell), picture, about)
+                        store.finish(cell, found)
+                        print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
+                except (ConfigError, Diverged) as error:
+                    for key in [key for key in part if any(cell in some for cell in left[key])]:
+                        store.fail(key, str(error))
 
 
 def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
@@ -226,7 +257,11 @@ def _raise(error: Exception) -> Any:
 
 @contextmanager
 def _alone(store: Store, key: str) -> Iterator[None]:
-    """Wait for another process that has this run in hand, as one has that outlived its sweep."""
+    """Wait for another process that has this run in hand, as one has that outlived its sweep. On storage that cannot be
+    locked none is waited for."""
+    if not store.on_disk:
+        yield
+        return
     folder = Path(store.path) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{key}.lock").open("w") as lock:
@@ -246,12 +281,6 @@ def _trained(plan: Sweep, setup: Experiment | Spiral, path: str) -> Any:
 Measured = Iterator[tuple[Cell, dict[str, float], np.ndarray | None]]  # with a picture, where there is one
 
 
-def _by_average(kind: Callable, own: Sequence[Cell], model: Any) -> Measured:
-    """Measure the cells of a run, its weights read once for each average that they are of."""
-    for average in dict.fromkeys(cell.measure.average for cell in own):
-        yield from kind([cell for cell in own if cell.measure.average == average], model, average)
-
-
 def _points(own: Sequence[Cell], state: TrainState, average: str | None) -> Measured:
     predict = spiral.network(own[0].setup, state, average)
     for cell in own:
@@ -259,6 +288,8 @@ def _points(own: Sequence[Cell], state: TrainState, average: str | None) -> Meas
         n = measure.num or spiral.SAMPLES
         rows = setup.sample.tableau(setup.schedule(), setup.diffusion.prediction_type)
         ends = spiral.draw(predict, setup, rows, measure.seed * n + np.arange(n))
+        if not np.isfinite(ends).all():
+            raise Diverged("what it draws are not numbers")
         to, back = spiral.measured(ends, setup.points())
         yield cell, {"to_data": to, "from_data": back, "both": (to + back) / 2}, None
 

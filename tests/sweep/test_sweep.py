@@ -15,7 +15,7 @@ import pytest
 
 from jdiff import cli
 from jdiff.construct import ConfigError
-from jdiff.sweep import cells, chain, grid, pool, product, report, seeds, zipped
+from jdiff.sweep import cells, chain, grid, pool, product, report, seeds, statistics, zipped
 from tests.running import jdiff, start
 
 SPIRAL = """
@@ -52,6 +52,7 @@ def read(folder, text=SPIRAL):
     return cells.read(written(folder, text), cli._resolved)
 
 
+NUMPY = 'grid({"train.seed": __import__("numpy").arange(3)})'
 ON_LISTS = ('"ema.decays": ([0.5], [0.9])', '"ema.decays": ((0.5,), (0.9,))')
 
 
@@ -63,8 +64,12 @@ def test_cells_are_told_apart_by_what_they_are(tmp_path):
     assert plan.cells[0].variant == (("sample.eta", 0.0),) and plan.cells[0].repetition == (("train.seed", 0),)
     same = read(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', '"sample.eta": (1.0,), "sample.clip": (False,)'))
     assert same.cells[0].key == plan.cells[1].key  # the base says the same of clip
+    assert read(tmp_path, SPIRAL.replace("seeds(3)", NUMPY)).cells == plan.cells
     lists, tuples = (read(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', axis)) for axis in ON_LISTS)
     assert lists.cells == tuples.cells and list(lists.axes) == ["train.seed", "ema.decays"]
+
+
+CONSTANT = '(0.0, 1.0), "train.steps": (2,)}))\nBASELINE = {"train.steps": 2}'
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,10 @@ def test_cells_are_told_apart_by_what_they_are(tmp_path):
         ("(0.0, 1.0)", "(0.0, 7.0)", "config.sample cannot be used: eta is 7"),
         ("seeds(3)", "seeds(0)", "has no cells"),
         ("num=50", "number=50", "config.measure.number is not a setting"),
+        ("num=50", "num=1", "num must be 0 or 2 and more"),
+        ("num=50", 'average="width=9"', "measure.average is width=9, but the run will have none, 0.999"),
+        ("(0.0, 1.0)}))", CONSTANT, "which all its variants say; nothing is compared"),
+        ("seeds(3)", 'grid({"optimizer.decay_to": (2.0,)})', "decay_to is 2.0; it must be from 0 to 1"),
         ("num=50", 'average="0.9"', "measure.average is 0.9, but the run will have none, 0.999"),
         ("MEASURE", 'BASELINE = {"sample.eta": 0.5}\nMEASURE', "not one variant of it to compare with"),
         ("MEASURE", 'BASELINE = {"train.steps": 2}\nMEASURE', "not one variant of it to compare with"),
@@ -227,13 +236,67 @@ def test_a_baseline_of_one_axis_is_that_of_each_of_the_others(tmp_path):
     assert [row.beside is None for row in verdict.rows] == [True, True, False, False]
 
 
+def test_a_baseline_is_like_in_what_the_base_says_as_well(tmp_path):
+    """Of three that say no noise, none is compared with one that clips as the base does not."""
+    clipped = 'chain(grid({"sample.eta": (0.0,), "sample.steps": (1, 2), "sample.clip": (True,)}), grid({AXES}))'
+    axes = '"sample.eta": (1.0,), "sample.steps": (1,)'
+    text = SPIRAL.replace("import grid", "import chain, grid").replace(
+        "MEASURE", 'BASELINE = {"sample.eta": 0.0}\nMEASURE'
+    )
+    text = text.replace('grid({"sample.eta": (0.0, 1.0)})', clipped)
+    with pytest.raises(ConfigError, match="not one variant of it to compare with sample.eta=1.0, sample.steps=1"):
+        read(tmp_path, text.replace("AXES", axes))
+    plan = read(tmp_path, text.replace("AXES", axes + ', "sample.clip": (True,)'))
+    assert dict(plan.reference(plan.cells[-1].variant)) == {"sample.eta": 0.0, "sample.steps": 1, "sample.clip": True}
+
+
+def test_without_a_baseline_all_are_compared_with_all(tmp_path):
+    """The best is known by the same numbers, so that it is further to the others."""
+    plan = read(tmp_path, SPIRAL.replace("(0.0, 1.0)", "(0.0, 0.5, 1.0)").replace("seeds(3)", "seeds(6)"))
+    store, chance = cells.Store(tmp_path / "out"), np.random.default_rng(0).normal(size=(3, 6))
+    for i, cell in enumerate(plan.cells):
+        store.finish(cell, {"both": i % 3 + 0.1 * chance[i % 3, cell.said["train.seed"]]})
+    (verdict,) = report.verdicts(plan, store.done(plan))
+    values = [dict(enumerate(i + 0.1 * chance[i])) for i in range(3)]
+    for row, found in zip(verdict.rows, values):
+        if row.beside is not None:
+            assert row.beside == statistics.paired(found, values[0], level=1 - 0.05 / 3)
+
+
+def test_what_one_run_draws_is_no_repetition_of_training(tmp_path):
+    """Draws are averaged over, and counted as the training that they are of."""
+    plan = read(tmp_path, SPIRAL.replace("seeds(3)", 'seeds(5), seeds(3, "measure.seed")'))
+    store = cells.Store(tmp_path / "out")
+    for cell in plan.cells:
+        off = 0.1 * np.sin(cell.said["train.seed"] + cell.said["sample.eta"])
+        store.finish(cell, {"both": cell.said["measure.seed"] + cell.said["sample.eta"] + off})
+    (verdict,) = report.verdicts(plan, store.done(plan))
+    assert [row.mean.count for row in verdict.rows] == [5, 5]
+    assert abs(verdict.rows[0].mean.mean - 1) < 0.1 and verdict.rows[1].beside.sign == 1
+
+
+def test_a_reference_that_is_not_there_yet_is_said(tmp_path):
+    plan = read(tmp_path, SPIRAL.replace("MEASURE", 'BASELINE = {"sample.eta": 0.0}\nMEASURE'))
+    store = cells.Store(tmp_path / "out")
+    for cell in plan.cells[1::2]:
+        store.finish(cell, {"both": 1.0})
+    (verdict,) = report.verdicts(plan, store.done(plan))
+    assert verdict.sentence.endswith("beside sample.eta=0.0. its reference is not measured: sample.eta=1.0")
+
+
+def test_points_that_fly_away_are_no_result(tmp_path):
+    written(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', AXIS).replace("seeds(3)", "seeds(1)"))
+    done = jdiff("sweep", "some.py", "--workdir=out", cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "failed, what it draws are not numbers" in done.stdout
+    assert finished(tmp_path / "out") == 1
+
+
 def test_the_page_needs_nothing_beside_it(tmp_path):
-    plan, store, _ = told(tmp_path, (np.arange(6.0), np.arange(6.0) + 1))
+    plan, store, _ = told(tmp_path, (np.arange(6.0), np.arange(6.0) + 1 + 0.1 * np.sin(np.arange(6))))
     made = report.write(plan, store)
     page = (tmp_path / "out" / "report.html").read_text()
     assert made[:3] == [tmp_path / "out" / name for name in ("results.csv", "results.md", "report.html")]
-    again = [report.markdown(verdict) for verdict in report.verdicts(plan, report.read(plan, made[0]))]
-    assert "\n".join(again) == made[1].read_text() and "| sample.eta=1.0 | 6 | 3.5 (" in again[0]
+    assert "| sample.eta=1.0 | 6 | 3.5" in made[1].read_text()
     assert page.count("data:image/png;base64,") == 1
     assert not re.search(r'(src|href)=(?!"data:)', page)
     assert "worse: sample.eta=1.0" in page
