@@ -8,7 +8,7 @@ from jdiff.sweep import grid, product, seeds
 
 BASE = "spiral"
 COMPARE = {"both": "lower"}  # the mean distance of samples to the data, and of the data to samples
-BASELINE = {"diffusion.prediction_type": "v"}  # of the same schedule and weighting
+BASELINE = {"diffusion.prediction_type": "v", "diffusion.schedule": "cosine", "diffusion.weighting": "simple"}
 
 
 def sweep():
