@@ -23,6 +23,7 @@ from jdiff.sweep.statistics import LEAST, Difference, difference, paired, togeth
 
 Done = Sequence[tuple[Cell, dict[str, float]]]  # what was measured of each cell
 UNSAID = "as the base"  # of an axis
+TICKS = 8  # of an axis, values that are each told
 WIDE = 20.0  # from the least to the greatest of an axis, from which on it is drawn by its logarithm
 
 
@@ -182,7 +183,7 @@ def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tup
         axes = _axes(row.variant for row in verdict.rows)
         numbers = {key for key, values in axes.items() if all(map(_is_number, values))}
         if axes:
-            along = max(axes, key=lambda key: (key in numbers, len(axes[key])))
+            along = max(axes, key=lambda key: (len(axes[key]), key in numbers))
             yield verdict.measure, _lines(verdict, along, axes[along], ordered=along in numbers)
         if len(axes) == 2:
             yield f"{verdict.measure}_map", _heat(verdict, axes)
@@ -219,16 +220,14 @@ def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Fig
     for row in verdict.rows:
         rest = tuple((key, value) for key, value in row.variant if key != along)
         lines.setdefault(rest, []).append((dict(row.variant).get(along), row.mean))
-    for rest, points in lines.items():
+    for i, (rest, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0] if ordered else values.index(point[0]))
-        x = [at if ordered else UNSAID if at is None else str(at) for at, _ in points]
-        means = [found.mean for _, found in points]
-        known = all(found.low is not None for _, found in points)
-        low_high = [(found.mean - found.low, found.high - found.mean) for _, found in points] if known else None
+        aside = 0.3 * (i + 0.5) / len(lines) - 0.15  # so that points do not hide each other
+        low_high = [(0, 0) if of.low is None else (of.mean - of.low, of.high - of.mean) for _, of in points]
         axes.errorbar(
-            x,
-            means,
-            None if low_high is None else np.transpose(low_high),
+            [at if ordered else values.index(at) + aside for at, _ in points],
+            [of.mean for _, of in points],
+            np.transpose(low_high),
             marker="o",
             ms=4,
             ls="-" if ordered else "",
@@ -237,6 +236,10 @@ def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Fig
         )
     if ordered and min(values) > 0 and max(values) / min(values) >= WIDE:
         axes.set_xscale("log")
+    if not ordered or len(values) <= TICKS:
+        places = values if ordered else range(len(values))
+        axes.set_xticks(places, [UNSAID if value is None else str(value) for value in values])
+        axes.set_xticks([], minor=True)
     axes.set(xlabel=along, ylabel=f"{verdict.measure} ({verdict.better} is better)")
     if any(lines):
         axes.legend(fontsize=7)
