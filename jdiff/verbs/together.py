@@ -93,14 +93,16 @@ class Runs:
 
         self._step = jax.jit(jax.vmap(step), donate_argnums=1)
         train = first.train
-        self._batches = [
-            Batches(dataset, self._tokenizer, batch_size=train.batch_size, seed=setup.train.seed, group=train.group)
-            for setup in self._setups
-        ]
+        self._seeds = [setup.train.seed for setup in self._setups]
+        self._batches = {
+            seed: Batches(dataset, self._tokenizer, batch_size=train.batch_size, seed=seed, group=train.group)
+            for seed in self._seeds
+        }
 
     def _advance(self) -> metrics.Averages:
         """Take a step of all."""
-        batch = jax.tree.map(lambda *rows: np.stack(rows), *(next(batches) for batches in self._batches))
+        rows = {seed: next(batches) for seed, batches in self._batches.items()}
+        batch = jax.tree.map(lambda *lanes: np.stack(lanes), *(rows[seed] for seed in self._seeds))
         self.states, averages = self._step(self._numbers, self.states, batch)
         return jax.block_until_ready(averages)
 
@@ -112,7 +114,7 @@ class Runs:
         train, merged = self._setups[0].train, None
         reports: list[dict[int, dict[str, float]]] = [{} for _ in self._setups]
         with ExitStack() as stack:
-            for batches in self._batches:
+            for batches in self._batches.values():
                 stack.callback(batches.close)
             show = stack.enter_context(_bar("training", train.steps))
             for step in range(1, train.steps + 1):
