@@ -232,7 +232,7 @@ def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Fig
             ms=4,
             ls="-" if ordered else "",
             capsize=3,
-            label=verdict.words(rest) if rest else None,
+            label=verdict.words(rest) if len(lines) > 1 else None,
         )
     if ordered and min(values) > 0 and max(values) / min(values) >= WIDE:
         axes.set_xscale("log")
@@ -241,7 +241,7 @@ def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Fig
         axes.set_xticks(places, [UNSAID if value is None else str(value) for value in values])
         axes.set_xticks([], minor=True)
     axes.set(xlabel=along, ylabel=f"{verdict.measure} ({verdict.better} is better)")
-    if any(lines):
+    if len(lines) > 1:
         axes.legend(fontsize=7)
     return figure
 
