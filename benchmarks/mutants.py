@@ -232,8 +232,8 @@ MUTANTS = (
     Mutant(
         "weights and errors averaged apart",
         "diffusion/loss.py",
-        "total = jnp.mean(prediction.WEIGHTINGS[weighting](prediction_type, level) * each)",
-        "total = jnp.mean(prediction.WEIGHTINGS[weighting](prediction_type, level)) * jnp.mean(each)",
+        "total = jnp.mean(prediction.weights(weighting, prediction_type, level) * each)",
+        "total = jnp.mean(prediction.weights(weighting, prediction_type, level)) * jnp.mean(each)",
         "loss",
     ),
     Mutant(
