@@ -268,7 +268,7 @@ def _made_average(workdir, average: str, names: Sequence[str], step: int, newest
             f"there is no average {average}: {known}, and of snapshots {ema.WIDTH}W is made, W between 0 and "
             f"{ema.WIDEST:.4f}"
         )
-    widths = {name: float(name.removeprefix(ema.WIDTH)) for name in names if name.startswith(ema.WIDTH)}
+    widths = {name: ema.width_of(name) for name in names if name.startswith(ema.WIDTH)}
     if not widths:
         raise ConfigError(f"{average} can only be made of averages of widths, config.ema.widths; {known}")
     with snapshots(workdir) as store:

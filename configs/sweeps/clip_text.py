@@ -1,6 +1,6 @@
 """The text tower's depth and the batch of the dual encoder of `make demo`, stopped early.
 
-Aim     [clip sec. 2.4 and fig. 8] in miniature: the text tower hardly matters, the batch does.
+Aim     [clip sec. 2.4] in miniature: the text tower hardly matters, the batch does.
 Run     jdiff sweep clip_text --workdir=sweeps/clip_text
 Takes   about 20 minutes on 2 CPU cores.
 Seen    2026-11-27, 5 seeds: a batch of 128 finds .94, of 64 .91, of 32 .74; one layer at 128 .73, of one seed .32.

@@ -175,8 +175,6 @@ class Config:
 
     def optimizer(self, numbers: Numbers | None = None):
         section = self.section("optimizer")
-        if not 0 <= section.get("decay_to", 0.0) <= 1:
-            raise ConfigError(f"config.optimizer.decay_to is {section['decay_to']}; it must be from 0 to 1")
         if numbers is not None:
             return adamw(**section | numbers.optimizer, steps=self.train.steps)
         return construct("optimizer", adamw, section, steps=self.train.steps)
@@ -192,6 +190,9 @@ class Config:
         for key in counts:
             if getattr(self.train, key) < 1:
                 raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
+        decay_to = self.section("optimizer").get("decay_to", 0.0)
+        if not 0 <= decay_to <= 1:
+            raise ConfigError(f"config.optimizer.decay_to is {decay_to}; it must be from 0 to 1")
         ema = self.ema
         if not all(0 < decay < 1 for decay in ema.decays):
             raise ConfigError(f"config.ema.decays is {ema.decays}; each must be between 0 and 1")

@@ -108,6 +108,11 @@ class Sweep:
             values[key] = list(dict.fromkeys(cell.said.get(key) for cell in self.cells))
         return {key: found for key, found in values.items() if len(found) > 1}
 
+    @property
+    def variant_axes(self) -> dict[str, list]:
+        """As ``axes``, but for seeds."""
+        return {key: values for key, values in self.axes.items() if not key.endswith(SEED)}
+
     def reference(self, variant: Variant) -> Variant | None:
         """What a variant is compared with: the one of the baseline, or where there are several the one that is like it
         in all else that both say, or the base does; None where there is not one."""
@@ -117,10 +122,10 @@ class Sweep:
         return found[0] if len(found) == 1 else None
 
     def _alike(self, one: Variant, other: Variant) -> bool:
-        for key in self.axes.keys() - self.baseline.keys():
+        for key in self.variant_axes.keys() - self.baseline.keys():
             section, _, name = key.partition(".")
             values = {_frozen(self.variants[of].config[section].get(name)) for of in (one, other)} - {None}
-            if not key.endswith(SEED) and len(values) > 1:
+            if len(values) > 1:
                 return False
         return True
 
@@ -134,8 +139,10 @@ class Sweep:
         """The cells of each run, by its key; of a run that is trained already, those of each variant apart."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            drawn = cell.config | {"measure": cell.config["measure"] | {"seed": None}}
-            found.setdefault(_hash(drawn) if self.trained else cell.run, []).append(cell)
+            key = cell.run
+            if self.trained:
+                key = _hash(cell.config | {"measure": cell.config["measure"] | {"seed": None}})
+            found.setdefault(key, []).append(cell)
         return found
 
 

@@ -66,18 +66,18 @@ def run(
             while waiting and free and not heard:
                 name, place = next(iter(waiting)), free.pop(0)
                 with (logs / f"{name}.log").open("ab") as log:
-                    at = log.tell()
-                    running[name] = _started(waiting.pop(name), place, log), place, time.monotonic(), at
+                    start = log.tell()
+                    running[name] = _started(waiting.pop(name), place, log), place, time.monotonic(), start
             time.sleep(0.05)
             asked = len(heard)
-            for name, (process, place, began, at) in list(running.items()):
+            for name, (process, place, began, start) in list(running.items()):
                 if told < asked and process.poll() is None:
                     process.terminate()
                 if process.poll() is not None:
                     del running[name]
                     free.append(place)
                     if not heard:
-                        said = (logs / f"{name}.log").read_bytes()[at:].decode(errors="replace")
+                        said = (logs / f"{name}.log").read_bytes()[start:].decode(errors="replace")
                         done(name, process.returncode, time.monotonic() - began, said)
             told = asked
     finally:

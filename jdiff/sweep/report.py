@@ -179,8 +179,8 @@ def markdown(verdict: Verdict) -> str:
 
 def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tuple[str, Figure]]:
     """Plots by name: each measure over an axis, and over two as a map; the loss while training."""
+    axes = plan.variant_axes
     for verdict in told:
-        axes = _axes(row.variant for row in verdict.rows)
         numbers = {key for key, values in axes.items() if all(map(_is_number, values))}
         if axes:
             along = max(axes, key=lambda key: (len(axes[key]), key in numbers))
@@ -198,14 +198,6 @@ def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tup
         axes.set(xlabel="step", ylabel="loss, on the mean over seeds")
         axes.legend(fontsize=7)
         yield "loss_while_training", figure
-
-
-def _axes(variants) -> dict[str, list]:
-    """The values of each key of some variants, in order, of keys that have several; None where one does not say it."""
-    said = [dict(variant) for variant in variants]
-    keys = dict.fromkeys(key for one in said for key in one)
-    values = {key: list(dict.fromkeys(one.get(key) for one in said)) for key in keys}
-    return {key: found for key, found in values.items() if len(found) > 1}
 
 
 def _is_number(value) -> bool:

@@ -151,31 +151,36 @@ def _command(plan: Sweep, cell: Cell, store: Store) -> str:
 def _prepare(plan: Sweep, left: Sequence[str]) -> None:
     """Write the data of all runs that are left, each set once. Raises ``ConfigError`` where one has not the split that
     is measured."""
-    done: list[dict] = []
+    done: list[tuple[dict, list[str]]] = []
     for key in left:
         setup = plan.runs[key][0].setup
         if isinstance(setup, Spiral):
             continue
-        if setup.config["data"] not in done:
-            done.append(setup.config["data"])
+        data = setup.config["data"]
+        known = next((splits for of, splits in done if of == data), None)
+        if known is None:
             prepare(setup)
-        known = setup.dataset().info.splits
+            known = list(setup.dataset().info.splits)
+            done.append((data, known))
         for split in {cell.measure.split for cell in plan.runs[key]} - set(known):
-            raise ConfigError(f"measure.split of {plan.name} is {split}; {nearest(split, list(known))}")
+            raise ConfigError(f"measure.split of {plan.name} is {split}; {nearest(split, known)}")
 
 
 def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, together: str) -> list[list[str]]:
     """The runs that each job does: those that may be lanes of one program, an even part of them for each at a time; of
     a run that is trained already, an even part of what is drawn."""
-    parts: list[list[str]] = []
     if plan.trained:
-        return [list(map(str, part)) for part in np.array_split(left, max(min(jobs, len(left)), 1)) if len(part)]
+        return _evenly(left, jobs)
     if together == "never":
         return [[key] for key in left]
-    for group in lanes.groups({key: plan.runs[key][0].setup for key in left}):
-        count = max(min(jobs, len(group) // 2), math.ceil(len(group) / LANES), 1)
-        parts += [list(map(str, part)) for part in np.array_split(group, count)]
-    return parts
+    groups = lanes.groups({key: plan.runs[key][0].setup for key in left})
+    counts = [max(min(jobs, len(group) // 2), math.ceil(len(group) / LANES)) for group in groups]
+    return [part for group, count in zip(groups, counts) for part in _evenly(group, count)]
+
+
+def _evenly(keys: Sequence[str], count: int) -> list[list[str]]:
+    """So many parts, or as many as there are keys; one at least, if there is any key."""
+    return [list(map(str, part)) for part in np.array_split(keys, max(count, 1)) if len(part)]
 
 
 def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> None:
@@ -194,25 +199,31 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
         if len(parts) > 1 and together != "never" and _may_be_lanes(setups, paths):
             models = as_lanes(setups, paths, models, always=together == "always")
         for part, own, model in zip(parts, cells_of, models):
-            try:
+            with _failing(store, part):
                 trained = model()
-            except (ConfigError, Diverged) as error:
-                for key in part:
-                    store.fail(key, str(error))
-                continue
-            # Weights are read once for each average that is measured; where one cannot be, others are.
-            for average in dict.fromkeys(cell.measure.average for cell in own):
-                some = [cell for cell in own if cell.measure.average == average]
-                try:
-                    for cell, found, picture in kind(some, trained, average):
-                        if picture is not None:
-                            about = {"cell": cell.said, "config": cell.config}
-                            grids.write(report.picture_of(store, cell), picture, about)
-                        store.finish(cell, found)
-                        print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
-                except (ConfigError, Diverged) as error:
-                    for key in [key for key in part if any(cell in some for cell in left[key])]:
-                        store.fail(key, str(error))
+                # Weights are read once for each average that is measured; where one cannot be, others are.
+                for average in dict.fromkeys(cell.measure.average for cell in own):
+                    some = [cell for cell in own if cell.measure.average == average]
+                    with _failing(store, [key for key in part if any(cell in some for cell in left[key])]):
+                        for cell, found, picture in kind(some, trained, average):
+                            _keep(plan, store, cell, found, picture)
+
+
+@contextmanager
+def _failing(store: Store, keys: Sequence[str]) -> Iterator[None]:
+    """Where what is done in here cannot be, these runs have failed, and others go on."""
+    try:
+        yield
+    except (ConfigError, Diverged) as error:
+        for key in keys:
+            store.fail(key, str(error))
+
+
+def _keep(plan: Sweep, store: Store, cell: Cell, found: dict[str, float], picture: np.ndarray | None) -> None:
+    if picture is not None:
+        grids.write(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
+    store.finish(cell, found)
+    print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
 
 
 def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
