@@ -58,8 +58,11 @@ def _pass(*arguments: str) -> float:
 def _lanes(name: str, steps: int) -> Iterator[Claim]:
     """Eight learning rates of a tiny run: one after another in this process, and as the planner has it."""
     with tempfile.TemporaryDirectory() as folder:
+        encoder = _setup("demo_clip", folder, 2, RATES[0])
+        if name != "spiral":
+            prepare(encoder)  # the data of both
         if name == "demo_t2i":  # whose text is read by a dual encoder
-            _alone(_setup("demo_clip", folder, 2, RATES[0]), f"{folder}/encoder")
+            _alone(encoder, f"{folder}/encoder")
         setups = [_setup(name, folder, steps, rate) for rate in RATES]
         began = time.perf_counter()
         alone = [_alone(setup, f"{folder}/alone{i}") for i, setup in enumerate(setups)]
@@ -95,7 +98,6 @@ def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment 
 def _alone(setup: build.Experiment | build.Spiral, path: str) -> str | TrainState:
     if isinstance(setup, build.Spiral):
         return spiral.learnt(setup)
-    prepare(setup)
     train(setup, path)
     return path
 
