@@ -56,7 +56,7 @@ def _company(path: Path, quick: bool) -> Iterator[Claim]:
     ]
     every = every[:: 61 if quick else 1]
     n = len(every)
-    captions = _captions(model, n)
+    captions = captions_of(model, n)
     program = jax.jit(partial(sample.denoised, model.program()))
 
     def run(at: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
@@ -102,9 +102,9 @@ def _cost(path: Path, quick: bool) -> Iterator[Claim]:
     for b in (8,) if quick else (1, 8):
         for scale in (1.0, 3.0):
             settings = replace(model.settings, solver="ddim", eta=0.0, steps=20, guidance_scale=scale)
-            general, dedicated = _general(model, settings, b), _dedicated(model, settings, b)
-            a, c = np.asarray(general()), np.asarray(dedicated())
-            ratios = _ratios(general, dedicated, 4 if quick else 25)
+            general, alone = _general(model, settings, b), dedicated(model, settings, b)
+            a, c = np.asarray(general()), np.asarray(alone())
+            ratios = _ratios(general, alone, 4 if quick else 25)
             least = float(ratios.min()) if quick else None  # of four, the interval of a median is all of them
             kind = "guided" if scale != 1 else "unguided"
             text = f"time over a dedicated program's, batch {b}, {kind}"
@@ -126,7 +126,7 @@ def _ratios(a: Callable, b: Callable, repeats: int) -> np.ndarray:
     return np.array(ratios)
 
 
-def _captions(model: Sampler, b: int) -> list:
+def captions_of(model: Sampler, b: int) -> list:
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(b)]
     negatives = [NEGATIVES[i % len(NEGATIVES)] for i in range(b)]
     return [*model.tokenizer.encode(prompts), *model.tokenizer.encode(negatives), np.arange(b, dtype=np.uint32)]
@@ -134,15 +134,15 @@ def _captions(model: Sampler, b: int) -> list:
 
 def _general(model: Sampler, settings: Settings, b: int) -> Callable:
     program, method = model.program(), jax.device_put(model.method([settings] * b))
-    captions = jax.device_put(_captions(model, b))
+    captions = jax.device_put(captions_of(model, b))
     return lambda: sample.draw(program, model.weights, method, captions, None)[0]
 
 
-def _dedicated(model: Sampler, settings: Settings, b: int) -> Callable:
+def dedicated(model: Sampler, settings: Settings, b: int) -> Callable:
     """DDIM of so many steps, guided or not, as one would write it for nothing else."""
     tableau = jax.tree.map(lambda c: c.astype(np.float32), model.tableau(settings))
     scale = settings.guidance_scale
-    captions = jax.device_put(_captions(model, b))
+    captions = jax.device_put(captions_of(model, b))
 
     @jax.jit
     def draw(weights, captions):
@@ -190,11 +190,11 @@ def _exported(path: Path) -> Iterator[Claim]:
     model, changes, n = runs.load(path), {"solver": "dpmpp_2m", "steps": 20, "guidance_scale": 3.0}, 5
     with tempfile.TemporaryDirectory() as folder:
         export(str(path), f"{folder}/alone", hints=NO_HINTS, changes=changes, max_rows=sample.MAX_ROWS)
-        np.savez(f"{folder}/captions.npz", *_captions(model, n))
+        np.savez(f"{folder}/captions.npz", *captions_of(model, n))
         arguments = [f"{folder}/{name}" for name in ("alone", "captions.npz", "images.npy")]
         subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True)
         drawn = np.load(f"{folder}/images.npy")
-    settings, captions = replace(model.settings, **changes), _captions(model, n)
+    settings, captions = replace(model.settings, **changes), captions_of(model, n)
     ours = sample.draw(model.program(), model.weights, model.method([settings] * n), captions, None)[0]
     off = np.abs(drawn.astype(int) - np.asarray(ours).astype(int)).max()
     yield Claim("exported, without jdiff and flax: largest difference of a pixel, of 255", float(off), 0, at_most=True)

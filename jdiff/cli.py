@@ -412,8 +412,14 @@ def main() -> None:
         print("jdiff: stopped", file=sys.stderr)
         sys.exit(130)
     except (*mistakes, RunsFailed, OSError) as error:
-        print(f"jdiff: {error}", file=sys.stderr)
+        unknown = "there is no such bucket: " if str(error).startswith("http") else ""  # gcsfs gives an address alone
+        print(f"jdiff: {unknown}{error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, mistakes) else 1)
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print("jdiff: gs:// is read and written by gcsfs, which is not here: pip install 'jdiff[gcs]'", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

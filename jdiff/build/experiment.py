@@ -164,6 +164,10 @@ class Experiment(Config):
             raise ConfigError(f"config.data.source is missing; known are {', '.join(SOURCES)}")
         own = {key: keys.pop(key) for key in ("max_rejected",) if key in keys}
         directory = keys.pop("directory", "data")
+        if "://" in str(directory):  # as ArrayRecord's writers and readers know files alone
+            raise ConfigError(
+                f"config.data.directory is {directory}, but records are read from disk; name a folder there"
+            )
         keys.pop("source", None)
         keys.setdefault("image_size", self.image_size)
         more = {"dataset": name} if kind == "tfds" else {}

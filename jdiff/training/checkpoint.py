@@ -18,6 +18,12 @@ STATE = ("step", "params", "opt_state", "ema", "frozen")
 PARTS = (*STATE, "averages")
 
 
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    """A directory as Orbax wants it; epath would put a bucket beneath the working directory."""
+    path = epath.Path(directory)
+    return path if path.is_absolute() else path.absolute()
+
+
 class Snapshots:
     """Averages along a run, each kept for good, in ``directory``.
 
@@ -27,7 +33,7 @@ class Snapshots:
     def __init__(self, directory: epath.PathLike, *, begun_at: int | None = None):
         reads = begun_at is None
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory).absolute(),
+            _absolute(directory),
             options=ocp.CheckpointManagerOptions(read_only=reads, create=not reads, cleanup_tmp_directories=not reads),
             item_names=("ema",),
             item_handlers={"ema": ocp.PyTreeCheckpointHandler()},
@@ -93,7 +99,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         handlers = {part: ocp.PyTreeCheckpointHandler() for part in PARTS}
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory).absolute(), options=options, item_names=PARTS, item_handlers=handlers
+            _absolute(directory), options=options, item_names=PARTS, item_handlers=handlers
         )
 
     def __enter__(self) -> Checkpoints:
