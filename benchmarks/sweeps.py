@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import one_program
 from benchmarks.claims import Claim, settle
@@ -68,17 +70,20 @@ def _lanes(name: str, steps: int) -> Iterator[Claim]:
         if name == "demo_t2i":  # whose text is read by a dual encoder
             _alone(encoder, f"{folder}/encoder")
         setups = [_setup(name, folder, steps, rate) for rate in RATES]
-        began = time.perf_counter()
-        alone = [_alone(setup, f"{folder}/alone{i}") for i, setup in enumerate(setups)]
-        apart = time.perf_counter() - began
+        with _cold():
+            began = time.perf_counter()
+            alone = [_alone(setup, f"{folder}/alone{i}") for i, setup in enumerate(setups)]
+            apart = time.perf_counter() - began
         paths = [f"{folder}/planned{i}" for i in range(len(setups))]
         each = [partial(_alone, setup, path) for setup, path in zip(setups, paths)]
-        began = time.perf_counter()
-        planned = as_lanes(setups, paths, each, always=False)
+        with _cold():
+            began = time.perf_counter()
+            planned = as_lanes(setups, paths, each, always=False)
+            for model in planned:
+                model()
+            ratio = apart / (time.perf_counter() - began)
         chosen = planned[1] is not each[1]
-        for model in planned:
-            model()
-        ratio, note = apart / (time.perf_counter() - began), "(as lanes)" if chosen else "(one after another)"
+        note = "(as lanes)" if chosen else "(one after another)"
         text = f"{name}, 8 learning rates, {steps} steps: throughput, of one after another"
         yield Claim(text, ratio, WHERE_CHOSEN if chosen else LEAST, note=note)
         lanes = as_lanes(setups, [f"{folder}/lane{i}" for i in range(len(setups))], each, always=True)
@@ -105,16 +110,32 @@ def _drawn(path: str) -> Iterator[Claim]:
         replace(model.settings, solver="ddim", eta=0.0, steps=steps, guidance_scale=scale) for steps, scale in DRAWN
     ]
     captions = one_program.captions_of(model, b)
-    began = time.perf_counter()
-    apart = [np.asarray(one_program.dedicated(model, one, b)()) for one in settings]
-    between = time.perf_counter()
     draw = partial(sample.draw, model.program(), model.weights)
-    together = [np.asarray(draw(model.method([one] * b), captions, None)[0]) for one in settings]
-    ratio = (between - began) / (time.perf_counter() - between)
+    with _cold():
+        began = time.perf_counter()
+        apart = [np.asarray(one_program.dedicated(model, one, b)()) for one in settings]
+        ratio = time.perf_counter() - began
+    with _cold():
+        began = time.perf_counter()
+        together = [np.asarray(draw(model.method([one] * b), captions, None)[0]) for one in settings]
+        ratio /= time.perf_counter() - began
     text = f"sampling, {len(DRAWN)} settings of {b} images in one compiled program: throughput, of a program for each"
     yield Claim(text, ratio, WHERE_CHOSEN)
     off = np.abs(np.stack(apart).astype(int) - np.stack(together)).max()
     yield Claim("... and the largest difference of a pixel, of 255", float(off), 1, at_most=True)
+
+
+@contextmanager
+def _cold() -> Iterator[None]:
+    """Begin with no compiled programs, as a sweep that was never run; what is compiled is kept until the end."""
+    before = jax.config.jax_compilation_cache_dir
+    with tempfile.TemporaryDirectory() as folder:
+        jax.clear_caches()
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", folder)
+        yield
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment | build.Spiral:

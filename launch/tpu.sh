@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run jdiff on every worker of a TPU pod slice, and on another slice where a spot one was taken away.
 #
-#   NAME=shapes ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite SETUP='pip install jdiff jax[tpu]' \
+#   NAME=shapes ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite SETUP='pip install "jdiff[tpu,gcs]"' \
 #     launch/tpu.sh train --config=demo_t2i --workdir=gs://bucket/shapes
 #
 # The run's NAME is that of its resources.   SETUP: what is done on each worker first.

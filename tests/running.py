@@ -1,6 +1,7 @@
 """Runs the command line as its user does, and sees that what the core must not need stays out."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -38,3 +39,22 @@ def jdiff(*arguments, cwd, check=True):
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def hosts(*arguments, cwd, each=((), ())):
+    """Start a run on several hosts, the last first. each: what is said to each alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    about = (*arguments, f"--coordinator=127.0.0.1:{port}", f"--processes={len(each)}", "--wait=60")
+    return [start(*about, f"--process={i}", *own, cwd=cwd) for i, own in reversed([*enumerate(each)])][::-1]
+
+
+def ended(processes):
+    """Exit statuses and errors."""
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors

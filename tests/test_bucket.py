@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests import bucket
-from tests.running import jdiff, start
+from tests.running import ended, hosts, jdiff, start
 
 STEPS = 300
 TRAIN = ("train", "--config=demo_clip:tiny", f"--config.train.steps={STEPS}", "--config.train.log_every=10")
@@ -67,6 +67,15 @@ def test_a_run_in_a_bucket_that_was_stopped_ends_as_one_on_disk(folder, stored, 
     assert len(read(stored, "runs/clip/metrics.jsonl").splitlines()) == STEPS // 10
     assert read(stored, f"runs/clip/samples/step_{STEPS}.png")[1:4] == b"PNG"
     assert sum(len(read(stored, name)) for name in names(stored, "runs/clip/events")) > 1000
+
+
+def test_two_processes_write_one_run_to_a_bucket(folder, stored):
+    processes = hosts("train", "--config=demo_clip:tiny", "--workdir=gs://bucket/two", cwd=folder)
+    statuses, errors = ended(processes)
+    assert statuses == [0, 0], errors
+    kept = {name.split("/")[2] for name in names(stored, "two/checkpoints/") if name.endswith("commit_success.txt")}
+    assert kept == {"1", "2"}
+    assert len(read(stored, "two/metrics.jsonl").splitlines()) == 2
 
 
 def test_what_a_run_has_learnt_is_read_from_a_bucket(folder, stored, clip):

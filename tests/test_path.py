@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,29 @@ def test_a_sweep_of_what_one_run_draws(folder):
     assert results[0] == results[1] and len(results[0].splitlines()) == 7
     rows = list(csv.DictReader(results[0].splitlines()))
     assert len({row["diversity"] for row in rows if row["sample.eta"]}) == 4  # no two of these drew the same
+
+
+def test_a_run_that_sweeps_cannot_draw_by_is_named(folder):
+    (folder / "goes_on").mkdir()
+    for name in ("tokenizer.json", "config.json"):
+        text = (folder / "runs" / "shapes" / name).read_text()
+        (folder / "goes_on" / name).write_text(text.replace('"steps": 2,', '"steps": 9,'))
+    shutil.copytree(folder / "runs" / "shapes" / "checkpoints", folder / "goes_on" / "checkpoints")
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    for run, why in (("goes_on", "which is at step 2 of 9; end it first"), ("theirs", "which is no run of ours")):
+        (folder / "wrong.py").write_text(DRAWN_BY_A_RUN.replace("runs/shapes", run))
+        done = jdiff("sweep", "wrong.py", "--workdir=wrong", cwd=folder, check=False)
+        assert done.returncode == 2 and why in done.stderr, done.stderr
+        assert not (folder / "wrong").exists()
+
+
+def test_a_dry_run_of_what_an_encoder_is_measured_by(folder):
+    text = DRAWN_BY_A_RUN.replace("runs/shapes", "runs/shapes_clip").replace("whole", "text_to_image@1")
+    variants = 'product(grid({"measure.average": ("none", "0.999")}))'
+    (folder / "measured.py").write_text(re.sub("product\\(seeds.*", variants, text))
+    commands = jdiff("sweep", "measured.py", "--workdir=measured", "--dry_run", cwd=folder).stdout.splitlines()
+    assert commands == [f"jdiff evaluate --workdir=runs/shapes_clip --average={name}" for name in ("none", "0.999")]
 
 
 def test_sampling_writes_images_that_their_json_reproduces(folder):

@@ -162,6 +162,21 @@ def test_a_dry_run_prints_a_command_for_each_cell(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_is_asked_for_twice_is_done_once(tmp_path):
+    written(tmp_path, SPIRAL)
+    jdiff("sweep", "some.py", "--workdir=out", "--run=1,1", cwd=tmp_path)
+    assert finished(tmp_path / "out") == 2
+
+
+def test_a_split_that_is_not_there_is_named_before_anything_is_trained(tmp_path):
+    axis = '"optimizer.learning_rate": (1e-3, 2e-3)'
+    text = SPIRAL.replace("spiral:tiny", "demo_clip:tiny").replace('"sample.eta": (0.0, 1.0)', axis)
+    written(tmp_path, text.replace("num=50", 'num=50, split="validation"'))
+    done = jdiff("sweep", "some.py", "--workdir=out", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "measure.split of some is validation; known are" in done.stderr, done.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_every_gpu_has_its_part_of_lanes(tmp_path):
     written(tmp_path, SPIRAL.replace("seeds(3)", "seeds(4)"))
     done = jdiff("sweep", "some.py", "--workdir=out", "--gpus=0,1", cwd=tmp_path)

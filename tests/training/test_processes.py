@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 
 import numpy as np
@@ -11,29 +10,10 @@ import pytest
 
 from jdiff.runtime import distributed
 from jdiff.runtime.distributed import CannotJoin, Cluster
-from tests.running import jdiff, start
+from tests.running import ended, hosts, jdiff, start
 
 RUN = ("train", "--config=demo_clip:tiny", "--config.train.steps=1000", "--config.train.log_every=2")
 RUN += ("--config.train.save_every=1000", "--config.train.sample_every=1000")
-
-
-def hosts(*arguments, cwd, each=((), ())):
-    """Start a run on several hosts, the last first. each: what is said to each alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    about = (*arguments, f"--coordinator=127.0.0.1:{port}", f"--processes={len(each)}", "--wait=60")
-    return [start(*about, f"--process={i}", *own, cwd=cwd) for i, own in reversed([*enumerate(each)])][::-1]
-
-
-def ended(processes):
-    """Exit statuses and errors."""
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], errors
 
 
 def reports(workdir):
