@@ -86,9 +86,10 @@ def test_a_sweep_of_what_one_run_draws(folder):
 
 def test_a_run_that_sweeps_cannot_draw_by_is_named(folder):
     (folder / "goes_on").mkdir()
-    for name in ("tokenizer.json", "config.json"):
-        text = (folder / "runs" / "shapes" / name).read_text()
-        (folder / "goes_on" / name).write_text(text.replace('"steps": 2,', '"steps": 9,'))
+    shutil.copy(folder / "runs" / "shapes" / "tokenizer.json", folder / "goes_on")
+    config = json.loads((folder / "runs" / "shapes" / "config.json").read_text())
+    config["train"]["steps"] = 9
+    (folder / "goes_on" / "config.json").write_text(json.dumps(config))
     shutil.copytree(folder / "runs" / "shapes" / "checkpoints", folder / "goes_on" / "checkpoints")
     (folder / "theirs").mkdir()
     (folder / "theirs" / "config.json").write_text('{"architectures": ["CLIPModel"]}')
@@ -101,10 +102,10 @@ def test_a_run_that_sweeps_cannot_draw_by_is_named(folder):
 
 def test_a_dry_run_of_what_an_encoder_is_measured_by(folder):
     text = DRAWN_BY_A_RUN.replace("runs/shapes", "runs/shapes_clip").replace("whole", "text_to_image@1")
-    variants = 'product(grid({"measure.average": ("none", "0.999")}))'
+    variants = 'product(grid({"measure.average": ("none",)}))'
     (folder / "measured.py").write_text(re.sub("product\\(seeds.*", variants, text))
     commands = jdiff("sweep", "measured.py", "--workdir=measured", "--dry_run", cwd=folder).stdout.splitlines()
-    assert commands == [f"jdiff evaluate --workdir=runs/shapes_clip --average={name}" for name in ("none", "0.999")]
+    assert commands == ["jdiff evaluate --workdir=runs/shapes_clip --average=none"]
 
 
 def test_sampling_writes_images_that_their_json_reproduces(folder):
