@@ -127,6 +127,7 @@ def _ratios(a: Callable, b: Callable, repeats: int) -> np.ndarray:
 
 
 def captions_of(model: Sampler, b: int) -> list:
+    """``sample.CAPTIONS`` of so many images."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(b)]
     negatives = [NEGATIVES[i % len(NEGATIVES)] for i in range(b)]
     return [*model.tokenizer.encode(prompts), *model.tokenizer.encode(negatives), np.arange(b, dtype=np.uint32)]

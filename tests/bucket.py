@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-OBJECTS = r"(?:/upload|/download)?/storage/v1/b/(?P<bucket>[^/]+)/o"
+PATH = r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?"
 BUCKETS = ("bucket", "closed")  # there are no others, and one lets nobody in
 WITHIN_A_PAGE = 1000
 
@@ -55,37 +55,41 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = _handle
 
     def _route(self, path: str) -> None:
-        bucket = re.match("(?:/upload|/download)?/storage/v1/b/([^/]+)", path)
-        if bucket is None or bucket[1] not in BUCKETS:
+        found = re.fullmatch(PATH, path)
+        if found is None or found[1] not in BUCKETS:
             raise Refused(404)
-        if bucket[1] == "closed":
+        bucket, rest = found.groups()
+        if bucket == "closed":
             raise Refused(403)
-        if path.endswith(f"/b/{bucket[1]}"):
-            self._answer({"kind": "storage#bucket", "name": bucket[1]})
-        elif found := re.fullmatch(OBJECTS, path):
-            if self.command == "GET":
-                self._list(found["bucket"])
-            else:
-                self._upload(found["bucket"])
-        elif found := re.fullmatch(rf"{OBJECTS}/([^/]+)/(copy|rewrite|move)To(?:/b/([^/]+))?/o/([^/]+)", path):
-            bucket, name, how, to, called = map(unquote, found.groups(found["bucket"]))
-            about = self._put(to, called, self._held(bucket, name)[1])
+        if rest is not None:
+            self._object(bucket, rest)
+        elif not path.endswith("/o"):
+            self._answer({"kind": "storage#bucket", "name": bucket})
+        elif self.command == "GET":
+            self._list(bucket)
+        else:
+            self._upload(bucket)
+
+    def _object(self, bucket: str, path: str) -> None:
+        """path: a name, and where it is copied, how and to what; slashes of a name are escaped."""
+        name, *copied = path.split("/", 1)
+        name = unquote(name)
+        generation, data = self._held(bucket, name)
+        if copied:
+            how, to, called = re.fullmatch("(copy|rewrite|move)To(?:/b/([^/]+))?/o/([^/]+)", copied[0]).groups(bucket)
+            about = self._put(to, unquote(called), data)
             if how == "move":
                 del self.store.held[bucket, name]
             self._answer({"done": True, "resource": about} if how == "rewrite" else about)
-        elif found := re.fullmatch(f"{OBJECTS}/(?P<name>[^/]+)", path):
-            bucket, name = found["bucket"], unquote(found["name"])
-            generation, data = self._held(bucket, name)
-            self._check(bucket, name)
-            if self.command == "DELETE":
-                del self.store.held[bucket, name]
-                self._answer(None, status=204)
-            elif self.asked.get("alt") == "media":
-                self._download(generation, data)
-            else:
-                self._answer(_about(bucket, name, generation, data))
+            return
+        self._check(bucket, name)
+        if self.command == "DELETE":
+            del self.store.held[bucket, name]
+            self._answer(None, status=204)
+        elif self.asked.get("alt") == "media":
+            self._download(generation, data)
         else:
-            raise Refused(501)
+            self._answer(_about(bucket, name, generation, data))
 
     def _held(self, bucket: str, name: str) -> tuple[int, bytes]:
         if (bucket, name) not in self.store.held:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jdiff"
 LAYERS = (
-    ("rng", "levels", "standalone"),
+    ("rng", "levels", "storage", "standalone"),
     ("diffusion", "contrastive", "data"),
     ("models", "sharding", "grids"),
     ("training", "evaluation", "interop", "runtime"),

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from jdiff import rng
+from jdiff import rng, storage
 from jdiff.build.sections import Config, ContrastiveSettings, Numbers, plain
 from jdiff.construct import ConfigError, choose, construct
 from jdiff.contrastive.loss import FORMS, KINDS, Loss
@@ -164,7 +164,7 @@ class Experiment(Config):
             raise ConfigError(f"config.data.source is missing; known are {', '.join(SOURCES)}")
         own = {key: keys.pop(key) for key in ("max_rejected",) if key in keys}
         directory = keys.pop("directory", "data")
-        if "://" in str(directory):  # as ArrayRecord's writers and readers know files alone
+        if not storage.on_disk(directory):  # as ArrayRecord's writers and readers know files alone
             raise ConfigError(
                 f"config.data.directory is {directory}, but records are read from disk; name a folder there"
             )

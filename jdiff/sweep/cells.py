@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jdiff import build
+from jdiff import build, storage
 from jdiff.build import Experiment, Spiral
 from jdiff.build.sections import plain
 from jdiff.construct import ConfigError, construct
@@ -261,7 +261,7 @@ class Store:
 
     def __init__(self, workdir: epath.PathLike):
         self.path = epath.Path(workdir)
-        self.on_disk = "://" not in str(workdir)
+        self.on_disk = storage.on_disk(workdir)
 
     def run(self, key: str) -> epath.Path:
         return self.path / "runs" / key

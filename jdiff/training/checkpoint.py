@@ -11,17 +11,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from jdiff import storage
 from jdiff.training.ema import WIDTH
 from jdiff.training.state import TrainState
 
 STATE = ("step", "params", "opt_state", "ema", "frozen")
 PARTS = (*STATE, "averages")
-
-
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    """A directory as Orbax wants it; epath would put a bucket beneath the working directory."""
-    path = epath.Path(directory)
-    return path if path.is_absolute() else path.absolute()
 
 
 class Snapshots:
@@ -33,7 +28,7 @@ class Snapshots:
     def __init__(self, directory: epath.PathLike, *, begun_at: int | None = None):
         reads = begun_at is None
         self._manager = ocp.CheckpointManager(
-            _absolute(directory),
+            storage.absolute(directory),
             options=ocp.CheckpointManagerOptions(read_only=reads, create=not reads, cleanup_tmp_directories=not reads),
             item_names=("ema",),
             item_handlers={"ema": ocp.PyTreeCheckpointHandler()},
@@ -99,7 +94,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         handlers = {part: ocp.PyTreeCheckpointHandler() for part in PARTS}
         self._manager = ocp.CheckpointManager(
-            _absolute(directory), options=options, item_names=PARTS, item_handlers=handlers
+            storage.absolute(directory), options=options, item_names=PARTS, item_handlers=handlers
         )
 
     def __enter__(self) -> Checkpoints:

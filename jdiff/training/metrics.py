@@ -12,6 +12,8 @@ from etils import epath
 from jax import Array
 from tensorboardX import SummaryWriter
 
+from jdiff import storage
+
 Averages = dict[str, metrics.Average]
 
 
@@ -52,12 +54,7 @@ class Writer:
 
     def write(self, step: int, report: dict[str, float], *, rates: dict[str, float] | None = None) -> None:
         """Add one report. rates: figures of the clock, for the events only."""
-        line = json.dumps({"step": step, **report}) + "\n"
-        if "://" in str(self._lines):  # an object in a bucket is written whole, or as a new one
-            self._lines.write_text(self._lines.read_text() + line)
-        else:
-            with self._lines.open("a") as file:
-                file.write(line)
+        storage.append(self._lines, json.dumps({"step": step, **report}) + "\n")
         for name, value in {**report, **(rates or {})}.items():
             self._events.add_scalar(name, value, step)
 

@@ -11,7 +11,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import track
 
-from jdiff import runs
+from jdiff import runs, storage
 from jdiff.construct import ConfigError
 from jdiff.data.folder import Folder
 from jdiff.data.labelled import Labelled
@@ -60,7 +60,7 @@ def evaluate_folder(
         sentences = zero_shot.read_templates(*([templates] if templates else []))
         found = _zero_shot(encoder, Labelled(images, size, crop), sentences, num)
     where = epath.Path(path) / "evaluation" if runs.is_run(path) else epath.Path()
-    target = epath.Path(out) if out else where / f"{epath.Path(images).absolute().name}.json"
+    target = epath.Path(out) if out else where / f"{storage.absolute(images).name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     Console().print(numbers(found))
     found = {"model": str(path), "step": model.step, "average": average, "images": str(images), **found}
