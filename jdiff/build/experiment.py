@@ -325,12 +325,12 @@ class Experiment(Config):
 
         Raises ``ConfigError`` where the config's numbers make no network.
         """
-        begin, loaded = partial(self.first_state, tokenizer), dict(loaded)
+        begin, given = partial(self.first_state, tokenizer), (dict(loaded), self.numbers.seed)
         with self._making_networks():
-            shapes = jax.eval_shape(begin, loaded)
+            shapes = jax.eval_shape(begin, *given)
         # What is loaded lies everywhere, and can only be given up for what does as well.
         given_up = 0 if mesh.size == mesh.shape["data"] else ()
-        return jax.jit(begin, out_shardings=rules.placement(mesh, shapes), donate_argnums=given_up)(loaded)
+        return jax.jit(begin, out_shardings=rules.placement(mesh, shapes), donate_argnums=given_up)(*given)
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
         """The shapes of a state and where they are placed, for a checkpoint to be read into."""
@@ -350,60 +350,63 @@ class Experiment(Config):
         frozen = {part: tree for part, tree in weights.items() if part in self.frozen}
         return self.begin(params, frozen)
 
-    def one_step(
-        self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None, numbers: Numbers | None = None
-    ) -> steps.Step:
-        """A training step, not compiled yet, see ``step``. numbers: in place of the config's own."""
-        train, numbers = self.train, numbers or self.numbers
-        optimizer, averages = self.optimizer(numbers), self.averages(numbers)
+    def one_step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
+        """A training step, not compiled yet: (numbers, state, batch) -> (state, averages), see ``step``."""
+        train = self.train
         # In a fixed order every device works alone already, and cannot be told to again.
         placed_on = self.on_one_device if train.fixed_order else self.on_mesh
         if train.objective == "contrastive":
             encoder = placed_on(self.encoder(tokenizer.vocab_size))
             loss = self.contrastive_loss()
-            return steps.contrastive_step(
-                encoder, loss, optimizer, averages=averages, hold_text=train.hold_text, parts=self.parts()
+            made = partial(steps.contrastive_step, encoder, loss, hold_text=train.hold_text, parts=self.parts())
+        else:
+            made = partial(
+                steps.diffusion_step,
+                placed_on(self.unet()),
+                placed_on(self.text(tokenizer.vocab_size)),
+                self.autoencoder(),
+                prediction_type=self.diffusion.prediction_type,
+                density=self.diffusion.density,
+                spectrum=spectrum,
+                parts=self.parts(),
             )
-        tokens, mask = tokenizer.encode([""])
-        return steps.diffusion_step(
-            placed_on(self.unet()),
-            placed_on(self.text(tokenizer.vocab_size)),
-            self.autoencoder(),
-            optimizer,
-            schedule=self.schedule(numbers),
-            prediction_type=self.diffusion.prediction_type,
-            weighting=self.weighting(numbers),
-            density=self.diffusion.density,
-            spectrum=spectrum,
-            empty=steps.Captioning(tokens[0], mask[0], numbers.caption_dropout),
-            averages=averages,
-            seed=numbers.seed,
-            parts=self.parts(),
-        )
+
+        def step(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+            told = {"averages": self.averages(numbers)}
+            if train.objective == "diffusion":
+                tokens, mask = tokenizer.encode([""])
+                empty = steps.Captioning(tokens[0], mask[0], numbers.caption_dropout)
+                told |= {"schedule": self.schedule(numbers), "weighting": self.weighting(numbers)}
+                told |= {"empty": empty, "seed": numbers.seed}
+            return made(self.optimizer(numbers), **told)(state, batch)
+
+        return step
 
     def step(self, tokenizer: Tokenizer, spectrum: np.ndarray | None = None) -> Callable:
         """The compiled training step: (state, batch) -> (state, averages). The state passed in is given up, but in a
         fixed order.
 
-        Where several steps are taken at a time, it takes their batches, (steps, b, ...).
+        Where several steps are taken at a time, it takes their batches, (steps, b, ...). The config's numbers are told
+        to it, as the first argument of the program: configs that differ in them alone share what is compiled.
 
         spectrum: of what the U-Net works in, for the report of a diffusion loss.
         """
         train, mesh, one = self.train, self.mesh(), self.one_step(tokenizer, spectrum)
         if train.fixed_order:
-            return parts.everywhere_alike(one, mesh)
+            return partial(parts.everywhere_alike(one, mesh), self.numbers)
 
-        def placed(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-            state, averages = one(state, batch)
+        def placed(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+            state, averages = one(numbers, state, batch)
             if mesh.size > 1:
                 state = jax.lax.with_sharding_constraint(state, rules.placement(mesh, state))
             return state, averages
 
-        def several(state: TrainState, batches: dict) -> tuple[TrainState, metrics.Averages]:
-            state, averages = jax.lax.scan(placed, state, batches)
+        def several(numbers: Numbers, state: TrainState, batches: dict) -> tuple[TrainState, metrics.Averages]:
+            state, averages = jax.lax.scan(partial(placed, numbers), state, batches)
             return state, jax.tree.map(lambda each: each.sum(0), averages)
 
-        return jax.jit(placed if train.steps_per_dispatch == 1 else several, donate_argnums=0)
+        program = placed if train.steps_per_dispatch == 1 else several
+        return partial(jax.jit(program, donate_argnums=1), self.numbers)
 
     def sampler(self, tokenizer: Tokenizer, weights: Mapping[str, Any]) -> Sampler:
         """A sampler of given weights."""

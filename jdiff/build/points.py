@@ -15,7 +15,7 @@ from jdiff.build.sections import Config, Numbers, plain
 from jdiff.construct import ConfigError, construct, nearest
 from jdiff.data.spiral import spiral as spiral_points
 from jdiff.models.mlp import MLP
-from jdiff.training import steps
+from jdiff.training import metrics, steps
 from jdiff.training.state import TrainState
 
 READ = {"train": ("objective", "batch_size", "steps", "seed"), "ema": ("decays", "widths")}  # of sections for all
@@ -43,20 +43,24 @@ class Spiral(Config):
     def mlp(self) -> MLP:
         return construct("mlp", MLP, self.section("mlp"))
 
-    def step(self, numbers: Numbers | None = None) -> Callable:
-        """One training step: (state, batch) -> (state, report). numbers: in place of the config's own."""
-        d, numbers = self.diffusion, numbers or self.numbers
-        return steps.points_step(
-            self.mlp(),
-            jnp.asarray(self.points()),
-            self.optimizer(numbers),
-            schedule=self.schedule(numbers),
-            prediction_type=d.prediction_type,
-            weighting=self.weighting(numbers),
-            density=d.density,
-            averages=self.averages(numbers),
-            seed=numbers.seed,
-        )
+    def step(self) -> Callable:
+        """One training step, not compiled: (numbers, state, batch) -> (state, report)."""
+        mlp, points, d = self.mlp(), jnp.asarray(self.points()), self.diffusion
+
+        def step(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+            return steps.points_step(
+                mlp,
+                points,
+                self.optimizer(numbers),
+                schedule=self.schedule(numbers),
+                prediction_type=d.prediction_type,
+                weighting=self.weighting(numbers),
+                density=d.density,
+                averages=self.averages(numbers),
+                seed=numbers.seed,
+            )(state, batch)
+
+        return step
 
     def initial_state(self, seed: int | Array | None = None) -> TrainState:
         """Where training begins. seed: the config's if not said."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
@@ -107,14 +108,14 @@ class DiffusionSettings:
 class Numbers:
     """What of a config is only a number to a compiled step, so that configs which differ in no more can share one.
 
-    optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, None where it has none.
-    weighting: as of ``prediction.weights``; None where it is not told.
+    optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, and weighting, as of
+    ``prediction.weights``: None where a step is compiled for its own.
     """
 
-    seed: int | Array
-    caption_dropout: float | Array
-    optimizer: dict[str, float | Array]
-    decays: tuple[float | Array, ...]
+    seed: Array
+    caption_dropout: Array
+    optimizer: dict[str, Array]
+    decays: tuple[Array, ...]
     table: Level | None
     weighting: int | Array | None
 
@@ -147,11 +148,13 @@ class Config:
     @property
     def numbers(self) -> Numbers:
         adjusted = {name: p.default for name, p in signature(adamw).parameters.items() if p.annotation == "float"}
-        optimizer = {name: self.section("optimizer").get(name, default) for name, default in adjusted.items()}
-        return Numbers(self.train.seed, self.diffusion.caption_dropout, optimizer, tuple(self.ema.decays), None, None)
+        optimizer = {name: np.float32(self.section("optimizer").get(name, own)) for name, own in adjusted.items()}
+        seed = np.uint32(self.train.seed % 2**32)  # of a larger one JAX takes no more
+        dropout, decays = np.float32(self.diffusion.caption_dropout), tuple(map(np.float32, self.ema.decays))
+        return Numbers(seed, dropout, optimizer, decays, None, None)
 
     def averages(self, numbers: Numbers | None = None) -> Averages:
-        """numbers: in place of the config's own, of a program that is told them; and so below."""
+        """numbers: what a program is told, in place of the config's own; and so below."""
         own = Averages(tuple(self.ema.decays), tuple(self.ema.widths))
         if numbers is None:
             return own

@@ -41,7 +41,7 @@ def _since_ampere(gpu: jax.Device) -> bool:
 
 
 def takes_cudnn(query: Array) -> bool:
-    """Whether cuDNN takes queries of this shape and type; of odd lengths, too, where a mask is said as lengths.
+    """Whether cuDNN takes queries of this shape and type.
 
     A lone query, which a tower's pooling has, is left to XLA: nothing is saved by it.
     """
@@ -58,10 +58,16 @@ def takes_flash(query: Array, key: Array) -> bool:
 def _cudnn(otherwise: Attend, query: Array, key: Array, value: Array, *, mask: Array | None, causal: bool) -> Array:
     if not takes_cudnn(query):
         return otherwise(query, key, value, mask=mask, causal=causal)
-    seen = None if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, key_value_seq_lengths=seen, implementation="cudnn"
+    n, m = query.shape[1], key.shape[1]
+    # Gradients are of even lengths alone: one more of each is added, which nothing sees, and left out again.
+    query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = None if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    if mask is None and m % 2:
+        lengths = jnp.full(len(key), m, jnp.int32)
+    attended = jax.nn.dot_product_attention(
+        query, key, value, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
     )
+    return attended[:, :n]
 
 
 def _flash(

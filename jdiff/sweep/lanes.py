@@ -22,7 +22,10 @@ from jdiff.diffusion.schedules import Discrete
 from jdiff.sweep.cells import AFTER
 
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")
-TRIED = 3  # seconds that lanes are tried for
+TRIED = 1  # seconds that lanes are tried for
+RISKED = 0.03  # of what runs take one after another, what compiling lanes may take on a CPU
+WORTH = 2  # times as fast as one after another, at least: lanes are saved at their end only, and all end or none
+COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX tells of each program
 SAID = r"^\d+ runs (?:as lanes|one after another).*"  # the line that says which
 
 
@@ -83,8 +86,31 @@ def given(model: Any) -> Callable[[], Any]:
     return lambda: model
 
 
+def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What some work returns, the seconds it took but for compiling, and those of compiling."""
+    compiling = 0.0
+
+    def hear(event: str, seconds: float, **_: Any) -> None:
+        nonlocal compiling
+        compiling += seconds * (event == COMPILED)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    began = time.perf_counter()
+    try:
+        returned = work()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
+    return returned, time.perf_counter() - began - compiling, compiling
+
+
+def risky(compiling: float, within: float) -> bool:
+    """Whether a trial may cost more than ``RISKED`` where it is lost: on a CPU it often is, as lanes save no
+    arithmetic. compiling, within: seconds that one run was compiled, and that the others take one after another."""
+    return jax.local_devices()[0].platform == "cpu" and compiling > RISKED * within
+
+
 class Trial:
-    """Whether lanes are worth it, found while they are trained: they are, or are given up after some seconds.
+    """Whether lanes are worth it, found while they are trained: they are, or are given up after a moment.
 
     within: seconds that their runs would take one after another, None where they are lanes whatever it takes.
     """
@@ -103,7 +129,7 @@ class Trial:
             return False
         each, within, self._within = seconds / steps, self._within, None
         left = (self._steps - done) * each
-        lost = left > within
+        lost = WORTH * left > within
         times = f"{left:.0f} s are left together, and {within:.0f} s one after another"
         say(self._lanes, not lost, f"a step of all takes {1e3 * each:.1f} ms, so that {times}")
         return lost

@@ -115,17 +115,18 @@ class FixedOrder:
 
 
 def everywhere_alike(step: Callable, mesh: Mesh) -> Callable:
-    """A step of parts in a fixed order, (state, batch) -> (state, averages), compiled, done alike by every device.
+    """A step of parts in a fixed order, (numbers, state, batch) -> (state, averages), compiled, done alike by every
+    device.
 
     Between steps the state lies as it did: XLA rounds the update of a part of a parameter another way than of the
     whole, so it is brought together and cut up again outside of the program.
     """
     whole, spread = PartitionSpec(), PartitionSpec(meshes.BATCH)
-    alike = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(whole, spread), out_specs=whole, check_vma=False))
+    alike = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(whole, whole, spread), out_specs=whole, check_vma=False))
 
-    def compiled(state: TrainState, batch: Rows) -> tuple[TrainState, Any]:
+    def compiled(numbers: Any, state: TrainState, batch: Rows) -> tuple[TrainState, Any]:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        state, averages = alike(jax.device_put(state, meshes.everywhere(mesh)), batch)
+        state, averages = alike(numbers, jax.device_put(state, meshes.everywhere(mesh)), batch)
         return jax.device_put(state, places), averages
 
     return compiled

@@ -93,13 +93,13 @@ def learnt(setup: Spiral) -> TrainState:
     batch = {"index": jnp.arange(train.batch_size)}
 
     @jax.jit
-    def some(state, count):
-        return jax.lax.fori_loop(0, count, lambda _, state: step(state, batch)[0], state)
+    def some(numbers, state, count):
+        return jax.lax.fori_loop(0, count, lambda _, state: step(numbers, state, batch)[0], state)
 
     state, left = setup.initial_state(), train.steps
     parts = [min(PART, left - done) for done in range(0, left, PART)]
     for count in track(parts, description=f"learning for {left} steps", console=Console(stderr=True)):
-        state = jax.block_until_ready(some(state, count))
+        state = jax.block_until_ready(some(setup.numbers, state, count))
     return state
 
 

@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -242,7 +241,8 @@ def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
 def as_lanes(
     setups: Sequence[Any], paths: Sequence[str], alone: Sequence[Callable], *, always: bool
 ) -> Sequence[Callable]:
-    """Train runs as lanes of one program, if that is sooner done: one is trained alone, and then lanes are tried.
+    """Train runs as lanes of one program, if that is done in half the time: one is trained alone, and then lanes are
+    tried.
 
     alone: what trains each, and gives its model.   Returns for each what gives its model.
     """
@@ -251,12 +251,16 @@ def as_lanes(
         if lanes.slow(setups[0]):
             lanes.say(len(setups), False, "on a CPU convolutions of lanes learn slowly")
             return alone
-        began, done = time.perf_counter(), 1
+        done = 1
         try:
-            first = lanes.given(alone[0]())
+            model, seconds, compiling = lanes.timed(alone[0])  # which the others find compiled
         except Diverged as error:
             return [partial(_raise, error), *alone[1:]]
-        within = (time.perf_counter() - began) * (len(setups) - 1)
+        first, within = lanes.given(model), seconds * (len(setups) - 1)
+        if lanes.risky(compiling, within):
+            why = f"the others take {within:.0f} s, and to compile one took {compiling:.0f} s"
+            lanes.say(len(setups) - 1, False, why)
+            return [first, *alone[1:]]
     made = Points(setups[done:]) if isinstance(setups[0], Spiral) else Runs(setups[done:], paths[done:])
     models = made.trained(lanes.Trial(len(setups) - done, setups[0].train.steps, within))
     return [*([first] if done else []), *(alone[done:] if models is None else models)]

@@ -34,10 +34,10 @@ class Points:
     def __init__(self, setups: Sequence[Spiral]):
         first, self._numbers = setups[0], lanes.stacked(setups)
         self._setups, self._steps = setups, first.train.steps
-        batch = {"index": jnp.arange(first.train.batch_size)}
+        step, batch = first.step(), {"index": jnp.arange(first.train.batch_size)}
 
         def some(numbers: Numbers, state: TrainState, count: Array) -> TrainState:
-            return jax.lax.fori_loop(0, count, lambda _, state: first.step(numbers)(state, batch)[0], state)
+            return jax.lax.fori_loop(0, count, lambda _, state: step(numbers, state, batch)[0], state)
 
         self._some = jax.jit(jax.vmap(some, in_axes=(0, 0, None)))
         self.states = jax.jit(jax.vmap(first.initial_state))(self._numbers.seed)
@@ -51,7 +51,7 @@ class Points:
         done = 0
         with _bar("learning", self._steps) as show:
             while done < self._steps:
-                count = min(PART if done > 1 else 1, self._steps - done)
+                count = min(max(done, 1), PART, self._steps - done)  # few at first, while they are tried
                 self.advance(count)
                 done += count
                 show(done)
@@ -87,11 +87,7 @@ class Runs:
 
         self.states = jax.jit(jax.vmap(begin))(self._numbers.seed)
         told = spectrum(first, dataset, lanes.lane(self.states, 0))
-
-        def step(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-            return first.one_step(self._tokenizer, told, numbers)(state, batch)
-
-        self._step = jax.jit(jax.vmap(step), donate_argnums=1)
+        self._step = jax.jit(jax.vmap(first.one_step(self._tokenizer, told)), donate_argnums=1)
         train = first.train
         self._seeds = [setup.train.seed for setup in self._setups]
         self._batches = {

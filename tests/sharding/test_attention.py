@@ -76,6 +76,26 @@ def test_what_cudnn_takes(query, takes):
     assert attention.takes_cudnn(query) is takes
 
 
+@pytest.mark.parametrize(("n", "m"), [(9, 9), (8, 9), (9, 8), (8, 8)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_is_given_even_lengths(n, m, masked, monkeypatch):
+    """Its gradients take no others, and a ViT has 197 tokens, CLIP's text 77."""
+    theirs = jax.nn.dot_product_attention
+
+    def even_alone(query, key, value, *, is_causal, key_value_seq_lengths, implementation):
+        if implementation != "cudnn" or query.shape[1] % 2 or key.shape[1] % 2:
+            raise NotImplementedError(f"Unsupported sequence length Q {query.shape[1]}, KV {key.shape[1]}.")
+        return theirs(query, key, value, is_causal=is_causal, key_value_seq_lengths=key_value_seq_lengths)
+
+    given = [rows(length, dtype=jnp.bfloat16, seed=i) for i, length in enumerate((n, m, m))]
+    mask = SEEN[:, :m] if masked else None
+    right = dot_product(*given, mask=mask, causal=n == m)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", even_alone)
+    found = attention.kernel(HOPPER, dot_product)(*given, mask=mask, causal=n == m)
+    assert found.shape == right.shape
+    np.testing.assert_allclose(found.astype(np.float32), right.astype(np.float32), atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("n", "m", "d", "takes"),
     [(128, 256, 64, True), (256, 128, 256, True), (128, 77, 64, False), (64, 128, 64, False), (128, 128, 160, False)],
@@ -99,8 +119,9 @@ def test_in_a_fixed_order_no_network_is_cut_up_again(config, monkeypatch):
     monkeypatch.setattr(attention, "kernel", lambda device, otherwise, mesh=None: mesh or otherwise)
     made = {}
     for name in ("contrastive_step", "diffusion_step"):
-        monkeypatch.setattr(steps, name, lambda *given, **_: made.update(networks=given))
-    monkeypatch.setattr(parts, "everywhere_alike", lambda step, mesh: None)
-    build.experiment(config | {"mesh": {"data": 2}, "train": config["train"] | {"fixed_order": 4}}).step(Words())
+        monkeypatch.setattr(steps, name, lambda *given, **_: made.update(networks=given) or (lambda state, batch: None))
+    monkeypatch.setattr(parts, "everywhere_alike", lambda step, mesh: step)
+    said = {"mesh": {"data": 2}, "train": config["train"] | {"fixed_order": 4}}
+    build.experiment(config | said).step(Words())(None, None)
     networks = [n for n in made["networks"] if hasattr(n, "attend")] or [made["networks"][0].text]
     assert networks and all(network.attend is dot_product for network in networks)

@@ -134,6 +134,27 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
         assert (stopped.value.signal, store.latest) == (signal.SIGTERM, None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"train": {"seed": 2**32 + 7}, "optimizer": {"learning_rate": 3e-4, "decay_to": 0.5}}, True),
+        ({"optimizer": {"weight_decay": 0.3, "b1": 0.8, "clip_norm": 0.1}}, True),
+        ({"optimizer": {"warmup_steps": 3}}, False),
+    ],
+    ids=str,
+)
+def test_a_config_of_other_numbers_finds_its_step_compiled(changes, shared):
+    """A sweep's next run need not be compiled, as the cache of compiled programs knows them by their text."""
+
+    def text(config):
+        setup = build.experiment(config)
+        step, state = setup.step(Words()), setup.state_like(Words(), setup.mesh())
+        return step.func.lower(*step.args, state, batch(0)).as_text()
+
+    other = CONFIG | {name: CONFIG[name] | section for name, section in changes.items()}
+    assert (text(CONFIG) == text(other)) is shared
+
+
 def test_the_logit_scale_is_at_most_100_and_comes_down_again():
     setup = build.experiment(CONFIG | {"optimizer": {"learning_rate": 1e-3, "warmup_steps": 1}})
     mesh, step, scales = setup.mesh(), setup.step(Words()), []
