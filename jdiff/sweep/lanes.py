@@ -104,9 +104,12 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def risky(compiling: float, within: float) -> bool:
-    """Whether a trial may cost more than ``RISKED`` where it is lost: on a CPU it often is, as lanes save no
-    arithmetic. compiling, within: seconds that one run was compiled, and that the others take one after another."""
-    return jax.local_devices()[0].platform == "cpu" and compiling > RISKED * within
+    """Whether lanes, to compile which takes as long as one run at least, cannot be worth it any more; on a CPU, where
+    they save no arithmetic and are often given up, whether a trial may cost too much.
+
+    compiling, within: seconds that one run was compiled, and that the others take one after another.
+    """
+    return compiling > within * (RISKED if jax.local_devices()[0].platform == "cpu" else 1 / WORTH)
 
 
 class Trial:
