@@ -64,25 +64,27 @@ def _pass(*arguments: str) -> float:
 
 def _lanes(quick: bool) -> Iterator[Claim]:
     """Eight learning rates of a tiny run."""
-    on_cpu = jax.default_backend() == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         encoder = _setup("demo_clip", folder, 2, RATES[0])
         prepare(encoder)  # the data of the next, too
         _alone(encoder, f"{folder}/encoder")  # which that listens to
         for name, (here, elsewhere) in STEPS.items():
-            yield from _sooner(name, folder, 20 if quick else here if on_cpu else elsewhere)
+            yield from _sooner(name, folder, 20 if quick else here if _on_cpu() else elsewhere)
         for name in STEPS:
             yield from _alike(name, folder, 20 if quick else ALIKE)
         yield from _drawn(f"{folder}/demo_t2i_alone0")
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _sooner(name: str, folder: str, steps: int) -> Iterator[Claim]:
     """One after another in this process, and as the planner has it."""
-    on_cpu = jax.default_backend() == "cpu"
     setups = [_setup(name, folder, steps, rate) for rate in RATES]
     seconds = []
     with _cold():
-        for i, setup in enumerate(setups if on_cpu else setups[:3]):  # the others are as long as those but the first
+        for i, setup in enumerate(setups if _on_cpu() else setups[:3]):  # the others are as long as those but the first
             began = time.perf_counter()
             _alone(setup, f"{folder}/{name}_apart{i}")
             seconds.append(time.perf_counter() - began)
@@ -98,13 +100,13 @@ def _sooner(name: str, folder: str, steps: int) -> Iterator[Claim]:
     lanes = planned[1] is not each[1]
     text = f"{name}, 8 learning rates, {steps} steps: throughput, of one after another"
     note = f"({'as lanes' if lanes else 'one after another'}; {took:.1f} s of {seconds[0]:.1f} + 7 x {seconds[1]:.1f})"
-    yield Claim(text, apart / took, WHERE_CHOSEN if lanes or not on_cpu else LEAST, note=note)
+    yield Claim(text, apart / took, WHERE_CHOSEN if lanes or not _on_cpu() else LEAST, note=note)
 
 
 def _alike(name: str, folder: str, steps: int) -> Iterator[Claim]:
     """Each lane beside its run alone."""
     setups = [_setup(name, folder, steps, rate) for rate in RATES]
-    every = range(0, len(setups), 1 if jax.default_backend() == "cpu" else 3)
+    every = range(0, len(setups), 1 if _on_cpu() else 3)
     alone = {i: _alone(setups[i], f"{folder}/{name}_alone{i}") for i in every}
     lanes = as_lanes(setups, [f"{folder}/{name}_lane{i}" for i in range(len(setups))], [], always=True)
     off = {i: _apart(_weights(lanes[i]()), _weights(alone[i])) for i in every}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -15,7 +16,7 @@ from jdiff.build.sections import Config, Numbers, plain
 from jdiff.construct import ConfigError, construct, nearest
 from jdiff.data.spiral import spiral as spiral_points
 from jdiff.models.mlp import MLP
-from jdiff.training import metrics, steps
+from jdiff.training import steps
 from jdiff.training.state import TrainState
 
 READ = {"train": ("objective", "batch_size", "steps", "seed"), "ema": ("decays", "widths")}  # of sections for all
@@ -43,12 +44,13 @@ class Spiral(Config):
     def mlp(self) -> MLP:
         return construct("mlp", MLP, self.section("mlp"))
 
-    def step(self) -> Callable:
-        """One training step, not compiled: (numbers, state, batch) -> (state, report)."""
+    def several(self) -> Callable:
+        """So many training steps, not compiled: (numbers, state, count) -> state."""
         mlp, points, d = self.mlp(), jnp.asarray(self.points()), self.diffusion
+        batch = {"index": jnp.arange(self.train.batch_size)}
 
-        def step(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-            return steps.points_step(
+        def several(numbers: Numbers, state: TrainState, count: Array) -> TrainState:
+            step = steps.points_step(
                 mlp,
                 points,
                 self.optimizer(numbers),
@@ -58,9 +60,10 @@ class Spiral(Config):
                 density=d.density,
                 averages=self.averages(numbers),
                 seed=numbers.seed,
-            )(state, batch)
+            )
+            return jax.lax.fori_loop(0, count, lambda _, state: step(state, batch)[0], state)
 
-        return step
+        return several
 
     def initial_state(self, seed: int | Array | None = None) -> TrainState:
         """Where training begins. seed: the config's if not said."""

@@ -70,7 +70,11 @@ def lane(tree: Any, i: int) -> Any:
 def slow(setup: Experiment | Spiral) -> bool:
     """Whether lanes are known to be slow: on a CPU, gradients of convolutions whose kernels differ are."""
     convolves = setup.train.objective == "diffusion" or setup.section("vision").get("resnet") is not None
-    return convolves and jax.local_devices()[0].platform == "cpu"
+    return convolves and _on_cpu()
+
+
+def _on_cpu() -> bool:
+    return jax.local_devices()[0].platform == "cpu"
 
 
 def groups(setups: Mapping[str, Experiment | Spiral]) -> list[list[str]]:
@@ -109,7 +113,7 @@ def risky(compiling: float, within: float) -> bool:
 
     compiling, within: seconds that one run was compiled, and that the others take one after another.
     """
-    return compiling > within * (RISKED if jax.local_devices()[0].platform == "cpu" else 1 / WORTH)
+    return compiling > within * (RISKED if _on_cpu() else 1 / WORTH)
 
 
 class Trial:

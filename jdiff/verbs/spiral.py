@@ -89,17 +89,10 @@ def measured(ends: np.ndarray, points: np.ndarray) -> tuple[float, float]:
 
 def learnt(setup: Spiral) -> TrainState:
     """Train."""
-    step, train = setup.step(), setup.train
-    batch = {"index": jnp.arange(train.batch_size)}
-
-    @jax.jit
-    def some(numbers, state, count):
-        return jax.lax.fori_loop(0, count, lambda _, state: step(numbers, state, batch)[0], state)
-
-    state, left = setup.initial_state(), train.steps
+    several, state, left = jax.jit(setup.several()), setup.initial_state(), setup.train.steps
     parts = [min(PART, left - done) for done in range(0, left, PART)]
     for count in track(parts, description=f"learning for {left} steps", console=Console(stderr=True)):
-        state = jax.block_until_ready(some(setup.numbers, state, count))
+        state = jax.block_until_ready(several(setup.numbers, state, count))
     return state
 
 

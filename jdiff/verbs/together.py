@@ -17,7 +17,6 @@ from rich.progress import Progress
 
 from jdiff import runs
 from jdiff.build import Experiment, Spiral
-from jdiff.build.sections import Numbers
 from jdiff.data import records
 from jdiff.data.pipeline import Batches
 from jdiff.sweep import lanes
@@ -34,17 +33,12 @@ class Points:
     def __init__(self, setups: Sequence[Spiral]):
         first, self._numbers = setups[0], lanes.stacked(setups)
         self._setups, self._steps = setups, first.train.steps
-        step, batch = first.step(), {"index": jnp.arange(first.train.batch_size)}
-
-        def some(numbers: Numbers, state: TrainState, count: Array) -> TrainState:
-            return jax.lax.fori_loop(0, count, lambda _, state: step(numbers, state, batch)[0], state)
-
-        self._some = jax.jit(jax.vmap(some, in_axes=(0, 0, None)))
+        self._several = jax.jit(jax.vmap(first.several(), in_axes=(0, 0, None)))
         self.states = jax.jit(jax.vmap(first.initial_state))(self._numbers.seed)
 
     def advance(self, count: int) -> None:
         """Take so many steps of all."""
-        self.states = jax.block_until_ready(self._some(self._numbers, self.states, count))
+        self.states = jax.block_until_ready(self._several(self._numbers, self.states, count))
 
     def trained(self, trial: lanes.Trial) -> list[Callable[[], TrainState]] | None:
         """Train to the end; None where the trial is lost. Returns for each what gives its state."""
