@@ -108,7 +108,7 @@ def _seconds(work: Callable) -> float:
     return time.perf_counter() - began
 
 
-def _data(image_size: int, context_length: int) -> tuple[list, tokenizers.Tokenizer]:
+def drawn(image_size: int, context_length: int) -> tuple[list, tokenizers.Tokenizer]:
     examples = list(Shapes(train=DRAWN, image_size=image_size).examples("train"))
     captions = [example.captions[0] for example in examples]
     return examples, tokenizers.train(captions, vocab_size=400, context_length=context_length)
@@ -119,7 +119,7 @@ def _trained(objective: str, platform: str, towers: dict, steps: int, rate: floa
     full = platform == "gpu"
     least = FIRST[0] if full else FIRST[1]
     setup = build.experiment(config(objective, full=full, batch_size=least))
-    examples, tokenizer = _data(setup.image_size, setup.context_length)
+    examples, tokenizer = drawn(setup.image_size, setup.context_length)
     best = _largest(_compiled(setup, tokenizer, tuned=False), least)
     for count in (max(best, least), least):  # the larger where it fits, now that it is known
         setup = build.experiment(config(objective, full=full, batch_size=count))
@@ -163,17 +163,21 @@ def _trained(objective: str, platform: str, towers: dict, steps: int, rate: floa
     return setup, tokenizer, state, [example.captions[0] for example in examples]
 
 
-def _compiled(setup: build.Experiment, tokenizer: tokenizers.Tokenizer, *, tuned: bool = True) -> jax.stages.Compiled:
-    """The training step for the config's batch. tuned: with kernels chosen by trying them, which takes long."""
+def traced(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> jax.stages.Traced:
+    """The training step for the config's batch."""
     b, n, side = setup.train.batch_size, setup.context_length, setup.image_size
     shapes = {"image": ((b, side, side, 3), np.uint8), "tokens": ((b, n), np.int32)}
     shapes |= {"mask": ((b, n), bool), "index": ((b,), np.int32)}
     place = meshes.over_batch(setup.mesh())
     rows = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
-    options = {} if tuned else {"xla_gpu_autotune_level": 0}
     step = setup.step(tokenizer)
-    lowered = step.func.lower(*step.args, setup.state_like(tokenizer, setup.mesh()), rows)
-    return lowered.compile(compiler_options=options)
+    return step.func.trace(*step.args, setup.state_like(tokenizer, setup.mesh()), rows)
+
+
+def _compiled(setup: build.Experiment, tokenizer: tokenizers.Tokenizer, *, tuned: bool = True) -> jax.stages.Compiled:
+    """The training step. tuned: with kernels chosen by trying them, which takes long."""
+    options = {} if tuned else {"xla_gpu_autotune_level": 0}
+    return traced(setup, tokenizer).lower().compile(compiler_options=options)
 
 
 def _largest(program: jax.stages.Compiled, count: int) -> int:
@@ -205,7 +209,7 @@ def _work(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> float:
 def _beside_the_cpu() -> Iterator[Claim]:
     """A small U-Net's loss and gradient in float32, at the highest precision of products, here and on the CPU."""
     setup = build.experiment(config("diffusion", full=False, batch_size=8) | {"mesh": {"data": 1}})
-    examples, tokenizer = _data(setup.image_size, setup.context_length)
+    examples, tokenizer = drawn(setup.image_size, setup.context_length)
     weights = jax.device_get(setup.initial_weights(tokenizer))
     weights = jax.tree.map(
         lambda x: x + np.float32(0.02) * np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape), weights

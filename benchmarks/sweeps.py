@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -80,26 +80,35 @@ def _on_cpu() -> bool:
 
 
 def _sooner(name: str, folder: str, steps: int) -> Iterator[Claim]:
-    """One after another in this process, and as the planner has it."""
+    """One after another in this process, and as the planner has it; the first before and after the second, half each,
+    as a machine grows faster and slower."""
     setups = [_setup(name, folder, steps, rate) for rate in RATES]
+    own = setups if _on_cpu() else setups[:3]  # the others are as long as those but the first
     seconds = []
-    with _cold():
-        for i, setup in enumerate(setups if _on_cpu() else setups[:3]):  # the others are as long as those but the first
-            began = time.perf_counter()
-            _alone(setup, f"{folder}/{name}_apart{i}")
-            seconds.append(time.perf_counter() - began)
-    apart = seconds[0] + float(np.mean(seconds[1:])) * (len(setups) - 1)
+
+    def go(some: Iterable[build.Experiment | build.Spiral]) -> None:
+        with _compiled_in(f"{folder}/{name}_compiled_apart"):
+            for setup in some:
+                began = time.perf_counter()
+                _alone(setup, f"{folder}/{name}_apart{len(seconds)}")
+                seconds.append(time.perf_counter() - began)
+
+    half = (len(own) + 1) // 2
+    go(own[:half])
     paths = [f"{folder}/{name}_planned{i}" for i in range(len(setups))]
     each = [partial(_alone, setup, path) for setup, path in zip(setups, paths)]
-    with _cold():
+    with _compiled_in(f"{folder}/{name}_compiled"):
         began = time.perf_counter()
         planned = as_lanes(setups, paths, each, always=False)
         for model in planned:
             model()
         took = time.perf_counter() - began
+    go(own[half:])
+    apart = seconds[0] + float(np.mean(seconds[1:])) * (len(setups) - 1)
     lanes = planned[1] is not each[1]
     text = f"{name}, 8 learning rates, {steps} steps: throughput, of one after another"
-    note = f"({'as lanes' if lanes else 'one after another'}; {took:.1f} s of {seconds[0]:.1f} + 7 x {seconds[1]:.1f})"
+    sides = f"{took:.1f} s of {seconds[0]:.1f} + 7 x {np.mean(seconds[1:]):.1f}"
+    note = f"({'as lanes' if lanes else 'one after another'}; {sides})"
     yield Claim(text, apart / took, WHERE_CHOSEN if lanes or not _on_cpu() else LEAST, note=note)
 
 
@@ -131,11 +140,11 @@ def _drawn(path: str) -> Iterator[Claim]:
     ]
     captions = one_program.captions_of(model, b)
     draw = partial(sample.draw, model.program(), model.weights)
-    with _cold():
+    with _compiled_in(f"{path}_compiled_apart"):
         began = time.perf_counter()
         apart = [np.asarray(one_program.dedicated(model, one, b)()) for one in settings]
         ratio = time.perf_counter() - began
-    with _cold():
+    with _compiled_in(f"{path}_compiled"):
         began = time.perf_counter()
         together = [np.asarray(draw(model.method([one] * b), captions, None)[0]) for one in settings]
         ratio /= time.perf_counter() - began
@@ -146,16 +155,15 @@ def _drawn(path: str) -> Iterator[Claim]:
 
 
 @contextmanager
-def _cold() -> Iterator[None]:
-    """Begin with no compiled programs, as a sweep that was never run; what is compiled is kept until the end."""
+def _compiled_in(folder: str) -> Iterator[None]:
+    """Have no compiled programs but those of a folder: in a new one, as in a sweep that was never run."""
     before = jax.config.jax_compilation_cache_dir
-    with tempfile.TemporaryDirectory() as folder:
-        jax.clear_caches()
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", folder)
-        yield
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", before)
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
+    yield
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment | build.Spiral:
