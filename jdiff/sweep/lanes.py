@@ -23,7 +23,7 @@ from jdiff.sweep.cells import AFTER
 
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")
 TRIED = 1  # seconds that lanes are tried for
-RISKED = 0.03  # of what runs take one after another, what compiling lanes may take on a CPU
+RISKED = 0.04  # of what runs take one after another, what compiling may take on a CPU; of lanes it took .7 of one run's
 WORTH = 2  # times as fast as one after another, at least: lanes are saved at their end only, and all end or none
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX tells of each program
 SAID = r"^\d+ runs (?:as lanes|one after another).*"  # the line that says which
