@@ -23,7 +23,7 @@ from jdiff.sweep.cells import AFTER
 
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")
 TRIED = 1  # seconds that lanes are tried for
-RISKED = 0.04  # of what runs take one after another, what compiling may take on a CPU; of lanes it took .7 of one run's
+RISKED = 0.04  # of what runs take one after another, what compiling one may take for lanes to be tried on a CPU
 WORTH = 2  # times as fast as one after another, at least: lanes are saved at their end only, and all end or none
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX tells of each program
 SAID = r"^\d+ runs (?:as lanes|one after another).*"  # the line that says which
@@ -108,8 +108,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def risky(compiling: float, within: float) -> bool:
-    """Whether lanes, to compile which takes as long as one run at least, cannot be worth it any more; on a CPU, where
-    they save no arithmetic and are often given up, whether a trial may cost too much.
+    """Whether lanes, to compile which takes about as long as one run (.7 to 1 of it), cannot be worth it any more; on a
+    CPU, where they save no arithmetic and are often given up, whether a trial may cost too much.
 
     compiling, within: seconds that one run was compiled, and that the others take one after another.
     """
