@@ -31,7 +31,7 @@ from jdiff.verbs.prepare import prepare
 from jdiff.verbs.sweep import as_lanes
 
 ROOT = Path(__file__).parent.parent
-STEPS = {"spiral": (4000, 8000), "demo_clip": (4000, 3000), "demo_t2i": (200, 2000)}  # on a CPU, and elsewhere
+STEPS = {"spiral": (4000, 80_000), "demo_clip": (4000, 3000), "demo_t2i": (200, 2000)}  # on a CPU, and elsewhere
 ALIKE, RATES = 200, (1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3)
 LEAST, WHERE_CHOSEN = 0.95, 2.0  # of the throughput one after another
 CALM = 1e-3  # to this rate training does not magnify what is rounded
