@@ -330,7 +330,10 @@ class Experiment(Config):
             shapes = jax.eval_shape(begin, *given)
         # What is loaded lies everywhere, and can only be given up for what does as well.
         given_up = 0 if mesh.size == mesh.shape["data"] else ()
-        return jax.jit(begin, out_shardings=rules.placement(mesh, shapes), donate_argnums=given_up)(*given)
+        place = rules.placement(mesh, shapes)
+        # A part of a parameter may be drawn with other roundings than the whole of it.
+        first = meshes.everywhere(mesh) if self.train.fixed_order else place
+        return jax.device_put(jax.jit(begin, out_shardings=first, donate_argnums=given_up)(*given), place)
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
         """The shapes of a state and where they are placed, for a checkpoint to be read into."""
