@@ -109,6 +109,7 @@ def _seconds(work: Callable) -> float:
 
 
 def drawn(image_size: int, context_length: int) -> tuple[list, tokenizers.Tokenizer]:
+    """Captioned pictures, and a tokenizer of their words."""
     examples = list(Shapes(train=DRAWN, image_size=image_size).examples("train"))
     captions = [example.captions[0] for example in examples]
     return examples, tokenizers.train(captions, vocab_size=400, context_length=context_length)

@@ -108,8 +108,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def risky(compiling: float, within: float) -> bool:
-    """Whether lanes, to compile which takes about as long as one run (.7 to 1 of it), cannot be worth it any more; on a
-    CPU, where they save no arithmetic and are often given up, whether a trial may cost too much.
+    """Whether lanes cannot be worth it any more: to compile them takes from half as long as a run to as long. On a CPU,
+    where they save no arithmetic and are often given up, whether a trial may cost too much.
 
     compiling, within: seconds that one run was compiled, and that the others take one after another.
     """
