@@ -1,38 +1,16 @@
-"""Every config keeps its promises' form, builds the same from JSON, and takes its two tiny steps."""
+"""Every config keeps its promises' form and builds the same from JSON."""
 
-import importlib.util
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from jdiff import build, runs
-from jdiff.cli import shipped_configs
+from jdiff import build
 from jdiff.construct import ConfigError
-from jdiff.data.emoji.glyphs import find_font
-from jdiff.verbs.evaluate import evaluate
 from jdiff.verbs.prepare import prepare
 from jdiff.verbs.train import train
-from tests.interop import toys
+from tests.test_pins import CONFIGS, ENCODERS, get_config, own_images
 
-CONFIGS = shipped_configs()
 EXPERIMENTS = [name for name in CONFIGS if name != "spiral"]  # which is of points, and no run
-ENCODERS = [name for name in CONFIGS if name.endswith("_clip")]
-
-
-def get_config(name, variant=""):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant), module.__doc__
-
-
-def has_font():
-    try:
-        return bool(find_font())
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -98,35 +76,6 @@ def test_unknown_variants_are_refused(name):
         get_config(name, "big")
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_two_tiny_steps_of_every_config(encoder, tmp_path):
-    if encoder.startswith("emoji") and not has_font():
-        pytest.skip("the Noto Color Emoji font is not installed")
-    if encoder == "tune_clip":
-        toys.clip(tmp_path / "clip")
-        toys.stable_diffusion(tmp_path / "stable_diffusion")
-    for name in (encoder, encoder.replace("_clip", "_t2i")):
-        config, _ = get_config(name, "tiny")
-        config.mesh.data = 2 if encoder == "demo_clip" else 1
-        config.data.directory = str(tmp_path / "data")
-        if config.data.source == "folder":
-            config.data.path = str(own_images(tmp_path / "images"))
-        for part in ("text", "vision", "unet"):
-            if "run" in config.get(part, {}):
-                start = {"tune_clip": "clip", "tune_t2i": "stable_diffusion"}.get(name, encoder)
-                config[part].run = str(tmp_path / start)
-        setup = build.experiment(config)
-        prepare(setup)
-        train(setup, str(tmp_path / name))
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == [1, 2]
-        runs.load(tmp_path / name)
-        if config.data.source != "shapes":  # whose evaluation tests/test_path.py runs
-            found = evaluate(str(tmp_path / name), num=2)
-            assert (tmp_path / name / "evaluation" / "test" / "results.json").exists()
-            assert found["num"] == 2
-
-
 def test_a_folder_without_a_test_split_is_trained_on_and_may_not_change_under_a_run(tmp_path):
     images = own_images(tmp_path / "images")
     config, _ = get_config("folder_clip", "tiny")
@@ -140,13 +89,3 @@ def test_a_folder_without_a_test_split_is_trained_on_and_may_not_change_under_a_
     prepare(setup)
     with pytest.raises(ConfigError, match="files have changed"):
         train(setup, str(tmp_path / "run"))
-
-
-def own_images(folder):
-    """Somebody's photographs: noise with sidecar captions."""
-    folder.mkdir(exist_ok=True)
-    for i in range(60):
-        pixels = np.random.default_rng(i).integers(0, 256, (70, 90, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.jpg")
-        (folder / f"{i}.txt").write_text(f"noise number {i}\n")
-    return folder
