@@ -35,7 +35,7 @@ CHOICES = (
     {"schedule": "linear", "zero_terminal_snr": True},
     *({"prediction_type": "eps", "weighting": name} for name in ("min_snr", "snr")),
     *({"weighting": name} for name in ("min_snr", "snr", "sigmoid", "p2")),
-    {"density": "rising"},
+    {"timestep_sampling": "linear"},
 )
 
 
@@ -51,7 +51,7 @@ def _ends() -> Iterator[Claim]:
     points = jnp.asarray(spiral(200))
     denoise = exact.denoiser(exact.mixture(points, jnp.full(200, 0.03), jnp.full(200, 1 / 200)))
     keys = rng.image_keys(jnp.arange(500))
-    start = sampler.start(keys, (2,))
+    start = sampler.initial_noise(keys, (2,))
 
     def ends(schedule: str, **said) -> np.ndarray:
         tableau = Settings(**said, eta=0.0).tableau(schedules.make(schedule, continuous=True))
@@ -70,9 +70,9 @@ def _ends() -> Iterator[Claim]:
 
 GUIDED = (
     *({"guidance_scale": scale} for scale in (1.0, 2.0, 4.0, 8.0)),
-    {"guidance_scale": 8.0, "rescale": 0.7},
-    {"guidance_scale": 8.0, "parallel": 0.0, "norm": 0.1},
-    {"guidance_scale": 8.0, "percentile": 99.0},
+    {"guidance_scale": 8.0, "guidance_rescale": 0.7},
+    {"guidance_scale": 8.0, "apg_parallel": 0.0, "apg_norm": 0.1},
+    {"guidance_scale": 8.0, "threshold_percentile": 99.0},
     {"guidance_scale": 8.0, "guidance_from": -5.0, "guidance_to": 1.0},
 )
 
@@ -80,7 +80,7 @@ GUIDED = (
 def _drawn(path: Path) -> Iterator[Claim]:
     """The share of whole prompts right, by DDPM's variance and by guidance, of the same prompts and seeds."""
     model, (captions, scenes, pictures) = runs.load(path), steps.asked(path, 128)
-    model = replace(model, x0_variance=model.unknown(pictures, captions))
+    model = replace(model, denoising_mse=model.measure_denoising_mse(pictures, captions))
     ddpm = [
         {"solver": "ddpm", "steps": count, "variance": variance}
         for count in (5, 10)

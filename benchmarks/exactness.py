@@ -17,7 +17,7 @@ from jdiff.diffusion import exact, prediction, sampler, schedules
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
-from jdiff.diffusion.tableau import grid, stacked
+from jdiff.diffusion.tableau import grid, stack_tableaux
 from tests import truths
 from tests.diffusion import orders
 from tests.diffusion.orders import MEAN, STD
@@ -85,7 +85,7 @@ def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str)
                 schedule,
                 prediction_type,
                 learned_variance=True,
-                x0_variance=lambda level: unknown(level.alpha, level.sigma),
+                denoising_mse=lambda level: unknown(level.alpha, level.sigma),
             )
         except ValueError as refusal:
             found.refused += 1
@@ -100,7 +100,7 @@ def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str)
     xt = np.tile(STARTS, len(cells))[:, None]
     rows = max(tableau.rows for *_, tableau in cells)
     dtype = jnp.result_type(float)
-    together = stacked([tableau for *_, tableau in cells for _ in STARTS], rows, dtype=dtype)
+    together = stack_tableaux([tableau for *_, tableau in cells for _ in STARTS], rows, dtype=dtype)
     keys = jax.random.split(jax.random.key(0), len(xt))
     drawn = np.asarray(_run(schedule, prediction_type, together, jnp.asarray(xt, dtype), keys), float)
     noise = np.stack([_noise(keys, row) for row in range(1, rows + 1)]).astype(float)
@@ -159,9 +159,9 @@ def _posterior() -> Iterator[Claim]:
         bayes = partial(truths.gaussian_posterior, alpha_bar[i], alpha_bar[i + 1])
         _, variance = bayes(0.0, 0.0)
         right = (bayes(1.0, 0.0)[0], bayes(0.0, 1.0)[0], np.sqrt(variance))
-        of_xt = rows.of_eps[i] / rows.level.sigma[i]
-        of_x0 = rows.of_x0[i] - of_xt * rows.level.alpha[i]
-        off = max(off, np.abs(np.array([of_xt, of_x0, rows.of_noise[i]]) - right).max())
+        xt_coef = rows.eps_coef[i] / rows.level.sigma[i]
+        x0_coef = rows.x0_coef[i] - xt_coef * rows.level.alpha[i]
+        off = max(off, np.abs(np.array([xt_coef, x0_coef, rows.noise_coef[i]]) - right).max())
     yield Claim(
         "DDIM of eta 1 at full stride against DDPM's posterior, any coefficient", float(off), 1e-10, at_most=True
     )

@@ -31,14 +31,14 @@ FULL = {
         "text": {**TOWER, "width": 512, "layers": 12, "heads": 8, "embed_dim": 512, "dtype": "bfloat16"},
         "vision": {"patch_size": 16, "width": 768, "layers": 12, "heads": 12, "embed_dim": 512, "dtype": "bfloat16"},
     },
-    "diffusion": {
+    "text_to_image": {
         "data": {"image_size": 64},
         "unet": {
             "channels": (192, 384, 576, 768),
             "attention": (False, False, True, True),
             "heads": (3, 6, 9, 12),
             "pooled": True,
-            "modulated": True,
+            "scale_shift_norm": True,
             "dtype": "bfloat16",
         },
     },
@@ -50,7 +50,7 @@ TINY = {
         "text": {**TOWER, "width": 64, "layers": 2, "heads": 1, "embed_dim": 64},
         "vision": {"patch_size": 8, "width": 64, "layers": 2, "heads": 1, "embed_dim": 64},
     },
-    "diffusion": {
+    "text_to_image": {
         "data": {"image_size": 32},
         "unet": {"channels": (32,), "attention": (True,), "heads": (1,), "blocks": 1, "groups": 16, "patch_size": 2},
     },
@@ -60,19 +60,19 @@ SPARE = 0.9  # of a device's memory, what a step may take
 OF_CPU = 2**26  # bytes that a step may take where a device does not say what it has
 
 
-def config(objective: str, *, full: bool, batch_size: int) -> dict:
+def config(task: str, *, full: bool, batch_size: int) -> dict:
     """The run that is measured, as a config."""
     sizes = FULL if full else TINY
     sections = {
         **sizes["contrastive"],
-        **sizes[objective],
+        **sizes[task],
         "optimizer": {"warmup_steps": 1, "learning_rate": 1e-4},
         "diffusion": {"schedule": "cosine", "prediction_type": "v"},
         "ema": {"decays": (0.999,)},
-        "train": {"objective": objective, "batch_size": batch_size, "steps": 10_000},
+        "train": {"task": task, "batch_size": batch_size, "steps": 10_000},
         "sample": {"steps": 50, "guidance_scale": 3.0},
     }
-    return {name: section for name, section in sections.items() if name in SECTIONS[objective]}
+    return {name: section for name, section in sections.items() if name in SECTIONS[task]}
 
 
 def measure(*, quick: bool, runs: str) -> int:
@@ -86,9 +86,9 @@ def _claims(quick: bool) -> Iterator[Claim]:
     yield Claim("matrix products, TFLOP a second", rate / 1e12, note="(bfloat16)" if platform == "gpu" else "(float32)")
     yield from _beside_the_cpu()
     towers, steps = {}, (10 if quick else 30) if platform == "gpu" else 3
-    for objective in ("contrastive", "diffusion"):
-        setup, tokenizer, state, found = yield from _trained(objective, platform, towers, steps, rate)
-        towers = {"text": state.params["text"]} if objective == "contrastive" else towers
+    for task in ("contrastive", "text_to_image"):
+        setup, tokenizer, state, found = yield from _trained(task, platform, towers, steps, rate)
+        towers = {"text": state.params["text"]} if task == "contrastive" else towers
     yield from _sampled(setup, tokenizer, state, found, 64 if platform == "gpu" else 2)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     yield Claim("peak memory, GiB", peak and peak / 2**30)
@@ -115,15 +115,15 @@ def drawn(image_size: int, context_length: int) -> tuple[list, tokenizers.Tokeni
     return examples, tokenizers.train(captions, vocab_size=400, context_length=context_length)
 
 
-def _trained(objective: str, platform: str, towers: dict, steps: int, rate: float):
+def _trained(task: str, platform: str, towers: dict, steps: int, rate: float):
     """Claims of training. Returns the experiment, its tokenizer, the state at the end, and the captions."""
     full = platform == "gpu"
     least = FIRST[0] if full else FIRST[1]
-    setup = build.experiment(config(objective, full=full, batch_size=least))
+    setup = build.experiment(config(task, full=full, batch_size=least))
     examples, tokenizer = drawn(setup.image_size, setup.context_length)
     best = _largest(_compiled(setup, tokenizer, tuned=False), least)
     for count in (max(best, least), least):  # the larger where it fits, now that it is known
-        setup = build.experiment(config(objective, full=full, batch_size=count))
+        setup = build.experiment(config(task, full=full, batch_size=count))
         began = time.perf_counter()
         program = _compiled(setup, tokenizer)
         took = time.perf_counter() - began
@@ -131,10 +131,10 @@ def _trained(objective: str, platform: str, towers: dict, steps: int, rate: floa
             break
     memory = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    yield Claim(f"{objective} training, seconds to compile", took)
-    yield Claim(f"{objective} training, images a batch", count, note=f"({used / 2**30:.2f} GiB by the compiler)")
+    yield Claim(f"{task} training, seconds to compile", took)
+    yield Claim(f"{task} training, images a batch", count, note=f"({used / 2**30:.2f} GiB by the compiler)")
     flash = len(re.findall(r'custom_call_target="__cudnn\$fmha', program.as_text()))
-    text = f"{objective} training, attention by cuDNN in the compiled step"
+    text = f"{task} training, attention by cuDNN in the compiled step"
     yield Claim(text, float(flash), 1.0 if full else None, note="" if flash else "(XLA's products)")
 
     tokens, mask = tokenizer.encode([example.captions[0] for example in examples])
@@ -153,14 +153,14 @@ def _trained(objective: str, platform: str, towers: dict, steps: int, rate: floa
         ends.append(losses)
     millions = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     images = count / float(np.median(seconds[2:]))
-    yield Claim(f"{objective} training, images a second", images, note=f"({millions:.1f} M parameters)")
+    yield Claim(f"{task} training, images a second", images, note=f"({millions:.1f} M parameters)")
     share = images * _work(setup, tokenizer) / rate
-    yield Claim(f"{objective} training, of the rate of matrix products", share)
+    yield Claim(f"{task} training, of the rate of matrix products", share)
     off = float(np.max(np.abs(np.subtract(*ends))))
-    yield Claim(f"{objective} training, losses of a second run of the seed off by at most", off, note="(0: to the bit)")
+    yield Claim(f"{task} training, losses of a second run of the seed off by at most", off, note="(0: to the bit)")
     state, report = program(setup.numbers, state.replace(step=jnp.int32(0)), batch)  # the noise of the first step again
     fall = losses[0] - float(report["loss"].compute())
-    yield Claim(f"{objective} training, loss falls by", fall, 0.0)
+    yield Claim(f"{task} training, loss falls by", fall, 0.0)
     return setup, tokenizer, state, [example.captions[0] for example in examples]
 
 
@@ -194,7 +194,7 @@ def _work(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> float:
     weights, n, side = setup.shapes(tokenizer), setup.context_length, setup.image_size
     caption = jax.ShapeDtypeStruct((1, n), np.int32), jax.ShapeDtypeStruct((1, n), bool)
     image, time = jax.ShapeDtypeStruct((1, side, side, 3), np.float32), jax.ShapeDtypeStruct((1,), np.float32)
-    if setup.train.objective == "contrastive":
+    if setup.train.task == "contrastive":
         encoder = setup.encoder(tokenizer.vocab_size)
         return 3 * products(lambda params, *given: encoder.apply({"params": params}, *given), weights, *caption, image)
     text, unet = setup.text(tokenizer.vocab_size), setup.unet()
@@ -209,7 +209,7 @@ def _work(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> float:
 
 def _beside_the_cpu() -> Iterator[Claim]:
     """A small U-Net's loss and gradient in float32, at the highest precision of products, here and on the CPU."""
-    setup = build.experiment(config("diffusion", full=False, batch_size=8) | {"mesh": {"data": 1}})
+    setup = build.experiment(config("text_to_image", full=False, batch_size=8) | {"mesh": {"data": 1}})
     examples, tokenizer = drawn(setup.image_size, setup.context_length)
     weights = jax.device_get(setup.initial_weights(tokenizer))
     weights = jax.tree.map(

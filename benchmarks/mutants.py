@@ -148,8 +148,8 @@ MUTANTS = (
     Mutant(
         "DDPM steps to t - 1, whatever the stride",
         S,
-        "of_xt, of_x0, small = process.posterior(cleaner, level)",
-        "of_xt, of_x0, small = process.posterior(BELOW(grid, i, 1), level)",
+        "xt_coef, x0_coef, small = process.posterior(cleaner, level)",
+        "xt_coef, x0_coef, small = process.posterior(BELOW(grid, i, 1), level)",
         "sampler",
         "maxdiffusion, FlaxDiff",
     ),
@@ -227,7 +227,7 @@ MUTANTS = (
         "return jax.vmap(one)(keys)",
         "return jax.vmap(lambda _: one(keys[0]))(keys)",
         "loss",
-        "kvfrans' pmap step, over devices",
+        "kvfrans' pmap step, broadcast_like devices",
     ),
     Mutant(
         "weights and errors averaged apart",
@@ -261,8 +261,8 @@ MUTANTS = (
     Mutant(
         "DDIM shrinks the direction and adds no noise",
         S,
-        "of_eps=direction, of_noise=noise)",
-        "of_eps=direction)",
+        "eps_coef=direction, noise_coef=noise)",
+        "eps_coef=direction)",
         "sampler",
         "maxdiffusion's DDIM",
     ),
@@ -306,16 +306,16 @@ MUTANTS = (
     Mutant(
         "a learned variance between its bounds, not between their logarithms",
         "diffusion/sampler.py",
-        "size = size * jnp.exp(answer.fraction * over(row.noise_range, xt))",
-        "size = size * (1 + answer.fraction * jnp.expm1(over(row.noise_range, xt)))",
+        "size = size * jnp.exp(answer.fraction * broadcast_like(row.noise_range, xt))",
+        "size = size * (1 + answer.fraction * jnp.expm1(broadcast_like(row.noise_range, xt)))",
         "sampler",
         "maxdiffusion's DDPM",
     ),
     Mutant(
         "an analytic variance without the square of x0's share",
         S,
-        "noise = small + of_x0**2 * float(",
-        "noise = small + of_x0 * float(",
+        "noise = small + x0_coef**2 * float(",
+        "noise = small + x0_coef * float(",
         "sampler",
     ),
     Mutant(
@@ -328,8 +328,8 @@ MUTANTS = (
     Mutant(
         "a variance-exploding step on a variance-preserving schedule",
         S,
-        "rows.append(Row(grid.timestep[i], level, cleaner.alpha / level.alpha, of_eps=1.0, weights=[move]))",
-        "rows.append(Row(grid.timestep[i], level, 1.0, of_eps=1.0, weights=[move]))",
+        "rows.append(Row(grid.timestep[i], level, cleaner.alpha / level.alpha, eps_coef=1.0, weights=[move]))",
+        "rows.append(Row(grid.timestep[i], level, 1.0, eps_coef=1.0, weights=[move]))",
         "sampler",
         "FlaxDiff's Euler and multistep DPM",
     ),
@@ -356,7 +356,7 @@ MUTANTS = (
         "sampler",
     ),
     Mutant(
-        "3M counts the second divided difference half",
+        "3M counts the second split_variance difference half",
         S,
         "    return found\n\n\n@dataclass",
         "    found[2:] /= 2\n    return found\n\n\n@dataclass",
@@ -380,8 +380,8 @@ MUTANTS = (
     Mutant(
         "Euler-Maruyama with all of beta in the drift's xt",
         S,
-        "1 + b / 2, of_eps=1.0",
-        "1 + b, of_eps=1.0",
+        "1 + b / 2, eps_coef=1.0",
+        "1 + b, eps_coef=1.0",
         "sampler",
     ),
     Mutant(
@@ -394,8 +394,8 @@ MUTANTS = (
     Mutant(
         "the SDE's noise without its root",
         S,
-        "of_noise=np.sqrt(b))",
-        "of_noise=b)",
+        "noise_coef=np.sqrt(b))",
+        "noise_coef=b)",
         "sampler",
     ),
     Mutant(
@@ -408,8 +408,8 @@ MUTANTS = (
     Mutant(
         "SDE-DPM-Solver++'s noise at the level it left",
         S,
-        "of_noise=cleaner.sigma * np.sqrt(gain)",
-        "of_noise=level.sigma * np.sqrt(gain)",
+        "noise_coef=cleaner.sigma * np.sqrt(gain)",
+        "noise_coef=level.sigma * np.sqrt(gain)",
         "sampler",
     ),
     # Guidance.

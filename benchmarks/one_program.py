@@ -31,8 +31,8 @@ STEPS = (1, 5, 10, 20, 50, 100)
 GUIDANCE = (
     {"guidance_scale": 1.0},
     {"guidance_scale": 0.0},
-    {"guidance_scale": 3.0, "rescale": 0.7},
-    {"guidance_scale": 8.0, "parallel": 0.0, "norm": 0.3, "momentum": -0.5, "percentile": 99.0},
+    {"guidance_scale": 3.0, "guidance_rescale": 0.7},
+    {"guidance_scale": 8.0, "apg_parallel": 0.0, "apg_norm": 0.3, "apg_momentum": -0.5, "threshold_percentile": 99.0},
     {"guidance_scale": 4.0, "guidance_from": -4.0, "guidance_to": 3.0},
 )
 BATCH = 4
@@ -81,7 +81,7 @@ def _company(path: Path, quick: bool) -> Iterator[Claim]:
     worst, moved = np.abs(single - alone).max((1, 2, 3)), np.zeros(n)
     for i in np.flatnonzero(worst > 1e-4):  # by how much another rounding of what they begin from moves these
         at = np.array([i])
-        start = np.asarray(sampler.start(rng.image_keys(captions[-1][at]), model.shape))
+        start = np.asarray(sampler.initial_noise(rng.image_keys(captions[-1][at]), model.shape))
         moved[i] = np.abs(run(at, np.nextafter(start, np.inf)) - run(at, start)).max()
     for guidance in GUIDANCE:
         of = [i for i, one in enumerate(every) if all(getattr(one, key) == value for key, value in guidance.items())]
@@ -166,9 +166,9 @@ def dedicated(model: Sampler, settings: Settings, b: int) -> Callable:
             answer = prediction.solve(model.prediction_type, output, xt, level)
             x0 = jnp.clip(answer.x0, -1, 1)
             eps = (xt - row.level.alpha * x0) / row.level.sigma
-            return row.of_x0 * x0 + row.of_eps * eps, None
+            return row.x0_coef * x0 + row.eps_coef * eps, None
 
-        xt = sampler.start(rng.image_keys(seeds), model.shape)
+        xt = sampler.initial_noise(rng.image_keys(seeds), model.shape)
         x0, _ = jax.lax.scan(step, xt, tableau)
         return jnp.round((jnp.clip(x0, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 

@@ -46,8 +46,8 @@ def _encoders(runs: Path) -> Iterator[Claim]:
         found = _evaluated(runs / run)
         for way in ("text_to_image@1", "image_to_text@1"):
             yield Claim(f"{config}: {way} among {found.get('compared', 128)}", found.get(way), recall)
-        chance = f"chance {found['analogies_chance']:.2g}" if found else ""
-        yield Claim(f"{config}: arithmetic of meanings", found.get("analogies_right"), analogies, note=chance)
+        chance = f"chance {found['analogy_chance']:.2g}" if found else ""
+        yield Claim(f"{config}: arithmetic of meanings", found.get("analogy_accuracy"), analogies, note=chance)
         for name, share in found.items():
             if name.endswith("_told"):
                 note = f"of up to {found['pairs']} pairs, nearer to their caption than to one with this exchanged"
@@ -82,7 +82,7 @@ def _emoji(runs: Path) -> Iterator[Claim]:
 def _stated(config: str, names: Iterable[str], found: dict, compositions: dict) -> Iterator[Claim]:
     """What comes out where nothing is promised: other scales of guidance, negative prompts, unseen pairs."""
     for scale, rows in found["scales"].items():
-        for name in (*names, "something_left_out"):
+        for name in (*names, "missing_object_rate"):
             if name in rows:
                 yield _share(f"{config}, guidance {scale}: {name.replace('_', ' ')}", rows[name])
     for name, (without, against) in found["negatives"].items():

@@ -40,12 +40,12 @@ FIXED = ({"data": 2}, {"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2
 
 def _layouts() -> Iterator[Claim]:
     """The same batches and seed on every layout, and in two processes."""
-    for objective in layouts.OBJECTIVES:
+    for task in layouts.TASKS:
         alone = None
         for name, (mesh, train) in (LAYOUTS | {"two processes x 4": (None, {})}).items():
-            found = layouts.in_processes(objective) if mesh is None else layouts.run(objective, mesh, **train)
+            found = layouts.in_processes(task) if mesh is None else layouts.run(task, mesh, **train)
             alone = alone or found
-            text = f"{objective}, {layouts.STEPS} steps, {name} beside one device"
+            text = f"{task}, {layouts.STEPS} steps, {name} beside one device"
             if found is alone:
                 continue
             if found.drawn:
@@ -55,8 +55,8 @@ def _layouts() -> Iterator[Claim]:
             off = float(np.linalg.norm(found.params - alone.params) / np.linalg.norm(alone.params))
             note = f"(losses {np.max(np.abs(found.losses / alone.losses - 1)):.1e})"
             yield Claim(f"{text}: parameters off, of their norm", off, 1e-5, at_most=True, note=note)
-        bits = {layouts.run(objective, mesh, fixed_order=16).params.tobytes() for mesh in FIXED}
-        text = f"{objective}, fixed order: parameters that {len(FIXED)} layouts of two to eight devices end with"
+        bits = {layouts.run(task, mesh, deterministic_reduction=16).params.tobytes() for mesh in FIXED}
+        text = f"{task}, fixed order: parameters that {len(FIXED)} layouts of two to eight devices end with"
         yield Claim(text, len(bits), 1, at_most=True)
 
 

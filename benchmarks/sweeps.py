@@ -175,7 +175,7 @@ def _setup(name: str, folder: str, steps: int, rate: float) -> build.Experiment 
     config["train"] |= {"log_every": steps, "save_every": steps, "sample_every": steps}
     config["data"]["directory"], config["mesh"] = f"{folder}/data", {"data": 1}
     if name == "demo_t2i":
-        config["text"] = {"run": f"{folder}/encoder"}
+        config["text"] = {"init_from": f"{folder}/encoder"}
     return build.experiment(config)
 
 

@@ -87,7 +87,7 @@ def _compare_encoder(model, weights, reference, *, penultimate: bool = False) ->
         ),
     }
     if penultimate:
-        cut = network.text.clone(skip=1).apply({"params": weights["text"]}, *inputs[:2])[0]
+        cut = network.text.clone(clip_skip=1).apply({"params": weights["text"]}, *inputs[:2])[0]
         with torch.no_grad():
             states = reference.text_model.final_layer_norm(theirs.text_model_output.hidden_states[-2])
         found["penultimate text states"] = relative(cut, states)

@@ -18,13 +18,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tokenizer = dict(vocab_size=512, context_length=16)
     config.text = dict(width=128, layers=3, heads=2, embed_dim=512, activation="gelu", causal=False)
     config.vision = dict(patch_size=8, width=128, layers=4, heads=2, embed_dim=512, activation="gelu")
-    config.encoder = dict(biased=False)
+    config.encoder = dict(use_logit_bias=False)
     config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
     config.ema = dict(decays=(), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="contrastive", batch_size=128, steps=400, seed=0, log_every=20, save_every=200, sample_every=200
+        task="contrastive", batch_size=128, steps=400, seed=0, log_every=20, save_every=200, sample_every=200
     )
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)

@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = dict(
         source="shapes", world=("one",), image_size=32, partial=0.25, train=20_000, test=1_000, compositions=500
     )
-    config.text = dict(run="runs/shapes_clip")
+    config.text = dict(init_from="runs/shapes_clip")
     config.unet = dict(
         channels=(48, 48, 64),
         attention=(False, False, False),
@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
         groups=16,
         patch_size=2,
         pooled=True,
-        modulated=True,
+        scale_shift_norm=True,
     )
     config.diffusion = dict(
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema = dict(decays=(0.998,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="diffusion",
+        task="text_to_image",
         batch_size=32,
         steps=2600,
         seed=0,

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="emoji", image_size=32, sequences=True)
-    config.text = dict(run="runs/emoji_clip")
+    config.text = dict(init_from="runs/emoji_clip")
     config.unet = dict(
         channels=(64, 96, 128),
         attention=(False, False, True),
@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         groups=16,
         patch_size=2,
         pooled=True,
-        modulated=True,
+        scale_shift_norm=True,
     )
     config.diffusion = dict(
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema = dict(decays=(0.998,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="diffusion",
+        task="text_to_image",
         batch_size=32,
         steps=4000,
         seed=0,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="folder", image_size=64, crop="center", max_rejected=0.05)
-    config.text = dict(run="runs/mine_clip")
+    config.text = dict(init_from="runs/mine_clip")
     config.unet = dict(
         channels=(64, 128, 256),
         attention=(False, True, True),
@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
         groups=16,
         patch_size=2,
         pooled=True,
-        modulated=True,
+        scale_shift_norm=True,
     )
     config.diffusion = dict(
         schedule="cosine", timesteps=1000, prediction_type="x0", weighting="root_snr", caption_dropout=0.1
@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema = dict(decays=(0.998,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="diffusion",
+        task="text_to_image",
         batch_size=32,
         steps=20000,
         seed=0,

@@ -29,16 +29,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tokenizer = dict(vocab_size=512, context_length=24)
     config.text = dict(width=192, layers=4, heads=3, embed_dim=512, activation="gelu", causal=False)
     config.vision = dict(patch_size=8, width=192, layers=5, heads=3, embed_dim=512, activation="gelu")
-    config.encoder = dict(biased=False)
+    config.encoder = dict(use_logit_bias=False)
     config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05)
     config.ema = dict(decays=(), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="contrastive",
+        task="contrastive",
         batch_size=64,
         group=4,
-        hold_text=1500,
+        freeze_text_steps=1500,
         steps=6500,
         seed=0,
         log_every=20,
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.update(train=64, test=32, compositions=16)
         config.text.update(width=32, layers=2, heads=2, embed_dim=32)
         config.vision.update(width=32, layers=1, heads=2, embed_dim=32)
-        config.train.update(batch_size=8, hold_text=1, steps=2, log_every=1, save_every=1, sample_every=1)
+        config.train.update(batch_size=8, freeze_text_steps=1, steps=2, log_every=1, save_every=1, sample_every=1)
     elif variant:
         raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
     return config

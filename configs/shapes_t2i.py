@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         test=2_000,
         compositions=500,
     )
-    config.text = dict(run="runs/shapes_clip_full", skip=3)
+    config.text = dict(init_from="runs/shapes_clip_full", clip_skip=3)
     config.unet = dict(
         channels=(64, 96, 128),
         attention=(False, True, True),
@@ -32,21 +32,21 @@ def get_config(variant: str = "") -> ConfigDict:
         groups=16,
         patch_size=2,
         pooled=True,
-        modulated=True,
+        scale_shift_norm=True,
     )
     config.diffusion = dict(
         schedule="cosine",
         timesteps=1000,
         prediction_type="x0",
         weighting="root_snr",
-        density="rising",
+        timestep_sampling="linear",
         caption_dropout=0.1,
     )
     config.optimizer = dict(learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.01, clip_norm=0.1)
     config.ema = dict(decays=(0.998,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="diffusion",
+        task="text_to_image",
         batch_size=32,
         steps=11_000,
         seed=0,
@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample = dict(solver="ddim", steps=60, spacing="trailing", eta=1.0, guidance_scale=2.0)
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
-        config.text.skip = 1
+        config.text.clip_skip = 1
         config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)

@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mlp = dict(width=128, layers=3)
     config.diffusion = dict(schedule="cosine", timesteps=1000, prediction_type="v", weighting="simple")
     config.optimizer = dict(learning_rate=3e-3, warmup_steps=200, weight_decay=0.0)
-    config.train = dict(objective="points", batch_size=512, steps=8_000, seed=0)
+    config.train = dict(task="points", batch_size=512, steps=8_000, seed=0)
     config.ema = dict(decays=(0.999,))
     config.sample = dict(steps=200, guidance_scale=1.0, clip=False)
     if variant == "tiny":

@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="folder", image_size=224, crop="clip", max_rejected=0.05)
-    config.text = dict(run="weights/clip", frozen=False)
-    config.vision = dict(run="weights/clip", frozen=False)
+    config.text = dict(init_from="weights/clip", frozen=False)
+    config.vision = dict(init_from="weights/clip", frozen=False)
     config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.1)
     config.ema = dict(decays=(), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="contrastive", batch_size=256, steps=2000, seed=0, log_every=20, save_every=200, sample_every=400
+        task="contrastive", batch_size=256, steps=2000, seed=0, log_every=20, save_every=200, sample_every=400
     )
     if variant == "tiny":
         config.data.image_size = 64

@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="folder", image_size=512, crop="center", max_rejected=0.05)
-    config.text = dict(run="weights/stable-diffusion", frozen=True)
-    config.unet = dict(run="weights/stable-diffusion", frozen=False)
+    config.text = dict(init_from="weights/stable-diffusion", frozen=True)
+    config.unet = dict(init_from="weights/stable-diffusion", frozen=False)
     config.diffusion = dict(weighting="min_snr", caption_dropout=0.1)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.01)
     config.ema = dict(decays=(0.999,), widths=(), snapshot_every=0)
     config.mesh = dict(data=-1)
     config.train = dict(
-        objective="diffusion",
+        task="text_to_image",
         batch_size=16,
         steps=5000,
         seed=0,

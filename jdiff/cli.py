@@ -83,8 +83,8 @@ def _define_train() -> None:
         "cluster", "auto", "What starts the processes, if JAX is not to look; 'none': this one is alone."
     )
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing tells JAX of the processes.")
-    flags.DEFINE_integer("processes", None, "How many processes, each started by this command.", 1)
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", 0)
+    flags.DEFINE_integer("num_processes", None, "How many processes, each started by this command.", 1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
     flags.DEFINE_integer("devices", None, "How many devices all processes must find, or none begins.", 1)
     flags.DEFINE_integer("wait", 300, "Seconds that processes wait for each other to start.", 1)
 
@@ -93,14 +93,14 @@ def _train() -> None:
     from jdiff.runtime.distributed import Cluster, join
 
     f = flags.FLAGS
-    join(Cluster(f.cluster, f.coordinator, f.processes, f.process, f.devices, f.wait))
+    join(Cluster(f.cluster, f.coordinator, f.num_processes, f.process_id, f.devices, f.wait))
     from jdiff.verbs.train import train
 
     train(_experiment(), _needed("workdir"))
 
 
 def _define_average() -> None:
-    flags.DEFINE_string("average", None, "Which average of a run's weights: of config.ema, or width=W, or 'none'.")
+    flags.DEFINE_string("ema", None, "Which average of a run's weights: of config.ema, or width=W, or 'none'.")
 
 
 def _define_hints() -> None:
@@ -141,11 +141,13 @@ def _define_settings() -> None:
     flags.DEFINE_enum("variance", None, list(VARIANCES), "DDPM's; the config's if not said.")
     flags.DEFINE_float("guidance_from", None, "Least log SNR that is guided.")
     flags.DEFINE_float("guidance_to", None, "Greatest log SNR that is guided.")
-    flags.DEFINE_float("rescale", None, "Share of guidance's contrast that is brought back to the prompt's.", 0, 1)
-    flags.DEFINE_float("parallel", None, "APG: share of guidance along the image itself.")
-    flags.DEFINE_float("norm", None, "APG: the longest guidance, as its root mean square.", 0)
-    flags.DEFINE_float("momentum", None, "APG: how much of the step before is added; below 0 as published.")
-    flags.DEFINE_float("percentile", None, "Of dynamic thresholding, such as 99.5; 0 for none.", 0, 100)
+    flags.DEFINE_float(
+        "guidance_rescale", None, "Share of guidance's contrast that is brought back to the prompt's.", 0, 1
+    )
+    flags.DEFINE_float("apg_parallel", None, "APG: share of guidance along the image itself.")
+    flags.DEFINE_float("apg_norm", None, "APG: the longest guidance, as its root mean square.", 0)
+    flags.DEFINE_float("apg_momentum", None, "APG: how much of the step before is added; below 0 as published.")
+    flags.DEFINE_float("threshold_percentile", None, "Of dynamic thresholding, such as 99.5; 0 for none.", 0, 100)
 
 
 def _settings() -> dict:
@@ -166,7 +168,7 @@ def _define_sample() -> None:
     _define_settings()
     flags.DEFINE_string("prompts_file", None, "A file of prompts, one a line; beside or instead of those named.")
     flags.DEFINE_string("negative", "", "What to move away from.")
-    flags.DEFINE_string("weaker", None, "A run of a weaker model, to move away from what it would draw.")
+    flags.DEFINE_string("autoguidance", None, "A run of a weaker model, to move away from what it would draw.")
     flags.DEFINE_integer("num", None, "How many images; prompts are taken in turn. One each if not said.", 1)
     flags.DEFINE_integer("seed", 0, "Image i has seed + i.", 0, 2**31 - 1)
     flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", 1)
@@ -184,8 +186,8 @@ def _sample() -> None:
     sample(
         path or _needed("workdir"),
         hints=_hints(),
-        weaker=f.weaker,
-        average=f.average,
+        weaker=f.autoguidance,
+        average=f.ema,
         prompts=prompts,
         prompts_file=f.prompts_file,
         negative=f.negative,
@@ -212,7 +214,7 @@ def _export() -> None:
     if len(paths) != 2:
         raise UsageError(f"export takes the model and the folder to write, two paths; found {len(paths)}")
     f = flags.FLAGS
-    export(*paths, hints=_hints(), changes=_settings(), max_rows=f.max_rows, average=f.average)
+    export(*paths, hints=_hints(), changes=_settings(), max_rows=f.max_rows, average=f.ema)
 
 
 def _define_evaluate() -> None:
@@ -225,7 +227,7 @@ def _define_evaluate() -> None:
     flags.DEFINE_string("split", "test", "The split whose captions are asked for.")
     flags.DEFINE_integer("num", None, "How many examples at most: 256 prompts, or 128 pairs, if not said.", 1)
     flags.DEFINE_multi_float("guidance_scale", None, "Guidance scales to measure; the config's if not said.")
-    flags.DEFINE_bool("negatives", False, "Measure negative prompts too, at the config's guidance (shapes only).")
+    flags.DEFINE_bool("negative_prompts", False, "Also measure negative prompts (shapes only).")
 
 
 def _evaluate() -> None:
@@ -234,7 +236,7 @@ def _evaluate() -> None:
 
     f = flags.FLAGS
     if f.images:
-        about = {"hints": _hints(), "templates": f.templates, "num": f.num, "out": f.out, "average": f.average}
+        about = {"hints": _hints(), "templates": f.templates, "num": f.num, "out": f.out, "average": f.ema}
         evaluate_folder(_needed("workdir"), f.images, **about)
         return
     evaluate(
@@ -242,8 +244,8 @@ def _evaluate() -> None:
         split=f.split,
         num=f.num,
         guidance_scales=f.guidance_scale,
-        negatives=f.negatives,
-        average=f.average,
+        negatives=f.negative_prompts,
+        average=f.ema,
     )
 
 
@@ -280,8 +282,8 @@ def _define_sweep() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the sweep.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time here, each with its share of the cores; 0: only report.", 0)
     flags.DEFINE_list("gpus", [], "Numbers of GPUs, each for one run at a time.")
-    flags.DEFINE_enum("together", "auto", TOGETHER, "Runs that differ in numbers: in one program.")
-    flags.DEFINE_list("run", [], "Only these runs, by their numbers, as a task of an array says.")
+    flags.DEFINE_enum("vectorize", "auto", TOGETHER, "Runs that differ in numbers: in one program.")
+    flags.DEFINE_list("runs", [], "Only these runs, by their numbers, as a task of an array says.")
     flags.DEFINE_bool("retry", False, "Try again what has failed.")
     flags.DEFINE_bool("dry_run", False, "Only print a command for each cell.")
 
@@ -292,10 +294,10 @@ def _sweep() -> None:
     f, names = flags.FLAGS, _arguments()
     if len(names) != 1:
         raise UsageError(f"sweep takes one sweep, by its file or name; found {len(names)}")
-    about = {name: f[name].value for name in ("jobs", "gpus", "together", "retry", "dry_run")}
-    if not all(number.isdecimal() for number in f.run):
-        raise UsageError(f"--run is {','.join(f.run)}; it must be numbers of runs, from 0")
-    about["run"] = [int(number) for number in f.run]
+    about = {name: f[name].value for name in ("jobs", "gpus", "vectorize", "retry", "dry_run")}
+    if not all(number.isdecimal() for number in f.runs):
+        raise UsageError(f"--run is {','.join(f.runs)}; it must be numbers of runs, from 0")
+    about["run"] = [int(number) for number in f.runs]
     sweep(_sweep_file(names[0]), _needed("workdir"), config_file=_resolved, **about)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 
-def over(value: Array, x: Array) -> Array:
+def broadcast_like(value: Array, x: Array) -> Array:
     """A number of each image, with trailing axes of one, to multiply a batch. x: (b, *dims), value: (b,) or ()."""
     value = jnp.asarray(value, x.dtype)
     return jnp.reshape(value, value.shape + (1,) * (x.ndim - value.ndim))
@@ -35,7 +35,7 @@ class Level:
                 return 2 * (np.log(self.alpha) - np.log(self.sigma))
         return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
-    def over(self, x: Array) -> Level:
+    def broadcast_like(self, x: Array) -> Level:
         """The same rates with trailing axes of one, to multiply a batch. x: (b, *dims), rates: (b,) or ()."""
 
-        return Level(over(self.alpha, x), over(self.sigma, x))
+        return Level(broadcast_like(self.alpha, x), broadcast_like(self.sigma, x))

@@ -35,7 +35,7 @@ class Model:
 
     weights: (sharding, only=None) -> parameters by network; ``only`` names those that are wanted.
     step: how many training steps it has seen, None where it is somebody else's.
-    x0_variance: of ``Sampler``, where `jdiff evaluate` has measured it at this step.
+    denoising_mse: of ``Sampler``, where `jdiff evaluate` has measured it at this step.
     """
 
     setup: Experiment
@@ -43,7 +43,7 @@ class Model:
     weights: Callable[..., dict[str, Any]]
     step: int | None = None
     notes: tuple[str, ...] = ()
-    x0_variance: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    denoising_mse: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def is_run(path: epath.PathLike) -> bool:
@@ -61,8 +61,8 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = No
     if is_run(path):
         step = latest_step(path)
         weights = partial(restore_weights, path, average=average)
-        measured = None if average else _saved_x0_variance(path, step)
-        return Model(saved_experiment(path), saved_tokenizer(path), weights, step, x0_variance=measured)
+        measured = None if average else _saved_denoising_mse(path, step)
+        return Model(saved_experiment(path), saved_tokenizer(path), weights, step, denoising_mse=measured)
     theirs = foreign.find(path, hints)
     if theirs is None:
         saved_experiment(path)  # says what is missing
@@ -95,7 +95,7 @@ def drawing(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None =
     Raises ``ConfigError`` where it is a dual encoder.
     """
     model = find(path, hints, average)
-    if model.setup.train.objective != "diffusion":
+    if model.setup.train.task != "text_to_image":
         raise ConfigError(f"{path} is a dual encoder, which cannot draw; name a text-to-image model")
     for note in model.notes:
         print(f"{path}: {note}")
@@ -105,13 +105,13 @@ def drawing(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None =
 def load(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = None) -> Sampler | Encoder:
     """A model, ready to use: a ``Sampler`` of a text-to-image model, an ``Encoder`` of a dual encoder."""
     model = find(path, hints, average)
-    return encoder(model) if model.setup.train.objective == "contrastive" else sampler(model)
+    return encoder(model) if model.setup.train.task == "contrastive" else sampler(model)
 
 
 def sampler(model: Model) -> Sampler:
     """A text-to-image model with its weights read, on the first device."""
     found = model.setup.sampler(model.tokenizer, model.weights(first_device()))
-    return replace(found, x0_variance=model.x0_variance)
+    return replace(found, denoising_mse=model.denoising_mse)
 
 
 def encoder(model: Model) -> Encoder:
@@ -149,18 +149,20 @@ def with_starts(setup: Experiment, workdir: epath.PathLike) -> tuple[Experiment,
         begun = saved_experiment(workdir).config
         completed = _completed(setup.config, dict.fromkeys(begun, begun))
         return completed, ({} if latest_step(workdir) is not None else _open_starts(completed))
-    if setup.train.objective == "diffusion" and "text" not in setup.starts:
-        raise ConfigError("config.text.run is missing; name the run of the dual encoder whose text tower is to be read")
+    if setup.train.task == "text_to_image" and "text" not in setup.starts:
+        raise ConfigError(
+            "config.text.init_from is missing; name the run of the dual encoder whose text tower is to be read"
+        )
     config, starts = dict(setup.config), _open_starts(setup)
     for part, model in starts.items():
         if part not in model.setup.config:
-            raise ConfigError(f"config.{part}.run is {setup.starts[part]}, which has no {part}")
+            raise ConfigError(f"config.{part}.init_from is {setup.starts[part]}, which has no {part}")
     kept = {part: model.setup.config for part, model in starts.items()}
     for part, more in COMES_WITH.items():
         kept |= {name: kept[part] for name in more if part in kept and name not in kept and name in kept[part]}
     if "autoencoder" in kept and "autoencoder" not in starts:
         starts["autoencoder"] = starts["unet"]
-        config["autoencoder"] = {"run": setup.starts["unet"], **config.get("autoencoder", {})}
+        config["autoencoder"] = {"init_from": setup.starts["unet"], **config.get("autoencoder", {})}
     if _are_a_pair(starts):
         kept["encoder"] = kept["text"]
     return _completed(config, kept), starts
@@ -207,8 +209,8 @@ def _open_starts(setup: Experiment) -> dict[str, Model]:
     }
     if seen and (size := opened[seen].setup.image_size) != setup.image_size:
         raise ConfigError(
-            f"config.data.image_size is {setup.image_size}, but the vision tower of config.vision.run, {seen}, is for "
-            f"{size}"
+            f"config.data.image_size is {setup.image_size}, but the vision tower of config.vision.init_from, "
+            f"{seen}, is for {size}"
         )
     return {part: opened[path] for part, path in setup.starts.items()}
 
@@ -226,9 +228,9 @@ def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoi
     return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
 
 
-def snapshots(workdir: epath.PathLike, *, begun_at: int | None = None) -> checkpoint.Snapshots:
-    """The averages of a run that are kept for good, to read, or where ``begun_at`` is said to write."""
-    return checkpoint.Snapshots(epath.Path(workdir) / "averages", begun_at=begun_at)
+def snapshots(workdir: epath.PathLike, *, resume_step: int | None = None) -> checkpoint.Snapshots:
+    """The averages of a run that are kept for good, to read, or where ``resume_step`` is said to write."""
+    return checkpoint.Snapshots(epath.Path(workdir) / "ema_snapshots", resume_step=resume_step)
 
 
 def restore_weights(
@@ -240,13 +242,13 @@ def restore_weights(
         which is then made of its snapshots; its first if not said.
     Raises ``NoCheckpoint``, and ``ConfigError`` where there is no such average.
     """
-    names = saved_experiment(workdir).averages().names
-    average = average or (names[0] if names else ema.NO_AVERAGE)
+    names = saved_experiment(workdir).ema_config().names
+    average = average or (names[0] if names else ema.NO_EMA)
     kept = [average] if average in names else [name for name in names if name.startswith(ema.WIDTH)]
     with checkpoints(workdir) as store:
-        part = "params" if average == ema.NO_AVERAGE else "ema"
-        found = store.restore_parts(sharding, part, "frozen", averages=kept)
-        if average == ema.NO_AVERAGE:
+        part = "params" if average == ema.NO_EMA else "ema"
+        found = store.restore_parts(sharding, part, "frozen", ema_names=kept)
+        if average == ema.NO_EMA:
             learnt = found["params"] or {}
         elif average in names:
             learnt = found["ema"][average]
@@ -290,15 +292,15 @@ def _made_average(workdir, average: str, names: Sequence[str], step: int, newest
     return jax.tree.map(lambda leaf: jax.device_put(leaf.astype(np.float32), sharding), total)
 
 
-def save_x0_variance(workdir: epath.PathLike, step: int, measured: tuple[tuple[float, ...], ...]) -> None:
-    """Keep what ``Sampler.unknown`` has measured of a run at a step, in x0_variance.json."""
+def save_denoising_mse(workdir: epath.PathLike, step: int, measured: tuple[tuple[float, ...], ...]) -> None:
+    """Keep what ``Sampler.unknown`` has measured of a run at a step, in denoising_mse.json."""
     about = {"step": step, "logsnr": measured[0], "variance": measured[1]}
-    (epath.Path(workdir) / "x0_variance.json").write_text(json.dumps(about, indent=2) + "\n")
+    (epath.Path(workdir) / "denoising_mse.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _saved_x0_variance(workdir: epath.PathLike, step: int | None) -> tuple[tuple[float, ...], ...] | None:
+def _saved_denoising_mse(workdir: epath.PathLike, step: int | None) -> tuple[tuple[float, ...], ...] | None:
     try:
-        found = json.loads((epath.Path(workdir) / "x0_variance.json").read_text())
+        found = json.loads((epath.Path(workdir) / "denoising_mse.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # one cut short by a kill is measured again
         return None
     if step is None or found.get("step") != step:

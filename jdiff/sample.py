@@ -18,7 +18,7 @@ from jdiff.diffusion import guidance, prediction, process, sampler
 from jdiff.diffusion.guidance import Corrections, two_captions, two_networks
 from jdiff.diffusion.schedules import Schedule
 from jdiff.diffusion.settings import Settings
-from jdiff.diffusion.tableau import Tableau, stacked
+from jdiff.diffusion.tableau import Tableau, stack_tableaux
 from jdiff.levels import Level
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import TextTower
@@ -60,8 +60,8 @@ class Sampler:
     autoencoder: where the U-Net works in latents; None where it works in pixels.
     shape: (h, w, c) of what the U-Net works in.
     learned_variance: whether the U-Net also says, in as many channels more, how much noise a step of DDPM adds.
-    weaker: the networks of a weaker model, see ``guided_by``.
-    x0_variance: what ``unknown`` has measured, None where it was not.
+    weaker: the networks of a weaker model, see ``with_autoguidance``.
+    denoising_mse: what ``measure_denoising_mse`` has measured, None where it was not.
     """
 
     tokenizer: Tokenizer
@@ -75,7 +75,7 @@ class Sampler:
     settings: Settings = field(default_factory=Settings)
     learned_variance: bool = False
     weaker: tuple[TextTower, UNet] | None = None
-    x0_variance: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    denoising_mse: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def sample(
         self,
@@ -152,19 +152,19 @@ class Sampler:
 
     def tableau(self, settings: Settings) -> Tableau:
         """The coefficients that settings ask for, of this model's schedule. Raises ``ValueError``."""
-        measured = self.x0_variance
+        measured = self.denoising_mse
         return settings.tableau(
             self.schedule,
             self.prediction_type,
             learned_variance=self.learned_variance,
-            x0_variance=measured and (lambda level: np.interp(level.logsnr, *measured)),
+            denoising_mse=measured and (lambda level: np.interp(level.logsnr, *measured)),
         )
 
-    def unknown(
+    def measure_denoising_mse(
         self, images: np.ndarray, prompts: Sequence[str], *, levels: int = 17, seed: int = 0, batch_size: int = 64
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """What the model does not know of x0 at so many levels, the mean over images and dimensions of its squared
-        error: for ``x0_variance``, by which DDPM's "analytic" variance is drawn [analytic].
+        error: for ``denoising_mse``, by which DDPM's "analytic" variance is drawn [analytic].
 
         images: (n, h, w, 3) uint8, that training has not seen.   prompts: of each.
         Returns log SNRs, rising, and variances.
@@ -191,7 +191,7 @@ class Sampler:
             self.text, self.unet, self.autoencoder, self.prediction_type, self.shape, self.weaker, trajectory
         )
 
-    def guided_by(self, weaker: Sampler) -> Sampler:
+    def with_autoguidance(self, weaker: Sampler) -> Sampler:
         """This model led away from what a weaker one, such as an earlier or smaller, answers to the same prompt, in
         place of a negative prompt [autoguidance]. Raises ``ValueError`` where the two do not speak of the same."""
         for what, ours, theirs in (
@@ -227,15 +227,15 @@ class Sampler:
         tableaux = tableaux or {one: self.tableau(one) for one in set(settings)}
         rows = max(max_rows, *(tableaux[one].rows for one in settings))
         return Method(
-            stacked([tableaux[one] for one in settings], rows),
+            stack_tableaux([tableaux[one] for one in settings], rows),
             Corrections(
-                rescale=column(one.rescale for one in settings),
-                parallel=column(one.parallel for one in settings),
-                norm=column(np.inf if one.norm is None else one.norm for one in settings),
-                momentum=column(one.momentum for one in settings),
+                rescale=column(one.guidance_rescale for one in settings),
+                parallel=column(one.apg_parallel for one in settings),
+                norm=column(np.inf if one.apg_norm is None else one.apg_norm for one in settings),
+                momentum=column(one.apg_momentum for one in settings),
             ),
             clip=np.array([one.clip and pixels for one in settings]),
-            percentile=column(one.percentile if pixels else 0.0 for one in settings),
+            percentile=column(one.threshold_percentile if pixels else 0.0 for one in settings),
         )
 
 
@@ -298,7 +298,7 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
     def denoiser(ask: Callable) -> Callable:
         def denoise(xt: Array, row: Tableau, memory: Array):
             output, memory = ask(xt, row, memory)
-            answer = prediction.read(program.prediction_type, output, xt, row.level)
+            answer = prediction.parse_output(program.prediction_type, output, xt, row.level)
             return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
 
         return denoise
@@ -324,7 +324,7 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
     guided = denoiser(guidance.guided(both, program.prediction_type, corrections))
 
     keys = rng.image_keys(seeds)
-    start = sampler.start(keys, program.shape) if noise is None else noise
+    start = sampler.initial_noise(keys, program.shape) if noise is None else noise
     memory = jnp.zeros_like(start)
     if not program.trajectory:
         return sampler.sample_in_turns([alone, guided], led, tableau, start, keys=keys, memory=memory), None
@@ -356,7 +356,7 @@ def _squared_error(program: Program, weights, images, tokens, keys, timestep, al
     xt = process.diffuse(x0, rng.normal(keys, x0.shape[1:]), level)
     caption = _encode(program.text, weights, *tokens)
     output = _network(program.unet, weights)(xt, jnp.full(len(x0), timestep), caption)
-    answer = prediction.read(program.prediction_type, output, xt, level)
+    answer = prediction.parse_output(program.prediction_type, output, xt, level)
     if program.autoencoder is None:
         answer = prediction.clipped(answer, xt, level)
     return jnp.mean((answer.x0 - x0) ** 2)

@@ -34,8 +34,8 @@ def run(said: argparse.Namespace) -> dict:
     more, environment = [], []
     # A TPU's hosts are told of each other by GKE. Those of GPUs are told here: asking Kubernetes takes rights to ask.
     if said.gpus and said.hosts > 1:
-        more = [f"--coordinator={said.name}-hosts-0-0.{said.name}:{PORT}", f"--processes={said.hosts}"]
-        more += ["--process=$(INDEX)"]
+        more = [f"--coordinator={said.name}-hosts-0-0.{said.name}:{PORT}", f"--num_processes={said.hosts}"]
+        more += ["--process_id=$(INDEX)"]
         environment = [{"name": "INDEX", "valueFrom": INDEX}]
     elif said.gpus and said.arguments[0] == "train":
         more = ["--cluster=none"]
@@ -76,7 +76,7 @@ def trials(said: argparse.Namespace) -> dict:
                 {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [2]}},
             ]
         },
-        "template": {"spec": _pod(said, ["--run=$(INDEX)"], [{"name": "INDEX", "valueFrom": INDEX}])},
+        "template": {"spec": _pod(said, ["--runs=$(INDEX)"], [{"name": "INDEX", "valueFrom": INDEX}])},
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(said), "spec": spec}
 

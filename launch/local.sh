@@ -26,7 +26,7 @@ start() {
   fi
   local port=$((20000 + RANDOM % 20000)) i
   for ((i = 0; i < processes; i++)); do
-    JAX_LOCAL_DEVICE_IDS=$i jdiff "$@" --coordinator="127.0.0.1:$port" --processes="$processes" --process="$i" &
+    JAX_LOCAL_DEVICE_IDS=$i jdiff "$@" --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$i" &
     running+=($!)
   done
 }

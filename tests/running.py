@@ -46,8 +46,8 @@ def hosts(*arguments, cwd, each=((), ())):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    about = (*arguments, f"--coordinator=127.0.0.1:{port}", f"--processes={len(each)}", "--wait=60")
-    return [start(*about, f"--process={i}", *own, cwd=cwd) for i, own in reversed([*enumerate(each)])][::-1]
+    about = (*arguments, f"--coordinator=127.0.0.1:{port}", f"--num_processes={len(each)}", "--wait=60")
+    return [start(*about, f"--process_id={i}", *own, cwd=cwd) for i, own in reversed([*enumerate(each)])][::-1]
 
 
 def ended(processes):

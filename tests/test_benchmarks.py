@@ -50,8 +50,8 @@ def test_a_claim_that_does_not_hold_fails_the_run(tmp_path, monkeypatch, measure
 
 
 def test_what_an_encoder_tells_apart_is_stated_without_a_bound(tmp_path, monkeypatch):
-    found = {"pairs": 7, "analogies_right": 1.0, "analogies_chance": 0.1}
-    monkeypatch.setattr(path, "_evaluated", lambda run: {**found, "order_told": 0.5})
+    found = {"pairs": 7, "analogy_accuracy": 1.0, "analogy_chance": 0.1}
+    monkeypatch.setattr(path, "_evaluated", lambda run: {**found, "order_accuracy": 0.5})
     told = [claim for claim in path._encoders(tmp_path) if "order told" in claim.text]
     assert [claim.measured for claim in told] == [0.5] * len(path.ENCODERS)
     assert not any(claim.holds is False for claim in told)

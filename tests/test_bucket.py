@@ -79,7 +79,7 @@ def test_two_processes_write_one_run_to_a_bucket(folder, stored):
 
 
 def test_what_a_run_has_learnt_is_read_from_a_bucket(folder, stored, clip):
-    jdiff("train", "--config=demo_t2i:tiny", f"--config.text.run={clip}", "--workdir=gs://bucket/t2i", cwd=folder)
+    jdiff("train", "--config=demo_t2i:tiny", f"--config.text.init_from={clip}", "--workdir=gs://bucket/t2i", cwd=folder)
     jdiff("sample", "--workdir=gs://bucket/t2i", "--steps=3", "--trajectory", "a red circle", cwd=folder)
     drawn = [name.rsplit("/", 1)[1] for name in names(stored, "t2i/images/")]
     assert drawn == ["000000.gif", "000000.json", "000000.png", "000000_strip.json", "000000_strip.png"]

@@ -73,7 +73,7 @@ def test_a_sweep_of_what_one_run_draws(folder):
     (folder / "drawn.py").write_text(DRAWN_BY_A_RUN)
     commands = jdiff("sweep", "drawn.py", "--workdir=apart", "--dry_run", cwd=folder).stdout.splitlines()
     assert commands[1].endswith("sample PROMPT --workdir=runs/shapes --eta=1.0")
-    assert commands[5].endswith("sample PROMPT --workdir=runs/shapes --average=none")
+    assert commands[5].endswith("sample PROMPT --workdir=runs/shapes --ema=none")
     for jobs, name in ((2, "apart"), (1, "together")):
         done = jdiff("sweep", "drawn.py", f"--workdir={name}", f"--jobs={jobs}", cwd=folder).stdout
         assert len(re.findall(": done after", done)) == jobs
@@ -105,7 +105,7 @@ def test_a_dry_run_of_what_an_encoder_is_measured_by(folder):
     variants = 'product(grid({"measure.average": ("none",)}))'
     (folder / "measured.py").write_text(re.sub("product\\(seeds.*", variants, text))
     commands = jdiff("sweep", "measured.py", "--workdir=measured", "--dry_run", cwd=folder).stdout.splitlines()
-    assert commands == ["jdiff evaluate --workdir=runs/shapes_clip --average=none"]
+    assert commands == ["jdiff evaluate --workdir=runs/shapes_clip --ema=none"]
 
 
 def test_sampling_writes_images_that_their_json_reproduces(folder):
@@ -152,7 +152,7 @@ def test_evaluating(folder, run):
     else:
         assert 0 <= found["text_to_image@1"] <= 1
         assert found["analogies"] == 48 * (7 + 5)
-        assert found["analogies_chance"] == 1 / 48
+        assert found["analogy_chance"] == 1 / 48
     assert "measured already" in jdiff("evaluate", f"--workdir=runs/{run}", "--num=8", cwd=folder).stdout
 
 
@@ -162,11 +162,11 @@ def test_what_is_unknown_of_an_image_is_measured_for_the_analytic_variance(folde
     silent = jax.tree.map(jnp.zeros_like, sampler.weights["unet"])
     sampler = dataclasses.replace(sampler, weights={**sampler.weights, "unet": silent})
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-    logsnr, variance = sampler.unknown(images, ["a red circle"] * 4, levels=5)
+    logsnr, variance = sampler.measure_denoising_mse(images, ["a red circle"] * 4, levels=5)
     assert np.all(np.diff(logsnr) > 0)
     np.testing.assert_allclose(variance, ((images / 127.5 - 1) ** 2).mean(), rtol=1e-4)
     in_parts = dataclasses.replace(sampler, schedule=make("cosine", zero_terminal_snr=True))
-    found = in_parts.unknown(images, ["a red circle"] * 4, levels=5, batch_size=3)
+    found = in_parts.measure_denoising_mse(images, ["a red circle"] * 4, levels=5, batch_size=3)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[1], variance[0], rtol=1e-4)
     jdiff("evaluate", "--workdir=runs/shapes", "--num=8", cwd=folder)
@@ -177,7 +177,7 @@ def test_what_is_unknown_of_an_image_is_measured_for_the_analytic_variance(folde
 
 def test_negative_prompts_are_measured_on_request(folder):
     common = ("evaluate", "--workdir=runs/shapes", "--split=compositions", "--num=4")
-    assert "as the negative prompt" in jdiff(*common, "--negatives", cwd=folder).stdout
+    assert "as the negative prompt" in jdiff(*common, "--negative_prompts", cwd=folder).stdout
     found = json.loads((folder / "runs" / "shapes" / "evaluation" / "compositions" / "results.json").read_text())
     assert found["negatives"].keys() == {"colour", "blur"}
 
@@ -243,15 +243,15 @@ def test_a_weaker_model_in_place_of_a_negative_prompt(folder):
         return model.sample(["a red circle"], guidance_scale=scale, **few).astype(int)
 
     plain = drawn(sampler, 1.0)
-    assert np.abs(drawn(sampler.guided_by(sampler), 4.0) - plain).max() <= 1
-    assert (drawn(sampler.guided_by(weaker), 4.0) != plain).any()
+    assert np.abs(drawn(sampler.with_autoguidance(sampler), 4.0) - plain).max() <= 1
+    assert (drawn(sampler.with_autoguidance(weaker), 4.0) != plain).any()
     with pytest.raises(ValueError, match="prediction type is v, but must be this one's, x0"):
-        sampler.guided_by(dataclasses.replace(sampler, prediction_type="v"))
+        sampler.with_autoguidance(dataclasses.replace(sampler, prediction_type="v"))
     with pytest.raises(ValueError, match="schedule's log SNRs"):
-        sampler.guided_by(dataclasses.replace(sampler, schedule=make("linear", sampler.schedule.timesteps)))
+        sampler.with_autoguidance(dataclasses.replace(sampler, schedule=make("linear", sampler.schedule.timesteps)))
     with pytest.raises(ValueError, match="negative is said"):
-        sampler.guided_by(weaker).sample(["a red circle"], negative="blur", **few)
-    jdiff("sample", "runs/shapes", "a red circle", "--weaker=runs/shapes", "--out=led", cwd=folder)
+        sampler.with_autoguidance(weaker).sample(["a red circle"], negative="blur", **few)
+    jdiff("sample", "runs/shapes", "a red circle", "--autoguidance=runs/shapes", "--out=led", cwd=folder)
     assert json.loads((folder / "led" / "000000.json").read_text())["weaker"] == "runs/shapes"
 
 
@@ -325,21 +325,36 @@ BAD = {
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.train.step=3"): "config.train.step",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.train.steps=many"): "many",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.train.steps=0"): "must be 1 or more",
-    ("train", "--config=demo_clip:tiny", "--workdir=x", "--processes=2"): "say all three, or none",
+    ("train", "--config=demo_clip:tiny", "--workdir=x", "--num_processes=2"): "say all three, or none",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--devices=3"): "but --devices is 3",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--cluster=slum"): "--cluster is slum, of which nothing is",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.mesh.slices=2"): "config.mesh.slices is 2",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.data.train=9"): "run `jdiff prepare`",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.diffusion.schedule=cosin"): "did you mean 'cosine'?",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.diffusion.density=risen"): "did you mean 'rising'?",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.train.hold_text=9"): "config.train.hold_text is set",
-    ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.train.hold_text=2"): "config.train.hold_text is 2",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.skip=9"): "config.text.skip is 9",
-    ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.text.skip=1"): "config.text.skip is set",
+    (
+        "train",
+        "--config=demo_t2i:tiny",
+        "--workdir=x",
+        "--config.diffusion.timestep_sampling=risen",
+    ): "did you mean 'linear'?",
+    (
+        "train",
+        "--config=demo_t2i:tiny",
+        "--workdir=x",
+        "--config.train.freeze_text_steps=9",
+    ): "config.train.freeze_text_steps is set",
+    (
+        "train",
+        "--config=demo_clip:tiny",
+        "--workdir=x",
+        "--config.train.freeze_text_steps=2",
+    ): "config.train.freeze_text_steps is 2",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.clip_skip=9"): "config.text.clip_skip is 9",
+    ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.text.clip_skip=1"): "config.text.clip_skip is set",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.sample.steps=0"): "config.sample cannot be used",
     ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.heads=(1,)"): "config.unet cannot be a network",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.run=nowhere"): "nowhere is neither a run",
-    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.run=runs/shapes_clip"): "which has no unet",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.text.init_from=nowhere"): "nowhere is neither a run",
+    ("train", "--config=demo_t2i:tiny", "--workdir=x", "--config.unet.init_from=runs/shapes_clip"): "which has no unet",
     ("train", "--config=demo_clip:tiny", "--workdir=x", "--config.unet.blocks=1"): "unet",
     (
         "train",
@@ -357,8 +372,14 @@ BAD = {
     ("prepare", "--config=folder_clip"): "config.data.path is missing",
     ("prepare", "--config=folder_clip", "--config.data.source=tfds:mnits"): "near it: mnist",
     ("evaluate", "--workdir=runs/shapes", "--split=tset"): "there is no split 'tset'",
-    ("sample", "--workdir=runs/shapes", "a circle", "--weaker=runs/shapes_clip"): "is a dual encoder",
-    ("sample", "--workdir=runs/shapes", "a", "--weaker=runs/shapes", "--negative=b"): "--negative and --weaker",
+    ("sample", "--workdir=runs/shapes", "a circle", "--autoguidance=runs/shapes_clip"): "is a dual encoder",
+    (
+        "sample",
+        "--workdir=runs/shapes",
+        "a",
+        "--autoguidance=runs/shapes",
+        "--negative=b",
+    ): "--negative and --autoguidance",
     ("export", "runs/shapes"): "two paths; found 1",
     ("export", "runs/shapes", "runs/shapes_clip"): "runs/shapes_clip is there already",
     ("export", "runs/shapes_clip", "new"): "is a dual encoder, which cannot draw",

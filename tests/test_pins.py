@@ -70,9 +70,9 @@ def measure_run(name, encoder, folder):
     if config.data.source == "folder":
         config.data.path = str(own_images(folder / "images"))
     for part in ("text", "vision", "unet"):
-        if "run" in config.get(part, {}):
+        if "init_from" in config.get(part, {}):
             start = {"tune_clip": "clip", "tune_t2i": "stable_diffusion"}.get(name, encoder)
-            config[part].run = str(folder / start)
+            config[part].init_from = str(folder / start)
     config.train.update(steps=STEPS, log_every=1, save_every=STEPS, sample_every=STEPS)
     prepare(build.experiment(config))
     run = folder / name

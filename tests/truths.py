@@ -46,9 +46,9 @@ def strided_moments(alpha_bars, mean, variance, *, method, eta=0.0):
             added = std**2
         else:
             beta = 1 - ab / prev
-            of_x0 = np.sqrt(prev) * beta / (1 - ab)
-            of_xt = np.sqrt(1 - beta) * (1 - prev) / (1 - ab)
-            slope, offset = of_x0 * gain + of_xt, of_x0 * const
+            x0_coef = np.sqrt(prev) * beta / (1 - ab)
+            xt_coef = np.sqrt(1 - beta) * (1 - prev) / (1 - ab)
+            slope, offset = x0_coef * gain + xt_coef, x0_coef * const
             added = 0.0 if prev == 1.0 else (beta if method == "large" else beta * (1 - prev) / (1 - ab))
         now_mean, now_var = slope * now_mean + offset, slope**2 * now_var + added
     return now_mean, now_var
@@ -137,12 +137,12 @@ def _ddpm(alpha, sigma, x, answers, noise, variance="small", unknown=None, fract
             return x0
         mean, small = gaussian_posterior(alpha[i] ** 2, alpha[i + 1] ** 2, x, x0)
         _, beta = ddpm_variances(alpha[i + 1], sigma[i + 1], alpha[i], sigma[i])
-        of_x0 = alpha[i + 1] * beta / sigma[i] ** 2
+        x0_coef = alpha[i + 1] * beta / sigma[i] ** 2
         chosen = {
             "small": small,
             "large": beta,
             "learned": np.exp(fraction * np.log(beta) + (1 - fraction) * np.log(small)),
-            "analytic": small + of_x0**2 * (unknown(alpha[i], sigma[i]) if unknown else 0),
+            "analytic": small + x0_coef**2 * (unknown(alpha[i], sigma[i]) if unknown else 0),
         }
         x = mean + np.sqrt(chosen[variance]) * noise(i)
     return x
@@ -276,15 +276,15 @@ def moments_of_rows(rows, mean, std, answers, start):
     """Mean and variance of what rows of equation (9) make of a normal variable, for answers that are straight lines.
 
     Then all that a row reads is jointly normal: x and what rows before found, kept here as a mean and a covariance.
-    rows: an object of columns of_xt, of_x0, of_eps, of_noise (n,), weights (n, depth), level.alpha and .sigma.
+    rows: an object of columns xt_coef, x0_coef, eps_coef, noise_coef (n,), weights (n, depth), level.alpha and .sigma.
     answers: of ``gaussian_answers(mean, std)``.   start: mean and variance of x.
     """
     depth = rows.weights.shape[1]
     m, cov = np.zeros(depth + 1), np.zeros((depth + 1, depth + 1))  # of x, and of d, latest first
     m[0], cov[0, 0] = start
-    for i in range(len(rows.of_xt)):
+    for i in range(len(rows.xt_coef)):
         ends = [answers(x, rows.level.alpha[i], rows.level.sigma[i]) for x in (0.0, 1.0)]
-        at_0, at_1 = (rows.of_x0[i] * x0 + rows.of_eps[i] * eps for x0, eps in ends)
+        at_0, at_1 = (rows.x0_coef[i] * x0 + rows.eps_coef[i] * eps for x0, eps in ends)
         told = np.zeros((depth + 1, depth + 1))  # first x and the d's after the answer, then x after the row
         told[0, 0] = 1
         told[1, 0] = at_1 - at_0
@@ -292,10 +292,10 @@ def moments_of_rows(rows, mean, std, answers, start):
         shift = np.zeros(depth + 1)
         shift[1] = at_0
         step = np.eye(depth + 1)
-        step[0] = [rows.of_xt[i], *rows.weights[i]]
+        step[0] = [rows.xt_coef[i], *rows.weights[i]]
         m = step @ (told @ m + shift)
         cov = step @ told @ cov @ told.T @ step.T
-        cov[0, 0] += rows.of_noise[i] ** 2
+        cov[0, 0] += rows.noise_coef[i] ** 2
     return m[0], cov[0, 0]
 
 

@@ -17,6 +17,6 @@ DECAYS, WIDTHS = (0.9, 0.99, 0.999), (0.1, 0.2, 0.28)  # of averages that each r
 
 
 def sweep():
-    kept = grid({"ema.decays": (DECAYS,), "ema.widths": (WIDTHS,), "optimizer.decay_to": (0.0, 1.0)})
+    kept = grid({"ema.decays": (DECAYS,), "ema.widths": (WIDTHS,), "optimizer.final_lr_fraction": (0.0, 1.0)})
     names = ("none", *map(str, DECAYS), *(f"width={width}" for width in WIDTHS))
     return product(seeds(6), kept, grid({"measure.average": names}))

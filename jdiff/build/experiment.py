@@ -35,15 +35,18 @@ from jdiff.training.loop import Every
 from jdiff.training.state import TrainState
 
 # The networks of each objective, whose sections may name a run to begin from, and the other sections.
-PARTS = {"contrastive": ("text", "vision"), "diffusion": ("text", "unet", "autoencoder")}
+PARTS = {"contrastive": ("text", "vision"), "text_to_image": ("text", "unet", "autoencoder")}
 BOTH = ("data", "tokenizer", "optimizer", "ema", "mesh", "train")
 SECTIONS = {
     "contrastive": (*PARTS["contrastive"], "encoder", "contrastive", *BOTH),
-    "diffusion": (*PARTS["diffusion"], "diffusion", "sample", *BOTH),
+    "text_to_image": (*PARTS["text_to_image"], "diffusion", "sample", *BOTH),
 }
 DTYPES = ("float32", "bfloat16")  # what networks compute in; parameters, norms, softmax and losses are float32
 Network = TypeVar("Network", TextTower, VisionTower, ResNetTower, UNet, DualEncoder)
-OF_A_START = ("run", "frozen")  # keys of a network's section that say where its weights come from and whether they stay
+OF_A_START = (
+    "init_from",
+    "frozen",
+)  # keys of a network's section that say where its weights come from and whether they stay
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Experiment(Config):
     """A config of text and images, checked whole, and the objects it names."""
 
     def __post_init__(self):
-        sections = choose("train.objective", self.train.objective, SECTIONS)
+        sections = choose("train.task", self.train.task, SECTIONS)
         self.check_sections(sections)
         of_steps = ("steps", "log_every", "save_every", "sample_every")
         self.check_train((*of_steps, "batch_size", "keep", "group", "microbatches", "steps_per_dispatch"))
@@ -67,23 +70,27 @@ class Experiment(Config):
                 f"config.train.batch_size is {self.train.batch_size}, no multiple of config.train.group, "
                 f"{self.train.group}"
             )
-        if self.train.hold_text and self.train.objective != "contrastive":
-            raise ConfigError("config.train.hold_text is set, but only contrastive training changes the text tower")
-        if not 0 <= self.train.hold_text < self.train.steps:
+        if self.train.freeze_text_steps and self.train.task != "contrastive":
             raise ConfigError(
-                f"config.train.hold_text is {self.train.hold_text}; it must be from 0 up to, not including, "
+                "config.train.freeze_text_steps is set, but only contrastive training changes the text tower"
+            )
+        if not 0 <= self.train.freeze_text_steps < self.train.steps:
+            raise ConfigError(
+                f"config.train.freeze_text_steps is {self.train.freeze_text_steps}; it must be at least 0 and below "
                 f"config.train.steps, {self.train.steps}"
             )
         self._check_starts()
-        for part in PARTS[self.train.objective]:
+        for part in PARTS[self.train.task]:
             choose(f"{part}.dtype", self.section(part).get("dtype", "float32"), DTYPES)
             choose(f"{part}.remat", self.section(part).get("remat", "none"), REMAT)
         choose("text.activation", self.section("text").get("activation", "gelu"), ACTIVATIONS)
         self.optimizer()
         text = self.text(0)
-        if self.train.objective == "contrastive":
-            if text.skip:
-                raise ConfigError("config.text.skip is set, but only text-to-image training reads the tower's states")
+        if self.train.task == "contrastive":
+            if text.clip_skip:
+                raise ConfigError(
+                    "config.text.clip_skip is set, but only text-to-image training reads the tower's states"
+                )
             self._check_contrastive()
             vision = self.section("vision")
             choose("vision.activation", vision.get("activation", "gelu"), ACTIVATIONS)
@@ -92,10 +99,10 @@ class Experiment(Config):
             if "vision" not in self.starts or "patch_size" in vision or "kind" in vision:
                 self.encoder(0)
         else:
-            if "layers" in self.section("text") and not 0 <= text.skip < text.layers:
+            if "layers" in self.section("text") and not 0 <= text.clip_skip < text.layers:
                 raise ConfigError(
-                    f"config.text.skip is {text.skip}; it must be from 0 to {text.layers - 1}, as the tower has "
-                    f"{text.layers} layers"
+                    f"config.text.clip_skip is {text.clip_skip}; it must be from 0 to {text.layers - 1}, as the text "
+                    f"tower has {text.layers} layers"
                 )
             self.unet()
             autoencoder = self.autoencoder()
@@ -111,20 +118,20 @@ class Experiment(Config):
                 )
 
     def _check_starts(self) -> None:
-        for part in PARTS[self.train.objective]:
+        for part in PARTS[self.train.task]:
             keys = self.section(part)
             if not isinstance(keys.get("frozen", False), bool):
                 raise ConfigError(f"config.{part}.frozen is {keys['frozen']!r}; it must be true or false")
-            if part in self.frozen and part not in self.starts and self.train.objective == "contrastive":
-                raise ConfigError(f"config.{part}.frozen is set, but no config.{part}.run, whose weights would stay")
+            if part in self.frozen and part not in self.starts and self.train.task == "contrastive":
+                raise ConfigError(f"config.{part}.frozen is set, but no config.{part}.init_from")
         if "autoencoder" in self.config and "autoencoder" not in self.frozen:
             raise ConfigError(
                 "config.autoencoder.frozen is false, but the autoencoder is not trained here; leave it out"
             )
         if {"text", "unet"} <= self.frozen:
             raise ConfigError("config.text.frozen and config.unet.frozen are true, so nothing is trained")
-        if self.train.hold_text and "text" in self.frozen:
-            raise ConfigError("config.train.hold_text is set, but config.text.frozen holds the tower anyway")
+        if self.train.freeze_text_steps and "text" in self.frozen:
+            raise ConfigError("config.train.freeze_text_steps is set, but config.text.frozen holds the tower anyway")
 
     def _network(self, part: str) -> dict[str, Any]:
         """A network's section without what says where its weights come from."""
@@ -140,15 +147,15 @@ class Experiment(Config):
 
     @property
     def starts(self) -> dict[str, str]:
-        """Where networks begin, by name: the run, or somebody's weights, that config.NAME.run names."""
-        parts = PARTS[self.train.objective]
-        return {part: self.section(part)["run"] for part in parts if "run" in self.section(part)}
+        """Where networks begin, by name: the run, or somebody's weights, that config.NAME.init_from names."""
+        parts = PARTS[self.train.task]
+        return {part: self.section(part)["init_from"] for part in parts if "init_from" in self.section(part)}
 
     @property
     def frozen(self) -> set[str]:
         """Networks that are read and not trained; a text tower that a U-Net listens to is one, if not said."""
-        read = {"text", "autoencoder"} if self.train.objective == "diffusion" else set()
-        parts = [part for part in PARTS[self.train.objective] if part in self.config]
+        read = {"text", "autoencoder"} if self.train.task == "text_to_image" else set()
+        parts = [part for part in PARTS[self.train.task] if part in self.config]
         return {part for part in parts if self.section(part).get("frozen", part in read)}
 
     @property
@@ -205,7 +212,7 @@ class Experiment(Config):
         said, mesh = self.contrastive, self.mesh()
         form = choose("contrastive.form", said.form, FORMS)
         chunk = {"chunk": said.chunk} if said.chunk else {}
-        rows = self.train.batch_size // meshes.shares(mesh)
+        rows = self.train.batch_size // meshes.num_batch_shards(mesh)
         if said.chunk and rows % said.chunk:
             raise ConfigError(f"config.contrastive.chunk is {said.chunk}; it must divide a device's {rows} images")
         return form(choose("contrastive.loss", said.loss, KINDS), mesh, meshes.BATCH, **chunk)
@@ -214,8 +221,8 @@ class Experiment(Config):
         said = self.contrastive
         choose("contrastive.loss", said.loss, KINDS)
         choose("contrastive.form", said.form, FORMS)
-        if said.loss == "sigmoid" and not self.section("encoder").get("biased"):
-            raise ConfigError("config.contrastive.loss is 'sigmoid', which needs config.encoder.biased = True")
+        if said.loss == "sigmoid" and not self.section("encoder").get("use_logit_bias"):
+            raise ConfigError("config.contrastive.loss is 'sigmoid', which needs config.encoder.use_logit_bias = True")
         if said.chunk and said.form != "ring":
             raise ConfigError(
                 f"config.contrastive.chunk is {said.chunk}, but config.contrastive.form is '{said.form}'; only 'ring' "
@@ -255,32 +262,34 @@ class Experiment(Config):
     def mesh(self) -> jax.sharding.Mesh:
         return construct("mesh", meshes.make, self.section("mesh"))
 
-    def parts(self) -> parts.InTurn | parts.FixedOrder:
+    def parts(self) -> parts.GradientAccumulation | parts.DeterministicReduction:
         """How a batch is divided for its gradient."""
         train, mesh = self.train, self.mesh()
-        shares, count = meshes.shares(mesh), train.fixed_order or train.microbatches
-        if not train.fixed_order:
+        shares, count = meshes.num_batch_shards(mesh), train.deterministic_reduction or train.microbatches
+        if not train.deterministic_reduction:
             if train.batch_size % (shares * count):
                 raise ConfigError(
                     f"config.train.microbatches is {count}, but {train.batch_size} images on {shares} devices cannot "
                     "be divided so"
                 )
-            return parts.InTurn(count, shares)
+            return parts.GradientAccumulation(count, shares)
         if shares == 1:
-            raise ConfigError("config.train.fixed_order is set, which takes two or more devices of data or fsdp")
+            raise ConfigError(
+                "config.train.deterministic_reduction is set, which takes two or more devices of data or fsdp"
+            )
         if count < 0 or count & (count - 1) or count % (2 * shares) or train.batch_size % count:
             raise ConfigError(
-                f"config.train.fixed_order is {count}; it must be a power of two, two or more for each of {shares} "
-                f"devices, and divide config.train.batch_size, {train.batch_size}"
+                f"config.train.deterministic_reduction is {count}; it must be a power of two, two or more for each of "
+                f"{shares} devices, and divide config.train.batch_size, {train.batch_size}"
             )
         if train.microbatches > 1 or train.steps_per_dispatch > 1:
             raise ConfigError(
-                "config.train.fixed_order is set, which goes with neither config.train.microbatches nor "
+                "config.train.deterministic_reduction is set, which goes with neither config.train.microbatches nor "
                 "config.train.steps_per_dispatch"
             )
         if self.config.get("contrastive", {}).get("form", "dense") != "dense":
-            raise ConfigError("config.train.fixed_order needs config.contrastive.form = 'dense'")
-        return parts.FixedOrder(count, shares)
+            raise ConfigError("config.train.deterministic_reduction needs config.contrastive.form = 'dense'")
+        return parts.DeterministicReduction(count, shares)
 
     @property
     def every(self) -> Every:
@@ -292,7 +301,7 @@ class Experiment(Config):
         n, key = self.context_length, rng.stream(self.train.seed if seed is None else seed, "parameters")
         tokens, mask = jnp.zeros((1, n), jnp.int32), jnp.ones((1, n), bool)
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
-        if self.train.objective == "contrastive":
+        if self.train.task == "contrastive":
             return self.encoder(tokenizer.vocab_size).init(key, tokens, mask, image)["params"]
         text, unet, autoencoder = self.text(tokenizer.vocab_size), self.unet(), self.autoencoder()
         context, pooled = jnp.zeros((1, n, text.width)), jnp.zeros((1, text.embed_dim or text.width))
@@ -308,7 +317,7 @@ class Experiment(Config):
         try:
             yield
         except (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
-            own = (part for part in PARTS[self.train.objective] if part in self.config and part not in self.starts)
+            own = (part for part in PARTS[self.train.task] if part in self.config and part not in self.starts)
             sections = " and ".join(f"config.{part}" for part in own)
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
@@ -332,7 +341,7 @@ class Experiment(Config):
         given_up = 0 if mesh.size == mesh.shape["data"] else ()
         place = rules.placement(mesh, shapes)
         # A part of a parameter may be drawn with other roundings than the whole of it.
-        first = meshes.everywhere(mesh) if self.train.fixed_order else place
+        first = meshes.replicated(mesh) if self.train.deterministic_reduction else place
         return jax.device_put(jax.jit(begin, out_shardings=first, donate_argnums=given_up)(*given), place)
 
     def state_like(self, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> TrainState:
@@ -357,11 +366,13 @@ class Experiment(Config):
         """A training step, not compiled yet: (numbers, state, batch) -> (state, averages), see ``step``."""
         train = self.train
         # In a fixed order every device works alone already, and cannot be told to again.
-        placed_on = self.on_one_device if train.fixed_order else self.on_mesh
-        if train.objective == "contrastive":
+        placed_on = self.on_one_device if train.deterministic_reduction else self.on_mesh
+        if train.task == "contrastive":
             encoder = placed_on(self.encoder(tokenizer.vocab_size))
             loss = self.contrastive_loss()
-            made = partial(steps.contrastive_step, encoder, loss, hold_text=train.hold_text, parts=self.parts())
+            made = partial(
+                steps.contrastive_step, encoder, loss, freeze_text_steps=train.freeze_text_steps, parts=self.parts()
+            )
         else:
             made = partial(
                 steps.diffusion_step,
@@ -369,14 +380,14 @@ class Experiment(Config):
                 placed_on(self.text(tokenizer.vocab_size)),
                 self.autoencoder(),
                 prediction_type=self.diffusion.prediction_type,
-                density=self.diffusion.density,
+                timestep_sampling=self.diffusion.timestep_sampling,
                 spectrum=spectrum,
                 parts=self.parts(),
             )
 
-        def step(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-            told = {"averages": self.averages(numbers)}
-            if train.objective == "diffusion":
+        def step(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Metrics]:
+            told = {"ema": self.ema_config(numbers)}
+            if train.task == "text_to_image":
                 tokens, mask = tokenizer.encode([""])
                 empty = steps.Captioning(tokens[0], mask[0], numbers.caption_dropout)
                 told |= {"schedule": self.schedule(numbers), "weighting": self.weighting(numbers)}
@@ -395,16 +406,16 @@ class Experiment(Config):
         spectrum: of what the U-Net works in, for the report of a diffusion loss.
         """
         train, mesh, one = self.train, self.mesh(), self.one_step(tokenizer, spectrum)
-        if train.fixed_order:
-            return partial(parts.everywhere_alike(one, mesh), self.numbers)
+        if train.deterministic_reduction:
+            return partial(parts.replicated_step(one, mesh), self.numbers)
 
-        def placed(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+        def placed(numbers: Numbers, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Metrics]:
             state, averages = one(numbers, state, batch)
             if mesh.size > 1:
                 state = jax.lax.with_sharding_constraint(state, rules.placement(mesh, state))
             return state, averages
 
-        def several(numbers: Numbers, state: TrainState, batches: dict) -> tuple[TrainState, metrics.Averages]:
+        def several(numbers: Numbers, state: TrainState, batches: dict) -> tuple[TrainState, metrics.Metrics]:
             state, averages = jax.lax.scan(partial(placed, numbers), state, batches)
             return state, jax.tree.map(lambda each: each.sum(0), averages)
 

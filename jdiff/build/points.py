@@ -19,7 +19,7 @@ from jdiff.models.mlp import MLP
 from jdiff.training import steps
 from jdiff.training.state import TrainState
 
-READ = {"train": ("objective", "batch_size", "steps", "seed"), "ema": ("decays", "widths")}  # of sections for all
+READ = {"train": ("task", "batch_size", "steps", "seed"), "ema": ("decays", "widths")}  # of sections for all
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Spiral(Config):
                 schedule=self.schedule(numbers),
                 prediction_type=d.prediction_type,
                 weighting=self.weighting(numbers),
-                density=d.density,
-                averages=self.averages(numbers),
+                timestep_sampling=d.timestep_sampling,
+                ema=self.ema_config(numbers),
                 seed=numbers.seed,
             )
             return jax.lax.fori_loop(0, count, lambda _, state: step(state, batch)[0], state)

@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 
 from jdiff.construct import ConfigError, choose, construct, nearest
 from jdiff.diffusion import schedules
-from jdiff.diffusion.loss import DENSITIES
+from jdiff.diffusion.loss import TIMESTEP_SAMPLINGS
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIGHTINGS
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.levels import Level
-from jdiff.training.ema import WIDEST, Averages
+from jdiff.training.ema import WIDEST, EmaConfig
 from jdiff.training.optimizer import adamw
 from jdiff.training.state import TrainState
 
@@ -35,22 +35,22 @@ class TrainSettings:
     """config.train. objective: what is trained. keep: checkpoints that stay.
 
     group: records that follow each other on disk and stay together in a batch.
-    hold_text: steps before a dual encoder's text tower begins to learn.
+    freeze_text_steps: steps before a dual encoder's text tower begins to learn.
     microbatches: parts that a batch is worked through in, one after another, to save memory.
     steps_per_dispatch: steps that the devices take before they ask the host again; it divides all that is counted in
         steps.
-    fixed_order: for tests, parts that a gradient is summed from in an order that no layout changes; 0 for none.
+    deterministic_reduction: microbatches whose gradients are summed in a fixed order on any layout, for tests; 0: off.
     """
 
-    objective: str
+    task: str
     batch_size: int
     steps: int
     seed: int = 0
     group: int = 1
-    hold_text: int = 0
+    freeze_text_steps: int = 0
     microbatches: int = 1
     steps_per_dispatch: int = 1
-    fixed_order: int = 0
+    deterministic_reduction: int = 0
     log_every: int = 50
     save_every: int = 500
     sample_every: int = 500
@@ -99,7 +99,7 @@ class DiffusionSettings:
     learned_variance: bool = False
     prediction_type: str = "v"
     weighting: str = "simple"
-    density: str = "uniform"
+    timestep_sampling: str = "uniform"
     caption_dropout: float = 0.1
 
 
@@ -153,19 +153,19 @@ class Config:
         dropout, decays = np.float32(self.diffusion.caption_dropout), tuple(map(np.float32, self.ema.decays))
         return Numbers(seed, dropout, optimizer, decays, None, None)
 
-    def averages(self, numbers: Numbers | None = None) -> Averages:
+    def ema_config(self, numbers: Numbers | None = None) -> EmaConfig:
         """numbers: what a program is told, in place of the config's own; and so below."""
-        own = Averages(tuple(self.ema.decays), tuple(self.ema.widths))
+        own = EmaConfig(tuple(self.ema.decays), tuple(self.ema.widths))
         if numbers is None:
             return own
-        return Averages(numbers.decays, own.widths, own.names[: len(own.decays)])
+        return EmaConfig(numbers.decays, own.widths, own.names[: len(own.decays)])
 
     def weighting(self, numbers: Numbers) -> str | Array:
         return self.diffusion.weighting if numbers.weighting is None else numbers.weighting
 
     def schedule(self, numbers: Numbers | None = None) -> Schedule:
         if numbers is not None and numbers.table is not None:
-            return self.schedule().told(numbers.table)
+            return self.schedule().with_traced_table(numbers.table)
         d = self.diffusion
         choose("diffusion.schedule", d.schedule, SCHEDULES)
         return schedules.make(
@@ -184,7 +184,7 @@ class Config:
 
     def begin(self, params: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
         """The state of no steps yet."""
-        averages, optimizer = self.averages(), self.optimizer()
+        averages, optimizer = self.ema_config(), self.optimizer()
         used = averages.names[0] if averages.names else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), averages.begin(params), frozen, used)
 
@@ -193,15 +193,15 @@ class Config:
         for key in counts:
             if getattr(self.train, key) < 1:
                 raise ConfigError(f"config.train.{key} is {getattr(self.train, key)}; it must be 1 or more")
-        decay_to = self.section("optimizer").get("decay_to", 0.0)
-        if not 0 <= decay_to <= 1:
-            raise ConfigError(f"config.optimizer.decay_to is {decay_to}; it must be from 0 to 1")
+        final_lr_fraction = self.section("optimizer").get("final_lr_fraction", 0.0)
+        if not 0 <= final_lr_fraction <= 1:
+            raise ConfigError(f"config.optimizer.final_lr_fraction is {final_lr_fraction}; it must be from 0 to 1")
         ema = self.ema
         if not all(0 < decay < 1 for decay in ema.decays):
             raise ConfigError(f"config.ema.decays is {ema.decays}; each must be between 0 and 1")
         if not all(0 < width < WIDEST for width in ema.widths):
             raise ConfigError(f"config.ema.widths is {ema.widths}; each must be between 0 and {WIDEST:.4f}")
-        if len(set(self.averages().names)) < len(self.averages().names):
+        if len(set(self.ema_config().names)) < len(self.ema_config().names):
             raise ConfigError("config.ema has one average twice")
         if ema.snapshot_every < 0 or (ema.snapshot_every and not ema.widths):
             raise ConfigError(
@@ -213,7 +213,7 @@ class Config:
         for section in self.config:
             if section not in sections:
                 raise ConfigError(
-                    f"config.{section} is no section of {self.train.objective} training; {nearest(section, sections)}"
+                    f"config.{section} is no section of {self.train.task} training; {nearest(section, sections)}"
                 )
 
     def check_diffusion(self) -> None:
@@ -235,7 +235,7 @@ class Config:
                 "config.diffusion.continuous has none"
             )
         choose("diffusion.weighting", self.diffusion.weighting, WEIGHTINGS)
-        choose("diffusion.density", self.diffusion.density, DENSITIES)
+        choose("diffusion.timestep_sampling", self.diffusion.timestep_sampling, TIMESTEP_SAMPLINGS)
         choose("sample.solver", self.sample.solver, SOLVERS)
         choose("sample.spacing", self.sample.spacing, SPACINGS)
         choose("sample.variance", self.sample.variance, VARIANCES)

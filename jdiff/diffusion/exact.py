@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff.diffusion.prediction import Answer, target
+from jdiff.diffusion.prediction import Denoised, target
 from jdiff.diffusion.schedules import Schedule
 from jdiff.levels import Level
 
@@ -49,8 +49,8 @@ def data_set(points: Array) -> Callable:
 
 
 def denoiser(exact: Callable) -> Callable:
-    """What ``sampler.sample`` asks, of a ``mixture`` or a ``data_set``: (xt, row) -> ``Answer``."""
-    return lambda xt, row: Answer(*exact(xt, row.level))
+    """What ``sampler.sample`` asks, of a ``mixture`` or a ``data_set``: (xt, row) -> ``Denoised``."""
+    return lambda xt, row: Denoised(*exact(xt, row.level))
 
 
 def network(exact: Callable, schedule: Schedule, prediction_type: str) -> Callable:

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff.diffusion.prediction import divided, equations, solve
-from jdiff.levels import over
+from jdiff.diffusion.prediction import equations, solve, split_variance
+from jdiff.levels import broadcast_like
 
 
 @jax.tree_util.register_dataclass
@@ -73,10 +73,10 @@ def guided(both: Callable, prediction_type: str, corrections: Corrections) -> Ca
     """
 
     def ask(xt: Array, row, memory: Array) -> tuple[Array, Array]:
-        scale = over(row.guidance_scale, xt)
-        c = jax.tree.map(lambda value: over(value, xt), corrections)
+        scale = broadcast_like(row.guidance_scale, xt)
+        c = jax.tree.map(lambda value: broadcast_like(value, xt), corrections)
         outputs, others = both(xt, row.timestep)
-        (with_, fraction), (without, _) = divided(outputs, xt), divided(others, xt)
+        (with_, fraction), (without, _) = split_variance(outputs, xt), split_variance(others, xt)
         answer = without + scale * (with_ - without)
         held, now = _corrected(with_, without, answer, xt, row, prediction_type, c, memory)
         memory = jnp.where(scale == 1, memory, now)  # as for an image that is drawn alone
@@ -92,7 +92,7 @@ def guided(both: Callable, prediction_type: str, corrections: Corrections) -> Ca
 def _corrected(with_, without, plain, xt, row, prediction_type, c, memory) -> tuple[Array, Array]:
     """(29), then (28). An output is a straight line of x0, so differences are turned into those of x0 and back."""
     axes = tuple(range(1, xt.ndim))
-    level = row.level.over(xt)
+    level = row.level.broadcast_like(xt)
     per_output = -level.sigma / equations(prediction_type, level)[2]  # of x0 by an output of one more
 
     x0 = solve(prediction_type, with_, xt, row.level).x0
@@ -100,7 +100,7 @@ def _corrected(with_, without, plain, xt, row, prediction_type, c, memory) -> tu
     size = jnp.sqrt(jnp.mean(difference**2, axis=axes, keepdims=True))
     short = difference * jnp.minimum(1, c.norm / jnp.maximum(size, 1e-12))
     along = jnp.sum(short * x0, axis=axes, keepdims=True) / jnp.maximum(jnp.sum(x0**2, axes, keepdims=True), 1e-12) * x0
-    projected = with_ + (over(row.guidance_scale, xt) - 1) * (short - along + c.parallel * along) / per_output
+    projected = with_ + (broadcast_like(row.guidance_scale, xt) - 1) * (short - along + c.parallel * along) / per_output
     neutral = (c.parallel == 1) & jnp.isinf(c.norm) & (c.momentum == 0)
     answer = jnp.where(neutral, plain, projected)
 

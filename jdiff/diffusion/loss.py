@@ -25,7 +25,7 @@ from jax.scipy.special import ndtr
 
 from jdiff.diffusion import prediction, process
 from jdiff.diffusion.schedules import Discrete, Schedule
-from jdiff.levels import Level, over
+from jdiff.levels import Level, broadcast_like
 
 EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)  # of log SNR, between the bins that losses are reported in
 BINS = tuple(f"{low:g}_to_{high:g}" for low, high in zip((-np.inf, *EDGES), (*EDGES, np.inf)))
@@ -36,7 +36,7 @@ def uniform(key: Array) -> Array:
     return jax.random.uniform(key)
 
 
-def rising(key: Array) -> Array:
+def linear(key: Array) -> Array:
     """Timestep t in proportion to t + 1/2: noisy ones, where a caption decides what will be where, more often.
 
     Weights do not make up for it, as they would in [iddpm eq. 18]. As ``uniform``.
@@ -44,19 +44,21 @@ def rising(key: Array) -> Array:
     return jnp.sqrt(jax.random.uniform(key))
 
 
-DENSITIES = {"uniform": uniform, "rising": rising}
+TIMESTEP_SAMPLINGS = {"uniform": uniform, "linear": linear}
 
 
-def draw(keys: Array, x0: Array, schedule: Schedule, density: str = "uniform") -> tuple[Array, Array]:
+def draw(keys: Array, x0: Array, schedule: Schedule, timestep_sampling: str = "uniform") -> tuple[Array, Array]:
     """Timestep and noise of each example, from its own key.
 
-    keys: (b,).   x0: (b, *dims).   density: a name in ``DENSITIES``.
+    keys: (b,).   x0: (b, *dims).   density: a name in ``TIMESTEP_SAMPLINGS``.
     Returns timestep (b,) float, of the schedule's, and eps like x0.
     """
 
     def one(key: Array) -> tuple[Array, Array]:
         level_key, noise_key = jax.random.split(key)
-        return schedule.drawn(DENSITIES[density](level_key)), jax.random.normal(noise_key, x0.shape[1:])
+        return schedule.quantile(TIMESTEP_SAMPLINGS[timestep_sampling](level_key)), jax.random.normal(
+            noise_key, x0.shape[1:]
+        )
 
     return jax.vmap(one)(keys)
 
@@ -69,22 +71,22 @@ def loss(
     schedule: Schedule,
     prediction_type: str,
     weighting: str | Array = "simple",
-    density: str = "uniform",
+    timestep_sampling: str = "uniform",
     spectrum: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean squared error of the network's answers, weighed by noise level, and (30) where it says a variance.
 
     predict: (xt, timestep) -> output like xt, or with twice its channels.
     x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: as of ``prediction.weights``.
-    density: how timesteps are drawn, a name in ``DENSITIES``.
+    density: how timesteps are drawn, a name in ``TIMESTEP_SAMPLINGS``.
     spectrum: (k,) the variances e_i of the data, for (31).
     Returns the scalar loss and a report, for each bin of log SNR: ``loss_LOW_to_HIGH``, the plain loss of examples that
     fell there, and ``gaussian_LOW_to_HIGH``, what (31) gives for the same, each as a pair of mean and count.
     """
-    timestep, eps = draw(keys, x0, schedule, density)
+    timestep, eps = draw(keys, x0, schedule, timestep_sampling)
     level = schedule.level(timestep)
     xt = process.diffuse(x0, eps, level)
-    answer, fraction = prediction.divided(predict(xt, timestep), xt)
+    answer, fraction = prediction.split_variance(predict(xt, timestep), xt)
     error = answer - prediction.target(prediction_type, x0, eps, level)
     each = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
     total = jnp.mean(prediction.weights(weighting, prediction_type, level) * each)
@@ -130,26 +132,26 @@ def spectrum_of(images: np.ndarray) -> np.ndarray:
 def variational(found: Array, fraction: Array, x0: Array, xt: Array, timestep: Array, schedule: Discrete) -> Array:
     """The term of (30) for each example, in bits a dimension.
 
-    found: the x0 that the mean is made of.   fraction: of ``Answer``.   x0, xt, found, fraction: (b, *dims).
+    found: the x0 that the mean is made of.   fraction: of ``Denoised``.   x0, xt, found, fraction: (b, *dims).
     timestep: (b,) whole.   Returns (b,).
     """
     whole = np.arange(schedule.timesteps)
     ends = schedule.rates(whole - 1), schedule.rates(whole)
-    of_xt, of_x0, small = process.posterior(*ends)
+    xt_coef, x0_coef, small = process.posterior(*ends)
     large = process.added_variance(*ends)
     small[0] = small[1]  # the last step's own would be 0 [iddpm sec. 3.1]
 
     def at(table: np.ndarray) -> Array:
-        return over(jnp.asarray(table, jnp.float32)[timestep.astype(jnp.int32)], x0)
+        return broadcast_like(jnp.asarray(table, jnp.float32)[timestep.astype(jnp.int32)], x0)
 
     log_small, log_large = at(np.log(small)), at(np.log(large))
     log_variance = log_small + fraction * (log_large - log_small)
-    off = at(of_x0) * (x0 - found)  # both means share xt's part
+    off = at(x0_coef) * (x0 - found)  # both means share xt's part
     kl = 0.5 * (log_variance - log_small - 1 + jnp.exp(log_small - log_variance) + off**2 * jnp.exp(-log_variance))
-    mean, std = at(of_xt) * xt + at(of_x0) * found, jnp.exp(log_variance / 2)
+    mean, std = at(xt_coef) * xt + at(x0_coef) * found, jnp.exp(log_variance / 2)
     # A pixel's value stands for all that round to it; those at the ends for all beyond.
     above = jnp.where(x0 > 0.999, 1.0, ndtr((x0 + 1 / 255 - mean) / std))
     below = jnp.where(x0 < -0.999, 0.0, ndtr((x0 - 1 / 255 - mean) / std))
     likelihood = -jnp.log(jnp.maximum(above - below, 1e-12))
-    each = jnp.where(over(timestep, x0) == 0, likelihood, kl)
+    each = jnp.where(broadcast_like(timestep, x0) == 0, likelihood, kl)
     return jnp.mean(each, axis=tuple(range(1, x0.ndim))) / jnp.log(2.0)

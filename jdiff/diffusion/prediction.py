@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiff.levels import Level, over
+from jdiff.levels import Level, broadcast_like
 
 PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
     "eps": lambda level: (0.0, 1.0),
@@ -38,7 +38,7 @@ PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
 BLIND_AT_ZERO_SNR = ("eps", "score")  # where alpha is 0, these say nothing of the image
 
 
-class Answer(NamedTuple):
+class Denoised(NamedTuple):
     """What a denoiser makes of a noised batch.
 
     x0, eps: like xt.   fraction: like xt, in [0, 1], where between its two bounds the network puts the log of the
@@ -51,58 +51,58 @@ class Answer(NamedTuple):
 
 
 def equations(prediction_type: str, level: Level) -> tuple:
-    """cx and ce of (5) and the determinant of (6). level: rates of any shape. Returns (of_x0, of_eps, det)."""
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level)
-    return of_x0, of_eps, level.alpha * of_eps - level.sigma * of_x0
+    """cx and ce of (5) and the determinant of (6). level: rates of any shape. Returns (x0_coef, eps_coef, det)."""
+    x0_coef, eps_coef = PREDICTION_TYPES[prediction_type](level)
+    return x0_coef, eps_coef, level.alpha * eps_coef - level.sigma * x0_coef
 
 
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:
     """What the network should have said, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](level.over(x0))
-    return of_x0 * x0 + of_eps * eps
+    x0_coef, eps_coef = PREDICTION_TYPES[prediction_type](level.broadcast_like(x0))
+    return x0_coef * x0 + eps_coef * eps
 
 
-def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> Answer:
+def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> Denoised:
     """The clean image and the noise that a prediction implies, equation (6).
 
     prediction, xt: (b, *dims).   level: rates (b,).
     """
-    level = level.over(xt)
-    of_x0, of_eps, det = equations(prediction_type, level)
-    x0 = (of_eps * xt - level.sigma * prediction) / det
-    return Answer(x0, (level.alpha * prediction - of_x0 * xt) / det)
+    level = level.broadcast_like(xt)
+    x0_coef, eps_coef, det = equations(prediction_type, level)
+    x0 = (eps_coef * xt - level.sigma * prediction) / det
+    return Denoised(x0, (level.alpha * prediction - x0_coef * xt) / det)
 
 
-def divided(output: Array, xt: Array) -> tuple[Array, Array | None]:
-    """A network's output as its prediction and, where it has twice the channels of xt, the fraction of ``Answer``."""
+def split_variance(output: Array, xt: Array) -> tuple[Array, Array | None]:
+    """A network's output as its prediction and, where it has twice the channels of xt, the fraction of ``Denoised``."""
     c = xt.shape[-1]
     return (output, None) if output.shape[-1] == c else (output[..., :c], (output[..., c:] + 1) / 2)
 
 
-def read(prediction_type: str, output: Array, xt: Array, level: Level) -> Answer:
+def parse_output(prediction_type: str, output: Array, xt: Array, level: Level) -> Denoised:
     """All that a network's output says, a variance too where it has the channels. As ``solve``."""
-    prediction, fraction = divided(output, xt)
+    prediction, fraction = split_variance(output, xt)
     return solve(prediction_type, prediction, xt, level)._replace(fraction=fraction)
 
 
 def denoiser(predict: Callable, prediction_type: str) -> Callable:
     """A network with its parameterisation solved.
 
-    predict: (xt, timestep) -> output.   Returns (xt, row) -> ``Answer``, of whose row the timestep and level are read.
+    predict: (xt, timestep) -> output.   Returns (xt, row) -> ``Denoised``; reads the row's timestep and level.
     """
-    return lambda xt, row: read(prediction_type, predict(xt, row.timestep), xt, row.level)
+    return lambda xt, row: parse_output(prediction_type, predict(xt, row.timestep), xt, row.level)
 
 
 def clipped(
-    answer: Answer, xt: Array, level: Level, *, whether: Array | bool = True, percentile: Array = 0.0
-) -> Answer:
+    answer: Denoised, xt: Array, level: Level, *, whether: Array | bool = True, percentile: Array = 0.0
+) -> Denoised:
     """An answer whose clean image stays in [-1, 1], and whose noise is what then explains xt.
 
     whether: (b,) or one for all.   percentile: (b,) or one for all; where above 0, an image is first divided by that
     percentile of its absolute values, if above 1: dynamic thresholding [imagen sec. 2.3].
     """
     b = xt.shape[0]
-    percentile = over(jnp.broadcast_to(percentile, (b,)), xt)
+    percentile = broadcast_like(jnp.broadcast_to(percentile, (b,)), xt)
 
     def bound(x0: Array) -> Array:
         size = jnp.sort(jnp.abs(x0).reshape(b, -1), axis=-1)
@@ -110,13 +110,13 @@ def clipped(
         low = jnp.floor(place).astype(jnp.int32)[:, None]
         pair = jnp.take_along_axis(size, jnp.minimum(jnp.concatenate([low, low + 1], 1), size.shape[-1] - 1), axis=1)
         found = pair[:, 0] + (place - low[:, 0]) * (pair[:, 1] - pair[:, 0])
-        return jnp.where(percentile > 0, jnp.maximum(over(found, xt), 1), 1)
+        return jnp.where(percentile > 0, jnp.maximum(broadcast_like(found, xt), 1), 1)
 
     most = jax.lax.cond(jnp.any(percentile > 0), bound, lambda x0: jnp.ones_like(percentile), answer.x0)
     x0 = jnp.clip(answer.x0, -most, most) / most
-    level = level.over(xt)
+    level = level.broadcast_like(xt)
     eps = (xt - level.alpha * x0) / level.sigma
-    whether = over(whether, xt) != 0
+    whether = broadcast_like(whether, xt) != 0
     return answer._replace(x0=jnp.where(whether, x0, answer.x0), eps=jnp.where(whether, eps, answer.eps))
 
 
@@ -169,9 +169,9 @@ def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: flo
 
 def _of_eps(prediction_type: str, level: Level) -> Array:
     """(alpha / det)^2: how a squared error in a type counts as one of the noise, at pure noise too."""
-    _, of_eps, det = equations(prediction_type, level)
+    _, eps_coef, det = equations(prediction_type, level)
     if prediction_type in BLIND_AT_ZERO_SNR:  # alpha cancels
-        return jnp.ones_like(level.alpha) / of_eps**2
+        return jnp.ones_like(level.alpha) / eps_coef**2
     return (level.alpha / det) ** 2
 
 

@@ -26,7 +26,7 @@ def diffuse(x0: Array, eps: Array, level: Level) -> Array:
     level: rates of shape (b,), one per example.
     Returns xt: (b, *dims); on variance-preserving schedules of unit variance wherever x0 is.
     """
-    level = level.over(x0)
+    level = level.broadcast_like(x0)
     return level.alpha * x0 + level.sigma * eps
 
 
@@ -39,7 +39,7 @@ def posterior(level_s: Level, level_t: Level):
     """Coefficients of q(xs | xt, x0), equation (4), for a stride of any length.
 
     Rates may be NumPy (float64, the sampler's tables) or JAX arrays, of one shape.
-    Returns (of xt, of x0, variance): the mean is of_xt * xt + of_x0 * x0.
+    Returns (of xt, of x0, variance): the mean is xt_coef * xt + x0_coef * x0.
     """
     kept, added = level_t.alpha / level_s.alpha, added_variance(level_s, level_t)
     share = level_s.sigma**2 / level_t.sigma**2

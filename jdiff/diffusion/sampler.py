@@ -11,10 +11,10 @@ from jax import Array
 
 from jdiff import rng
 from jdiff.diffusion.tableau import Tableau
-from jdiff.levels import over
+from jdiff.levels import broadcast_like
 
 
-def start(keys: Array, shape: tuple[int, ...]) -> Array:
+def initial_noise(keys: Array, shape: tuple[int, ...]) -> Array:
     """Where sampling begins: standard normal noise from each image's own key. Returns (b, *shape)."""
     return _noise(keys, 0, shape)
 
@@ -36,8 +36,8 @@ def sample(
 ) -> tuple[Array, Array | None]:
     """Run every row of a tableau, equation (9) of ``solvers``, under one ``lax.scan``.
 
-    denoise: (xt, row) -> ``Answer``, the fields of row being (b,), without the weights; where there is a memory,
-        (xt, row, memory) -> (``Answer``, memory).
+    denoise: (xt, row) -> ``Denoised``, the fields of row being (b,), without the weights; where there is a memory,
+        (xt, row, memory) -> (``Denoised``, memory).
     tableau: one for all images, or one for each.   xt: (b, *dims) the noise to start from.   keys: (b,) one per image.
     memory: what denoise remembers from row to row, at the start.
     history: (depth, b, *dims) the d of (9) before the first row, latest first; nothing is known if not given.
@@ -63,7 +63,7 @@ def sample_in_turns(
     a scan that skipped the others by a condition would stop for each of them on a GPU, where the host reads it, and
     what lies inside of a condition is not moved out of the loop.
 
-    denoisers: (xt, row, memory) -> (``Answer``, memory).   which: (rows,) the number of each row's denoiser.
+    denoisers: (xt, row, memory) -> (``Denoised``, memory).   which: (rows,) the number of each row's denoiser.
     Returns x0 (b, *dims).
     """
     used = jnp.sum(jnp.any(tableau.active.reshape(tableau.rows, -1), axis=1))
@@ -94,20 +94,20 @@ def _row(denoise: Callable, tableau: Tableau, keys: Array, number: Array, state:
     """
     xt, history, memory = state
     row = jax.tree.map(lambda column: column[number], tableau)
-    told = jax.tree.map(lambda column: jnp.broadcast_to(column, xt.shape[:1]), replace(row, weights=0.0))
-    answer, memory = (denoise(xt, told), None) if memory is None else denoise(xt, told, memory)
-    found = over(row.of_x0, xt) * answer.x0 + over(row.of_eps, xt) * answer.eps
+    row_per_image = jax.tree.map(lambda column: jnp.broadcast_to(column, xt.shape[:1]), replace(row, weights=0.0))
+    answer, memory = (denoise(xt, row_per_image), None) if memory is None else denoise(xt, row_per_image, memory)
+    found = broadcast_like(row.x0_coef, xt) * answer.x0 + broadcast_like(row.eps_coef, xt) * answer.eps
     history = jnp.concatenate([found[None], history[:-1]])
-    xs = over(row.of_xt, xt) * xt
+    xs = broadcast_like(row.xt_coef, xt) * xt
     for j in range(len(history)):
-        xs = xs + over(row.weights[j], xt) * history[j]
+        xs = xs + broadcast_like(row.weights[j], xt) * history[j]
 
     def noisy(xs: Array) -> Array:
         z = _noise(keys, number + 1, xs.shape[1:])
-        size = over(row.of_noise, xt)
+        size = broadcast_like(row.noise_coef, xt)
         if answer.fraction is not None:
-            size = size * jnp.exp(answer.fraction * over(row.noise_range, xt))
+            size = size * jnp.exp(answer.fraction * broadcast_like(row.noise_range, xt))
         return xs + size * z
 
-    xs = jax.lax.cond(jnp.any(row.of_noise != 0), noisy, lambda xs: xs, xs)
-    return (xs, history, memory), jnp.where(over(row.active, xt) != 0, answer.x0, xt)
+    xs = jax.lax.cond(jnp.any(row.noise_coef != 0), noisy, lambda xs: xs, xs)
+    return (xs, history, memory), jnp.where(broadcast_like(row.active, xt) != 0, answer.x0, xt)

@@ -93,13 +93,13 @@ class Discrete:
         size = xp.where(share == 0, 1.0, xp.hypot(alpha, sigma))
         return Level(alpha / size, sigma / size)
 
-    def drawn(self, share: Array) -> Array:
+    def quantile(self, share: Array) -> Array:
         """The timestep at a share, in [0, 1), of all; even shares make even timesteps."""
         return jnp.minimum(jnp.floor(self.timesteps * share), self.last)
 
-    def told(self, table: Level) -> Discrete:
+    def with_traced_table(self, table: Level) -> Discrete:
         """A schedule of as many timesteps whose table a compiled program is told when it runs."""
-        return _Told(self.alpha_bar, table)
+        return _TracedDiscrete(self.alpha_bar, table)
 
     def shifted(self, ratio: float) -> Discrete:
         """(17): as noisy for images whose sides are ``ratio`` times as long."""
@@ -112,8 +112,8 @@ class Discrete:
 
 
 @dataclass(frozen=True)
-class _Told(Discrete):
-    """As ``Discrete.told``; only ``level`` and ``drawn`` are of what was told."""
+class _TracedDiscrete(Discrete):
+    """As ``Discrete.with_traced_table``; only ``level`` and ``quantile`` are of what was told."""
 
     at: Level
 
@@ -160,7 +160,7 @@ class Continuous:
         """Levels of timesteps on the device. timestep: (b,). Returns rates of shape (b,)."""
         return _rates(self.logsnr(timestep / self.timesteps, jnp), jnp)
 
-    def drawn(self, share: Array) -> Array:
+    def quantile(self, share: Array) -> Array:
         """The timestep at a share, in [0, 1), of all."""
         return self.first + (self.last - self.first) * share
 

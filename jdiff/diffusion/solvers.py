@@ -2,15 +2,15 @@
 
 One step from level t to the cleaner level s is, for every method here,
 
-    d_k = of_x0 x0 + of_eps eps,   xs = of_xt xt + sum_j weights_j d_(k-j) + of_noise z,   z ~ N(0, 1),         (9)
+    d_k = x0_coef x0 + eps_coef eps,   xs = xt_coef xt + sum_j weights_j d_(k-j) + noise_coef z,  z ~ N(0, 1),  (9)
 
 with d_(k-j) what the rows before found. A method that asks twice in a step takes two rows.
 
     DDPM  q(xs | xt, x0), equation (4), with x0 as found                                       [ddpm eq. 7]    (10)
-          of_noise^2 = the posterior's variance ("small"); v of (4) ("large"); between the two as the network
+          noise_coef^2 = the posterior's variance ("small"); v of (4) ("large"); between the two as the network
           says, in the log ("learned") [iddpm eq. 15]; or the posterior's and what is unknown of x0,
-          small + of_x0^2 Var[x0 | xt] ("analytic") [analytic eq. 7]
-    DDIM  alpha_s x0 + sqrt(sigma_s^2 - of_noise^2) eps, of_noise = eta sqrt(small)            [ddim eq. 12, 16] (11)
+          small + x0_coef^2 Var[x0 | xt] ("analytic") [analytic eq. 7]
+    DDIM  alpha_s x0 + sqrt(sigma_s^2 - noise_coef^2) eps, noise_coef = eta sqrt(small)        [ddim eq. 12, 16] (11)
 
 The others integrate the probability-flow ODE, which in two coordinates has no linear part:
 
@@ -55,24 +55,24 @@ from jdiff.diffusion.tableau import DEPTH, Grid, Row, Tableau, tableau
 VARIANCES = ("small", "large", "learned", "analytic")
 
 
-def ddpm(grid: Grid, *, variance: str = "small", x0_variance: Callable | None = None) -> Tableau:
+def ddpm(grid: Grid, *, variance: str = "small", denoising_mse: Callable | None = None) -> Tableau:
     """Ancestral sampling, equation (10).
 
     variance: "small" suits data that is one point, "large" data that is unit noise; the truth lies
     between [ddpm sec. 3.2], and the choice matters more the fewer the steps. "learned" asks the network,
-    "analytic" ``x0_variance``: a function of levels that tells the mean over dimensions of Var[x0 | xt].
+    "analytic" ``denoising_mse``: a function of levels that tells the mean over dimensions of Var[x0 | xt].
     """
     rows = []
     for i in grid.steps:
         level, cleaner = grid.at(i), grid.at(i + 1)
-        of_xt, of_x0, small = process.posterior(cleaner, level)
+        xt_coef, x0_coef, small = process.posterior(cleaner, level)
         large = process.added_variance(cleaner, level)
-        row = Row(grid.timestep[i], level, of_xt, of_x0)
+        row = Row(grid.timestep[i], level, xt_coef, x0_coef)
         if cleaner.sigma > 0:
             noise = large if variance == "large" else small
             if variance == "analytic":
-                noise = small + of_x0**2 * float(x0_variance(level))
-            row.of_noise = np.sqrt(noise)
+                noise = small + x0_coef**2 * float(denoising_mse(level))
+            row.noise_coef = np.sqrt(noise)
             row.noise_range = np.log(large / small) / 2 if variance == "learned" else 0.0
         rows.append(row)
     return tableau(rows)
@@ -87,7 +87,7 @@ def _ddim_row(grid: Grid, i: int, eta: float) -> Row:
     level, cleaner = grid.at(i), grid.at(i + 1)
     noise = eta * np.sqrt(process.posterior(cleaner, level)[2])
     direction = np.sqrt(np.maximum(cleaner.sigma**2 - noise**2, 0))
-    return Row(grid.timestep[i], level, of_x0=cleaner.alpha, of_eps=direction, of_noise=noise)
+    return Row(grid.timestep[i], level, x0_coef=cleaner.alpha, eps_coef=direction, noise_coef=noise)
 
 
 def euler(grid: Grid) -> Tableau:
@@ -109,9 +109,9 @@ def heun(grid: Grid) -> Tableau:
             continue
         level, cleaner = grid.at(i), grid.at(i + 1)
         move = cleaner.alpha * (sigma[i + 1] - sigma[i])
-        rows.append(Row(grid.timestep[i], level, cleaner.alpha / level.alpha, of_eps=1.0, weights=[move]))
+        rows.append(Row(grid.timestep[i], level, cleaner.alpha / level.alpha, eps_coef=1.0, weights=[move]))
         if sigma[i + 1] > 0 and i + 1 in grid.steps:
-            rows.append(Row(grid.timestep[i + 1], cleaner, 1.0, of_eps=1.0, weights=[move / 2, -move / 2]))
+            rows.append(Row(grid.timestep[i + 1], cleaner, 1.0, eps_coef=1.0, weights=[move / 2, -move / 2]))
     return tableau(rows)
 
 
@@ -126,8 +126,8 @@ def plms(grid: Grid) -> Tableau:
         seen = np.arange(min(DEPTH, i - first + 1))
         move = sigma[i + 1] - sigma[i]
         weights = _quadrature((sigma[i - seen] - sigma[i]) / move, 1 / (seen + 1))
-        of_xt = cleaner.alpha / level.alpha
-        rows.append(Row(grid.timestep[i], level, of_xt, of_eps=1.0, weights=cleaner.alpha * move * weights))
+        xt_coef = cleaner.alpha / level.alpha
+        rows.append(Row(grid.timestep[i], level, xt_coef, eps_coef=1.0, weights=cleaner.alpha * move * weights))
     return tableau(rows)
 
 
@@ -181,7 +181,7 @@ def _exponential(grid: Grid, order: int, *, corrected: bool = False) -> Tableau:
             nodes = (lam[i - np.arange(use)] - lam[i]) / move
             predicted[:use] = _quadrature(nodes, _moments(move, use, halved=use == 2))
         weights += cleaner.alpha * predicted
-        rows.append(Row(grid.timestep[i], level, cleaner.sigma / level.sigma, of_x0=1.0, weights=weights))
+        rows.append(Row(grid.timestep[i], level, cleaner.sigma / level.sigma, x0_coef=1.0, weights=weights))
     return tableau(rows)
 
 
@@ -195,7 +195,7 @@ def euler_maruyama(grid: Grid) -> Tableau:
             continue
         b = 2 * np.log(cleaner.alpha / level.alpha)
         rows.append(
-            Row(grid.timestep[i], level, 1 + b / 2, of_eps=1.0, weights=[-b / level.sigma], of_noise=np.sqrt(b))
+            Row(grid.timestep[i], level, 1 + b / 2, eps_coef=1.0, weights=[-b / level.sigma], noise_coef=np.sqrt(b))
         )
     return tableau(rows)
 
@@ -216,9 +216,9 @@ def dpmpp_2m_sde(grid: Grid) -> Tableau:
                 grid.timestep[i],
                 level,
                 cleaner.sigma / level.sigma * np.exp(-move),
-                of_x0=1.0,
+                x0_coef=1.0,
                 weights=cleaner.alpha * gain * weights,
-                of_noise=cleaner.sigma * np.sqrt(gain),
+                noise_coef=cleaner.sigma * np.sqrt(gain),
             )
         )
     return tableau(rows)
@@ -256,7 +256,7 @@ class Solver:
 
 
 SOLVERS = {
-    "ddpm": Solver(ddpm, 1, stochastic=True, options=("variance", "x0_variance")),
+    "ddpm": Solver(ddpm, 1, stochastic=True, options=("variance", "denoising_mse")),
     "ddim": Solver(ddim, 1, options=("eta",)),
     "euler": Solver(euler, 1),
     "heun": Solver(heun, 2),

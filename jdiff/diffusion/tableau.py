@@ -27,18 +27,18 @@ class Tableau:
     Every field is of shape (rows,), or (rows, b) where each image has its own; weights have an axis (depth,) after
     the rows. A sampler scans them from the noisiest row to the last.
 
-    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest of_noise over the least, for
+    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest noise_coef over the least, for
     networks that say where between them it lies; else 0.   active: false in rows that only fill up.
     """
 
     timestep: Array
     level: Level
     guidance_scale: Array
-    of_xt: Array
-    of_x0: Array
-    of_eps: Array
+    xt_coef: Array
+    x0_coef: Array
+    eps_coef: Array
     weights: Array
-    of_noise: Array
+    noise_coef: Array
     noise_range: Array
     active: Array
 
@@ -87,11 +87,11 @@ class Row:
 
     timestep: float
     level: Level
-    of_xt: float = 0.0
-    of_x0: float = 0.0
-    of_eps: float = 0.0
+    xt_coef: float = 0.0
+    x0_coef: float = 0.0
+    eps_coef: float = 0.0
     weights: Sequence[float] = (1.0,)
-    of_noise: float = 0.0
+    noise_coef: float = 0.0
     noise_range: float = 0.0
 
 
@@ -109,17 +109,17 @@ def tableau(rows: Sequence[Row]) -> Tableau:
         timestep=column("timestep"),
         level=Level(np.array([row.level.alpha for row in rows]), np.array([row.level.sigma for row in rows])),
         guidance_scale=np.ones(len(rows)),
-        of_xt=column("of_xt"),
-        of_x0=column("of_x0"),
-        of_eps=column("of_eps"),
+        xt_coef=column("xt_coef"),
+        x0_coef=column("x0_coef"),
+        eps_coef=column("eps_coef"),
         weights=weights[:, :depth],
-        of_noise=column("of_noise"),
+        noise_coef=column("noise_coef"),
         noise_range=column("noise_range"),
         active=np.ones(len(rows), bool),
     )
 
 
-def stacked(tableaux: Sequence[Tableau], rows: int, *, dtype: type = np.float32) -> Tableau:
+def stack_tableaux(tableaux: Sequence[Tableau], rows: int, *, dtype: type = np.float32) -> Tableau:
     """One tableau for a batch whose images have each their own, filled up with idle rows to ``rows``.
 
     Returns fields of (rows, b) and weights of (rows, DEPTH, b), in ``dtype``.
@@ -141,11 +141,11 @@ def _filled(given: Tableau, rows: int) -> Tableau:
     idle = replace(
         jax.tree.map(lambda column: column[-1:], given),
         guidance_scale=one,
-        of_xt=one,
-        of_x0=zero,
-        of_eps=zero,
+        xt_coef=one,
+        x0_coef=zero,
+        eps_coef=zero,
         weights=np.zeros((1, DEPTH)),
-        of_noise=zero,
+        noise_coef=zero,
         noise_range=zero,
         active=np.zeros(1, bool),
     )

@@ -42,7 +42,7 @@ def summary(judged: Sequence[dict]) -> dict[str, dict[str, float]]:
     names = list(dict.fromkeys(name for verdict in judged for name in verdict if name != "left_out"))
     table = {name: rate([bool(verdict[name]) for verdict in judged if name in verdict]) for name in names}
     missing = [verdict["left_out"] > 0 for verdict in judged if "left_out" in verdict]
-    return table | ({"something_left_out": rate(missing)} if missing else {})
+    return table | ({"missing_object_rate": rate(missing)} if missing else {})
 
 
 def shown(whether: Sequence[Callable[[Scene], bool]], images: np.ndarray) -> dict[str, float]:

@@ -118,7 +118,7 @@ def hugging_face_config(given: Mapping[str, Any], preprocessor: Mapping[str, Any
     vision["patch_size"] = visions.get("patch_size", 16 if siglip else 32)
     if siglip:
         text |= {"embed_dim": texts.get("projection_size", text["width"]), "projection_bias": True}
-        text |= {"causal": False, "reads_padding": True}
+        text |= {"causal": False, "attend_to_padding": True}
         vision |= {"embed_dim": vision["width"], "pooling": "attention"}
     else:
         text["embed_dim"] = vision["embed_dim"] = given.get("projection_dim", 512)
@@ -129,7 +129,7 @@ def hugging_face_config(given: Mapping[str, Any], preprocessor: Mapping[str, Any
         "tokenizer": {"context_length": texts.get("max_position_embeddings", 64 if siglip else 77)},
         "text": text,
         "vision": vision,
-        "encoder": {"biased": siglip},
+        "encoder": {"use_logit_bias": siglip},
     }
 
 

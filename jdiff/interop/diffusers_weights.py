@@ -170,12 +170,12 @@ def unet_config(given: Mapping[str, Any]) -> dict[str, Any]:
         "heads": tuple(heads) if isinstance(heads, list | tuple) else (heads,) * levels,
         "blocks": given.get("layers_per_block", 2),
         "groups": given.get("norm_num_groups", 32),
-        "modulated": _known(
+        "scale_shift_norm": _known(
             "resnet_time_scale_shift",
             given.get("resnet_time_scale_shift", "default"),
             {"default": False, "scale_shift": True},
         ),
-        "reads_padding": True,
+        "attend_to_padding": True,
     }
 
 
@@ -228,8 +228,8 @@ def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         "solver": "ddim",
         "steps": 50,
         "spacing": spacing,
-        "offset": given.get("steps_offset", 0) if spacing == "leading" else 0,
-        "ends_clean": given.get("set_alpha_to_one", True),
+        "steps_offset": given.get("steps_offset", 0) if spacing == "leading" else 0,
+        "final_step_to_zero": given.get("set_alpha_to_one", True),
         "guidance_scale": 7.5,
         "clip": given.get("clip_sample", given.get("_class_name") == "DDIMScheduler"),
     }
@@ -257,7 +257,7 @@ def single_file_config(stored: Mapping[str, Stored], prediction_type: str | None
         "attention": attention,
         "heads": (8,) * len(channels) if first else tuple(max(c // 64, 1) for c in channels),
         "blocks": blocks,
-        "reads_padding": True,
+        "attend_to_padding": True,
     }
     down = rf"{re.escape(VAE_IN_FILE)}encoder\.down\.(\d+)\."
     levels = range(clip_weights.count(stored, down))
@@ -315,7 +315,7 @@ def _second_text(stored: Mapping[str, Stored]) -> dict[str, Any]:
     _shape(stored, f"{TEXT_2_IN_FILE}token_embedding.weight")
     projection = stored.get(f"{TEXT_2_IN_FILE}text_projection")
     text = clip_weights.openai_text(stored, activation="gelu", prefix=TEXT_2_IN_FILE)
-    return text | {"skip": 1, "embed_dim": projection.shape[1] if projection else 0}
+    return text | {"clip_skip": 1, "embed_dim": projection.shape[1] if projection else 0}
 
 
 def _unet_levels(stored: Mapping[str, Stored]) -> tuple[tuple[int, ...], tuple[bool, ...], int]:

@@ -90,9 +90,9 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _config(objective: str, sections: dict[str, Any], *, dialect: str) -> dict[str, Any]:
+def _config(task: str, sections: dict[str, Any], *, dialect: str) -> dict[str, Any]:
     """A run's config of somebody's weights: no training was done, and what it would need is some other config's."""
-    train = {"objective": objective, "batch_size": 1, "steps": 1}
+    train = {"task": task, "batch_size": 1, "steps": 1}
     return {**sections, "tokenizer": {**sections["tokenizer"], "dialect": dialect}, "train": train}
 
 
@@ -203,7 +203,7 @@ def _diffusers(path: epath.Path, hints: Hints) -> Foreign:
         "sample": sample,
     }
     sections["data"] = {"image_size": unet.get("sample_size", 64) * Autoencoder(**sections["autoencoder"]).factor}
-    config = _config("diffusion", sections, dialect="hugging_face")
+    config = _config("text_to_image", sections, dialect="hugging_face")
     tokenizer = _clip_tokenizer(path / "tokenizer", hints, config)
     stored = {
         "unet": scan_folder(path / "unet", ("diffusion_pytorch_model",)),
@@ -228,9 +228,9 @@ def _diffusers(path: epath.Path, hints: Hints) -> Foreign:
 
 def _latent_diffusion(path: epath.Path, stored, hints: Hints) -> Foreign:
     sections = diffusers_weights.single_file_config(stored, hints.prediction_type)
-    second = "skip" in sections["text"]
+    second = "clip_skip" in sections["text"]
     # The first was trained with ends as padding, the second with zeros.
-    config = _config("diffusion", sections, dialect="open_clip" if second else "hugging_face")
+    config = _config("text_to_image", sections, dialect="open_clip" if second else "hugging_face")
     tokenizer = _clip_tokenizer(path.parent, hints, config)
     prefixes = {
         "unet": diffusers_weights.UNET_IN_FILE,

@@ -14,7 +14,7 @@ from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
 from jdiff.models.convolution import Conv
-from jdiff.models.layers import GroupNorm, ResidualBlock, conv, doubled
+from jdiff.models.layers import GroupNorm, ResidualBlock, conv, upsample_nearest
 
 EPSILON = 1e-6
 
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
                 name = f"up_{level}_residual_{i}"
                 x = ResidualBlock(self.channels[level], self.groups, EPSILON, dtype=self.dtype, name=name)(x)
             if level > 0:
-                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(doubled(x))
+                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(upsample_nearest(x))
         x = nn.silu(GroupNorm(self.groups, EPSILON, name="norm_out")(x))
         return conv(3, name="conv_out", dtype=self.dtype)(x)
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
 from jdiff.models.convolution import Conv
-from jdiff.models.layers import Dense, sinusoids, standardised, unit
+from jdiff.models.layers import Dense, l2_normalize, sinusoids, standardised
 from jdiff.models.resnet import ResNetTower
 from jdiff.models.transformer import Transformer, feed_forward
 
@@ -50,7 +50,7 @@ class TextTower(nn.Module):
     skip: how many of the last layers ``hidden`` leaves out, under the same norm; Stable Diffusion 2 leaves out one.
     The embedding leaves out none.
     embed_dim: 0 for a tower without projection, whose embedding is the state itself.
-    reads_padding: whether padding is read like words, the embedding at the last of it, as SigLIP was trained to.
+    attend_to_padding: whether padding is read like words, the embedding at the last of it, as SigLIP was trained to.
     remat: what layers keep for their gradients, a name in ``layers.REMAT``.
     """
 
@@ -64,16 +64,16 @@ class TextTower(nn.Module):
     mlp_ratio: float = 4.0
     causal: bool = True
     epsilon: float = 1e-5
-    skip: int = 0
+    clip_skip: int = 0
     projection_bias: bool = False
-    reads_padding: bool = False
+    attend_to_padding: bool = False
     remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, Array]:
-        mask = jnp.ones_like(mask) if self.reads_padding else mask
+        mask = jnp.ones_like(mask) if self.attend_to_padding else mask
         x = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), dtype=self.dtype, name="tokens"
         )(tokens)
@@ -90,13 +90,13 @@ class TextTower(nn.Module):
             attend=self.attend,
             dtype=self.dtype,
             name="transformer",
-        )(x, None if self.causal or self.reads_padding else mask)
+        )(x, None if self.causal or self.attend_to_padding else mask)
         norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         last = jnp.sum(mask, axis=-1) - 1
         pooled = norm(jnp.take_along_axis(states[-1], last[:, None, None], axis=1))[:, 0]
         if self.embed_dim:
             pooled = Dense(self.embed_dim, use_bias=self.projection_bias, dtype=self.dtype, name="projection")(pooled)
-        return norm(states[-1 - self.skip]), unit(pooled.astype(jnp.float32))
+        return norm(states[-1 - self.clip_skip]), l2_normalize(pooled.astype(jnp.float32))
 
 
 class AttentionPool(nn.Module):
@@ -184,7 +184,7 @@ class VisionTower(nn.Module):
             pooled = AttentionPool(
                 self.heads, self.mlp_ratio, self.activation, self.epsilon, self.attend, self.dtype, name="pool"
             )(hidden)
-        return hidden, unit(pooled.astype(jnp.float32))
+        return hidden, l2_normalize(pooled.astype(jnp.float32))
 
 
 POOLINGS = ("class", "attention")
@@ -201,12 +201,14 @@ class DualEncoder(nn.Module):
 
     text: TextTower
     vision: VisionTower | ResNetTower
-    biased: bool = False
+    use_logit_bias: bool = False
 
     @nn.compact
     def __call__(self, tokens: Array, mask: Array, images: Array) -> tuple[Array, Array, Array, Array]:
         log_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE_START), ())
         bias = (
-            self.param("logit_bias", nn.initializers.constant(LOGIT_BIAS_START), ()) if self.biased else jnp.zeros(())
+            self.param("logit_bias", nn.initializers.constant(LOGIT_BIAS_START), ())
+            if self.use_logit_bias
+            else jnp.zeros(())
         )
         return self.text(tokens, mask)[1], self.vision(images)[1], jnp.exp(log_scale), bias

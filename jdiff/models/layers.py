@@ -96,7 +96,7 @@ def sinusoids(position: Array, width: int) -> Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def unit(x: Array) -> Array:
+def l2_normalize(x: Array) -> Array:
     """Vectors of length one along the last axis."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
@@ -122,14 +122,14 @@ def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, n
     )
 
 
-def doubled(x: Array) -> Array:
+def upsample_nearest(x: Array) -> Array:
     """Each pixel as a square of four. (b, h, w, c) -> (b, 2h, 2w, c)."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions, which may be told the time between them: it shifts what the second norm reads, or, where
-    ``modulated``, scales and shifts what that norm gives [film; adm sec. 3.1].
+    ``scale_shift_norm``, scales and shifts what that norm gives [film; adm sec. 3.1].
 
     x: (b, h, w, c).   time: (b, d), or None where there is none.   Returns (b, h, w, features).
     """
@@ -137,7 +137,7 @@ class ResidualBlock(nn.Module):
     features: int
     groups: int = 32
     epsilon: float = 1e-5
-    modulated: bool = False
+    scale_shift_norm: bool = False
     dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
@@ -146,8 +146,10 @@ class ResidualBlock(nn.Module):
         y = conv(self.features, name="conv1", dtype=self.dtype)(y)
         norm, modulation = GroupNorm(self.groups, self.epsilon, name="norm2"), None
         if time is not None:
-            told = Dense(self.features * (2 if self.modulated else 1), dtype=self.dtype, name="time")(nn.silu(time))
-            if self.modulated:
+            told = Dense(self.features * (2 if self.scale_shift_norm else 1), dtype=self.dtype, name="time")(
+                nn.silu(time)
+            )
+            if self.scale_shift_norm:
                 modulation = jnp.split(told, 2, axis=-1)
             else:
                 y = y + told[:, None, None]

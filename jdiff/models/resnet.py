@@ -11,7 +11,7 @@ from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
 from jdiff.models.convolution import Conv
-from jdiff.models.layers import rematerialised, standardised, unit
+from jdiff.models.layers import l2_normalize, rematerialised, standardised
 
 
 class HeldBatchNorm(nn.Module):
@@ -109,4 +109,4 @@ class ResNetTower(nn.Module):
         places = 1 + (self.image_size // 32) ** 2
         y = y + self.param("positions", nn.initializers.normal(y.shape[-1] ** -0.5), (places, y.shape[-1]))[None]
         pool = Attention(self.heads, self.embed_dim, attend=self.attend, dtype=self.dtype, name="pool")
-        return hidden, unit(pool(y[:, :1], y)[:, 0].astype(jnp.float32))
+        return hidden, l2_normalize(pool(y[:, :1], y)[:, 0].astype(jnp.float32))

@@ -1,7 +1,7 @@
 """The denoising U-Net: residual blocks told the timestep, spatial transformers that read the caption.
 
 Its parts, their order and their numbers are those of Stable Diffusion 1.x and 2.x [ldm], which are
-configurations of it; ``patch_size``, ``pooled`` and ``modulated`` are what it can do beyond them. It is
+configurations of it; ``patch_size``, ``pooled`` and ``scale_shift_norm`` are what it can do beyond them. It is
 told a timestep and knows nothing of schedules.
 """
 
@@ -21,10 +21,10 @@ from jdiff.models.layers import (
     ResidualBlock,
     conv,
     depth_to_space,
-    doubled,
     rematerialised,
     sinusoids,
     space_to_depth,
+    upsample_nearest,
 )
 
 
@@ -93,8 +93,8 @@ class UNet(nn.Module):
     attention: which levels have transformers; the middle always has one.
     heads: attention heads of each level.
     patch_size: pixels of a square folded into channels before the first convolution.
-    modulated: whether the time (and the caption, where ``pooled``) scales residual channels as well as shifts them.
-    reads_padding: whether the caption's padding is read like its words, as Stable Diffusion was trained to.
+    scale_shift_norm: whether time (and the caption, where ``pooled``) scales residual channels as well as shifts them.
+    attend_to_padding: whether the caption's padding is read like its words, as Stable Diffusion was trained to.
     remat: what residual blocks and transformers keep for their gradients, a name in ``layers.REMAT``.
     """
 
@@ -107,8 +107,8 @@ class UNet(nn.Module):
     out_channels: int = 4
     patch_size: int = 1
     pooled: bool = False
-    modulated: bool = False
-    reads_padding: bool = False
+    scale_shift_norm: bool = False
+    attend_to_padding: bool = False
     remat: str = "none"
     attend: Attend = dot_product
     dtype: jax.typing.DTypeLike | None = None
@@ -118,13 +118,15 @@ class UNet(nn.Module):
         self, xt: Array, timestep: Array, context: Array, mask: Array | None = None, pooled: Array | None = None
     ) -> Array:
         top, last = self.channels[0], len(self.channels) - 1
-        mask = None if self.reads_padding else mask
+        mask = None if self.attend_to_padding else mask
 
         residual_block = rematerialised(ResidualBlock, self.remat)
         spatial_transformer = rematerialised(SpatialTransformer, self.remat)
 
         def residual(x: Array, features: int, name: str) -> Array:
-            return residual_block(features, self.groups, modulated=self.modulated, dtype=self.dtype, name=name)(x, time)
+            return residual_block(
+                features, self.groups, scale_shift_norm=self.scale_shift_norm, dtype=self.dtype, name=name
+            )(x, time)
 
         def transformer(x: Array, level: int, name: str) -> Array:
             return spatial_transformer(
@@ -162,7 +164,7 @@ class UNet(nn.Module):
                 if self.attention[level]:
                     x = transformer(x, level, f"up_{level}_transformer_{i}")
             if level > 0:
-                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(doubled(x))
+                x = conv(self.channels[level], name=f"up_{level}_sample", dtype=self.dtype)(upsample_nearest(x))
 
         x = nn.silu(GroupNorm(self.groups, name="norm_out")(x))
         x = conv(self.out_channels * self.patch_size**2, zero=True, name="conv_out", dtype=self.dtype)(x)

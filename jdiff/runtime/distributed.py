@@ -51,11 +51,11 @@ def join(said: Cluster) -> None:
     """Make this process one of a run's, before JAX starts; prints who is waited for. Raises ``CannotJoin``."""
     explicit = (said.coordinator, said.processes, said.process)
     if any(value is not None for value in explicit) and None in explicit:
-        raise CannotJoin("--coordinator, --processes and --process come together; say all three, or none")
+        raise CannotJoin("--coordinator, --num_processes and --process_id come together; say all three, or none")
     if said.coordinator is not None and said.kind not in (ANY, ALONE):
         raise CannotJoin(f"--coordinator says where the processes meet, and so does --cluster={said.kind}; say one")
     if said.processes is not None and not 0 <= said.process < said.processes:
-        raise CannotJoin(f"--process is {said.process}; it must be from 0 to {said.processes - 1}, one for each")
+        raise CannotJoin(f"--process_id is {said.process}; it must be from 0 to {said.processes - 1}, one for each")
     address, processes, process, local = _found(said)
     if processes is not None and processes > 1:
         who = f"process {process} of {processes}, coordinator {address}"
@@ -113,19 +113,19 @@ def _found(said: Cluster) -> tuple[str | None, int | None, int | None, list[int]
     if told is not None and processes is None:
         raise CannotJoin(
             f"{COORDINATOR} is {told}, but nothing tells how many processes there are, and which this is; say it by "
-            "--coordinator, --processes and --process, or --cluster=none if it is alone"
+            "--coordinator, --num_processes and --process_id, or --cluster=none if it is alone"
         )
     # JAX takes one device for a task of SLURM or of Open MPI, though a node's only task is shown all of them.
     tasks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return address, processes, process, None if tasks.partition("(")[0] == "1" else local
 
 
-def leads() -> bool:
+def is_primary_process() -> bool:
     """Whether this process is the one that prints, and writes what all share."""
     return jax.process_index() == 0
 
 
-def agree(**told: str) -> None:
+def assert_equal_across_processes(**told: str) -> None:
     """Wait until every process has come here, and see that all tell the same. Raises ``CannotJoin``."""
     if jax.process_count() == 1:
         return

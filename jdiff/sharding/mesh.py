@@ -58,7 +58,7 @@ def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> 
     )
 
 
-def shares(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
@@ -68,21 +68,21 @@ def over_batch(mesh: Mesh, rows_at: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * rows_at, BATCH))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def held(mesh: Mesh) -> tuple[int, ...]:
-    """Which of the ``shares(mesh)`` parts of a batch's rows this process reads: those that its devices hold."""
-    parts = over_batch(mesh).devices_indices_map((shares(mesh),))
+def local_batch_shards(mesh: Mesh) -> tuple[int, ...]:
+    """Which of the ``num_batch_shards(mesh)`` shards of a batch this process reads: those that its devices hold."""
+    parts = over_batch(mesh).devices_indices_map((num_batch_shards(mesh),))
     own = (part for device, (part,) in parts.items() if device.process_index == jax.process_index())
-    return tuple(sorted({i for part in own for i in range(shares(mesh))[part]}))
+    return tuple(sorted({i for part in own for i in range(num_batch_shards(mesh))[part]}))
 
 
 def place(mesh: Mesh, batch: dict[str, np.ndarray], rows_at: int = 0) -> dict[str, jax.Array]:
     """The rows that this process reads as arrays of the whole batch, spread over the mesh. rows_at: their axis."""
-    sharding, own = over_batch(mesh, rows_at), held(mesh)
+    sharding, own = over_batch(mesh, rows_at), local_batch_shards(mesh)
 
     def whole(rows: np.ndarray) -> jax.Array:
         before, n = (slice(None),) * rows_at, rows.shape[rows_at] // len(own)
@@ -91,17 +91,17 @@ def place(mesh: Mesh, batch: dict[str, np.ndarray], rows_at: int = 0) -> dict[st
             i = own.index((index[rows_at].start or 0) // n) * n
             return rows[*before, i : i + n]
 
-        shape = (*rows.shape[:rows_at], n * shares(mesh), *rows.shape[rows_at + 1 :])
+        shape = (*rows.shape[:rows_at], n * num_batch_shards(mesh), *rows.shape[rows_at + 1 :])
         return jax.make_array_from_callback(shape, sharding, part)
 
     return {name: whole(rows) for name, rows in batch.items()}
 
 
-def here(mesh: Mesh, tree: Any) -> Any:
+def gather_to_local_device(mesh: Mesh, tree: Any) -> Any:
     """Arrays that lie on a mesh, whole on this process's first device. All processes of the mesh ask together."""
     if mesh.size == 1:
         return tree
-    whole = jax.jit(_same, out_shardings=everywhere(mesh))(tree)
+    whole = jax.jit(_same, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 

@@ -226,7 +226,7 @@ def _frozen(value: Any) -> Any:
 
 def _setup(config: Mapping) -> Experiment | Spiral:
     own = {name: section for name, section in config.items() if name != "measure"}
-    points = own.get("train", {}).get("objective") == "points"
+    points = own.get("train", {}).get("task") == "points"
     return build.spiral(own) if points else build.experiment(own)
 
 
@@ -236,9 +236,9 @@ def _check_measure(setup: Experiment | Spiral, measure: Measure, said: Mapping) 
         raise ConfigError(
             f"measure.num is {measure.num} and measure.seed {measure.seed}; num must be 0 or 2 and more, seed 0 or more"
         )
-    if DRAWN in said and setup.train.objective == "contrastive":
+    if DRAWN in said and setup.train.task == "contrastive":
         raise ConfigError(f"{DRAWN} is {measure.seed}, but of a dual encoder nothing is drawn; train.seed repeats it")
-    names = (ema.NO_AVERAGE, *setup.averages().names)
+    names = (ema.NO_EMA, *setup.ema_config().names)
     made = isinstance(setup, Experiment) and setup.ema.snapshot_every and ema.width_of(str(measure.average))
     if measure.average not in (None, *names) and not made:
         raise ConfigError(

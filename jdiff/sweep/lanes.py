@@ -38,7 +38,7 @@ def told(setup: Experiment | Spiral) -> Numbers:
 
 
 def _diffuses(setup: Experiment | Spiral) -> bool:
-    return setup.train.objective != "contrastive"
+    return setup.train.task != "contrastive"
 
 
 def _has_table(setup: Experiment | Spiral) -> bool:
@@ -57,7 +57,7 @@ def program(setup: Experiment | Spiral) -> str:
     return json.dumps([config, len(numbers.decays)], sort_keys=True)
 
 
-def stacked(setups: Sequence[Experiment | Spiral]) -> Numbers:
+def stack_hyperparameters(setups: Sequence[Experiment | Spiral]) -> Numbers:
     """The numbers of several runs, each an array (lanes, ...)."""
     return jax.tree.map(lambda *each: jnp.stack([jnp.asarray(one) for one in each]), *map(told, setups))
 
@@ -69,7 +69,7 @@ def lane(tree: Any, i: int) -> Any:
 
 def slow(setup: Experiment | Spiral) -> bool:
     """Whether lanes are known to be slow: on a CPU, gradients of convolutions whose kernels differ are."""
-    convolves = setup.train.objective == "diffusion" or setup.section("vision").get("resnet") is not None
+    convolves = setup.train.task == "text_to_image" or setup.section("vision").get("resnet") is not None
     return convolves and _on_cpu()
 
 

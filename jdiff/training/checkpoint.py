@@ -16,7 +16,7 @@ from jdiff.training.ema import WIDTH
 from jdiff.training.state import TrainState
 
 STATE = ("step", "params", "opt_state", "ema", "frozen")
-PARTS = (*STATE, "averages")
+PARTS = (*STATE, "metrics")
 
 
 class Snapshots:
@@ -25,15 +25,15 @@ class Snapshots:
     begun_at: the step that a run writes on from, which makes anew what was kept after it; None only reads.
     """
 
-    def __init__(self, directory: epath.PathLike, *, begun_at: int | None = None):
-        reads = begun_at is None
+    def __init__(self, directory: epath.PathLike, *, resume_step: int | None = None):
+        reads = resume_step is None
         self._manager = ocp.CheckpointManager(
             storage.absolute(directory),
             options=ocp.CheckpointManagerOptions(read_only=reads, create=not reads, cleanup_tmp_directories=not reads),
             item_names=("ema",),
             item_handlers={"ema": ocp.PyTreeCheckpointHandler()},
         )
-        later = [] if reads else [step for step in self.steps if step > begun_at]
+        later = [] if reads else [step for step in self.steps if step > resume_step]
         multihost_utils.sync_global_devices("snapshots are listed")  # by every process, before one is deleted
         for step in later:
             self._manager.delete(step)
@@ -108,15 +108,15 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, averages: Any = None) -> None:
+    def save(self, state: TrainState, metrics: Any = None) -> None:
         """Begin to write; training may go on meanwhile.
 
-        averages: what was measured since the last report, so that a resumed run reports what one left alone does.
+        metrics: means since the last log step, so that a resumed run logs what an uninterrupted one does.
         """
         step = int(state.step)
         if step == self.latest:
             return
-        trees = {part: getattr(state, part) for part in STATE} | {"averages": averages}
+        trees = {part: getattr(state, part) for part in STATE} | {"metrics": metrics}
         # Each in a dict, so that a lone array is a tree too; what is empty is not written.
         parts = {part: ocp.args.PyTreeSave({"tree": tree}) for part, tree in trees.items() if jax.tree.leaves(tree)}
         self._manager.save(step, args=ocp.args.Composite(**parts))
@@ -127,15 +127,15 @@ class Checkpoints:
         found = self._restore({part: {"tree": tree} for part, tree in trees.items() if jax.tree.leaves(tree)})
         return like.replace(**{part: tree["tree"] for part, tree in found.items()})
 
-    def restore_parts(self, sharding: Sharding, *parts: str, averages: Sequence[str] | None = None) -> dict[str, Any]:
+    def restore_parts(self, sharding: Sharding, *parts: str, ema_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Some parts of the newest checkpoint, each array placed by ``sharding``; a part not saved is None.
 
-        averages: which of them, by name; all if not said.
+        ema_names: which EMAs to read, by name; default all.
         """
         shapes = self._manager.item_metadata(self._newest())
         trees = {part: shapes[part].tree for part in parts if part in shapes and shapes[part] is not None}
-        if "ema" in trees and averages is not None:
-            trees["ema"] = {"tree": {name: trees["ema"]["tree"][name] for name in averages}}
+        if "ema" in trees and ema_names is not None:
+            trees["ema"] = {"tree": {name: trees["ema"]["tree"][name] for name in ema_names}}
         found = self._restore(_placed(trees, sharding))
         return {part: found[part]["tree"] if part in found else None for part in parts}
 

@@ -27,12 +27,12 @@ import numpy as np
 from jax import Array
 
 WIDTH = "width="  # what the names of averages begin with that have one
-NO_AVERAGE = "none"  # in place of a name: the parameters themselves
+NO_EMA = "none"  # in place of a name: the parameters themselves
 WIDEST = 12**-0.5  # of (41), where every step weighs the same
 
 
 @dataclass(frozen=True)
-class Averages:
+class EmaConfig:
     """The averages that a run keeps. decays: below 1, each reached step by step.   widths: up to ``WIDEST``.
 
     called: the names of ``decays``, where these are only known when a compiled program runs.
@@ -48,7 +48,7 @@ class Averages:
         return (*decays, *(name_of(width) for width in self.widths))
 
     def begin(self, params) -> dict:
-        """Averages of no steps yet, by name; each starts at the parameters."""
+        """EmaConfig of no steps yet, by name; each starts at the parameters."""
         return {name: jax.tree.map(jnp.copy, params) for name in self.names}
 
     def update(self, averages: dict, params, step: Array) -> dict:

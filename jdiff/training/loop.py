@@ -51,12 +51,12 @@ def train(
     show_samples: Callable[[TrainState], None],
     stop: Callable[[], int | None],
     snapshots: Snapshots | None = None,
-    at_a_time: int = 1,
-    merged: metrics.Averages | None = None,
+    steps_per_dispatch: int = 1,
+    merged: metrics.Metrics | None = None,
 ) -> TrainState:
     """Train until ``steps``, saving as it goes.
 
-    step: compiled, (state, batch) -> (state, averages); the state passed in is given up.
+    step: compiled, (state, batch) -> (state, metrics); the state passed in is given up.
     batches: placed batches, from the state's step on.
     writer: None on a process that leaves it, and showing progress, to another.
     show_samples: writes what the model can do so far.
@@ -72,9 +72,9 @@ def train(
         snapshots.save(state)  # whose run may have been ended after the checkpoint was written
     with _Progress(first, steps, shown=writer is not None) as progress:
         while done < steps and (signal := stop()) is None:
-            state, averages = step(state, next(batches))
-            merged = averages if merged is None else metrics.merge(merged, averages)
-            done += at_a_time
+            state, step_metrics = step(state, next(batches))
+            merged = step_metrics if merged is None else metrics.merge(merged, step_metrics)
+            done += steps_per_dispatch
             if done % every.log == 0 or done == steps:
                 values = metrics.values(merged)
                 loss = _finite(values["loss"], done)
@@ -84,14 +84,14 @@ def train(
                 merged, last_report, last_time = None, done, time.monotonic()
             progress.show(done, loss)
             if done % every.save == 0 or done == steps:
-                _finite(float(averages["loss"].total), done)
+                _finite(float(step_metrics["loss"].total), done)
                 checkpoints.save(state, merged)
             if snapshots is not None and done % every.snapshot == 0:
                 snapshots.save(state)
             if done % every.sample == 0 or done == steps:
                 show_samples(state)
         if done > first:
-            _finite(float(averages["loss"].total), done)
+            _finite(float(step_metrics["loss"].total), done)
             checkpoints.save(state, merged)
         for kept in (checkpoints, snapshots):
             if kept is not None:

@@ -14,10 +14,10 @@ from tensorboardX import SummaryWriter
 
 from jdiff import storage
 
-Averages = dict[str, metrics.Average]
+Metrics = dict[str, metrics.Average]
 
 
-def averages(report: dict[str, Array | tuple[Array, Array]]) -> Averages:
+def from_report(report: dict[str, Array | tuple[Array, Array]]) -> Metrics:
     """A step's report as averages that can be merged. A value is a scalar, or a pair (mean, count)."""
     pairs = {name: value if isinstance(value, tuple) else (value, 1) for name, value in report.items()}
     return {
@@ -27,18 +27,18 @@ def averages(report: dict[str, Array | tuple[Array, Array]]) -> Averages:
 
 
 @jax.jit
-def merge(a: Averages, b: Averages) -> Averages:
+def merge(a: Metrics, b: Metrics) -> Metrics:
     """The averages of both."""
     return {name: a[name].merge(b[name]) for name in b}
 
 
-def from_checkpoint(saved: dict[str, dict[str, Array]] | None) -> Averages | None:
-    """Averages as a checkpoint gives them back."""
+def from_checkpoint(saved: dict[str, dict[str, Array]] | None) -> Metrics | None:
+    """Metrics as a checkpoint gives them back."""
     return saved and {name: metrics.Average(total=a["total"], count=a["count"]) for name, a in saved.items()}
 
 
-def values(merged: Averages) -> dict[str, float]:
-    """Averages as plain numbers; one that saw no example is left out."""
+def values(merged: Metrics) -> dict[str, float]:
+    """Metrics as plain numbers; one that saw no example is left out."""
     return {name: float(average.compute()) for name, average in merged.items() if float(average.count) > 0}
 
 

@@ -7,10 +7,10 @@ import optax
 
 
 def learning_rate_schedule(
-    *, learning_rate: float, warmup_steps: int, steps: int, decay_to: float = 0.0
+    *, learning_rate: float, warmup_steps: int, steps: int, final_lr_fraction: float = 0.0
 ) -> optax.Schedule:
-    """From 0 up to ``learning_rate`` in ``warmup_steps``, then along a cosine to ``decay_to`` of it at ``steps``."""
-    share = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, max(steps, warmup_steps + 1), decay_to)
+    """From 0 up to ``learning_rate`` in ``warmup_steps``, then a cosine to ``final_lr_fraction`` of it at ``steps``."""
+    share = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, max(steps, warmup_steps + 1), final_lr_fraction)
     return lambda step: learning_rate * share(step)
 
 
@@ -19,7 +19,7 @@ def adamw(
     steps: int,
     learning_rate: float = 1e-3,
     warmup_steps: int = 100,
-    decay_to: float = 0.0,
+    final_lr_fraction: float = 0.0,
     weight_decay: float = 0.01,
     b1: float = 0.9,
     b2: float = 0.99,
@@ -27,12 +27,12 @@ def adamw(
 ) -> optax.GradientTransformation:
     """The optimizer of both models.
 
-    steps: length of the run, where the cosine ends.   decay_to: where, of the learning rate; 1 for a constant one.
+    steps: length of the run, where the cosine ends.   final_lr_fraction: of the learning rate, there; 1: constant.
     weight_decay: of matrices and kernels only; biases, norms and scales are left alone.
     clip_norm: the gradient's norm is brought down to this.
     """
     rate = learning_rate_schedule(
-        learning_rate=learning_rate, warmup_steps=warmup_steps, steps=steps, decay_to=decay_to
+        learning_rate=learning_rate, warmup_steps=warmup_steps, steps=steps, final_lr_fraction=final_lr_fraction
     )
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

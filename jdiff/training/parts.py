@@ -24,7 +24,7 @@ Of = Callable[[TrainState, Rows], Any]  # something made of a state and some row
 
 
 @dataclass(frozen=True)
-class InTurn:
+class GradientAccumulation:
     """``count`` parts, one after another; each has some rows of every device, so that none moves.
 
     shares: over how many devices the rows are spread.
@@ -75,8 +75,8 @@ class InTurn:
 
 
 @dataclass(frozen=True)
-class FixedOrder:
-    """``count`` parts, a power of two, whatever the layout; as ``InTurn``, inside ``everywhere_alike``.
+class DeterministicReduction:
+    """``count`` parts, a power of two, whatever the layout; as ``GradientAccumulation``, inside ``replicated_step``.
 
     Every device holds all parameters, moments and averages, and the gradients of all parts, so this is for models of
     which a device holds ``count`` + 5 copies, to compare layouts and to look for faults. It takes two or more devices,
@@ -114,8 +114,8 @@ class FixedOrder:
         return jax.lax.scan(lambda _, part: (None, of(state, part)), None, parts)[1]
 
 
-def everywhere_alike(step: Callable, mesh: Mesh) -> Callable:
-    """A step of parts in a fixed order, (numbers, state, batch) -> (state, averages), compiled, done alike by every
+def replicated_step(step: Callable, mesh: Mesh) -> Callable:
+    """A step of parts in a fixed order, (numbers, state, batch) -> (state, metrics), compiled, done alike by every
     device.
 
     Between steps the state lies as it did: XLA rounds the update of a part of a parameter another way than of the
@@ -126,7 +126,7 @@ def everywhere_alike(step: Callable, mesh: Mesh) -> Callable:
 
     def compiled(numbers: Any, state: TrainState, batch: Rows) -> tuple[TrainState, Any]:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        state, averages = alike(numbers, jax.device_put(state, meshes.everywhere(mesh)), batch)
-        return jax.device_put(state, places), averages
+        state, metrics = alike(numbers, jax.device_put(state, meshes.replicated(mesh)), batch)
+        return jax.device_put(state, places), metrics
 
     return compiled

@@ -21,14 +21,14 @@ from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
 from jdiff.models.mlp import MLP
 from jdiff.models.unet import UNet
 from jdiff.training import metrics
-from jdiff.training.ema import Averages
-from jdiff.training.parts import FixedOrder, InTurn
+from jdiff.training.ema import EmaConfig
+from jdiff.training.parts import DeterministicReduction, GradientAccumulation
 from jdiff.training.state import Params, TrainState
 
-Step = Callable[[TrainState, dict], tuple[TrainState, metrics.Averages]]
-Parts = InTurn | FixedOrder
-WHOLE = InTurn()
-NO_AVERAGES = Averages()
+Step = Callable[[TrainState, dict], tuple[TrainState, metrics.Metrics]]
+Parts = GradientAccumulation | DeterministicReduction
+WHOLE = GradientAccumulation()
+NO_EMA_CONFIG = EmaConfig()
 
 
 def images_of(batch: dict) -> Array:
@@ -39,28 +39,28 @@ def images_of(batch: dict) -> Array:
 def _apply(
     state: TrainState,
     gradients: Params,
-    report: metrics.Averages,
+    report: metrics.Metrics,
     optimizer: optax.GradientTransformation,
-    averages: Averages,
+    ema: EmaConfig,
     constrain: Callable = lambda params: params,
-) -> tuple[TrainState, metrics.Averages]:
+) -> tuple[TrainState, metrics.Metrics]:
     """Update, average. constrain: undoes what no step may do."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = constrain(optax.apply_updates(state.params, updates))
-    ema = averages.update(state.ema, params, state.step)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-    return state, report | metrics.averages({"grad_norm": optax.tree.norm(gradients)})
+    new_ema = ema.update(state.ema, params, state.step)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=new_ema)
+    return state, report | metrics.from_report({"grad_norm": optax.tree.norm(gradients)})
 
 
-def _mean(loss_fn: Callable, state: TrainState, batch: dict, parts: Parts) -> tuple[Params, metrics.Averages]:
+def _mean(loss_fn: Callable, state: TrainState, batch: dict, parts: Parts) -> tuple[Params, metrics.Metrics]:
     """The gradient of a mean over the rows of a batch, and the report.
 
     loss_fn: (params, state, rows) -> (scalar, report).
     """
 
-    def of(state: TrainState, part: dict) -> tuple[Params, metrics.Averages]:
+    def of(state: TrainState, part: dict) -> tuple[Params, metrics.Metrics]:
         (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, part)
-        return gradients, metrics.averages(report | {"loss": loss})
+        return gradients, metrics.from_report(report | {"loss": loss})
 
     gradients, report = parts.sum(of, state, batch)
     return jax.tree.map(lambda g: g / parts.count, gradients) if parts.count > 1 else gradients, report
@@ -71,13 +71,13 @@ def contrastive_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    averages: Averages = NO_AVERAGES,
-    hold_text: int = 0,
+    ema: EmaConfig = NO_EMA_CONFIG,
+    freeze_text_steps: int = 0,
     parts: Parts = WHOLE,
 ) -> Step:
     """The dual encoder's step: bring each caption and its image together, all others apart.
 
-    hold_text: steps for which the text tower stays as it is, the mirror of [lit]. At its start it tells everything a
+    freeze_text_steps: steps for which the text tower stays as it is, the mirror of [lit]. At first it tells all a
     little, the order of words too, but soon forgets what no image answers to; held, it teaches the vision tower first.
     Its gradients count all the while, in the norm that is clipped and in the optimizer's moments; with fresh moments it
     would start with steps so long that the loss triples.
@@ -104,7 +104,7 @@ def contrastive_step(
         rows, slopes = part
         return jax.vjp(lambda towers: embed(towers, state, rows), split(state.params)[1])[1](tuple(slopes))[0]
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Metrics]:
         numbers, towers = split(state.params)
         if parts.count == 1:
             embeddings, pull = jax.vjp(lambda towers: embed(towers, state, batch), towers)
@@ -120,12 +120,12 @@ def contrastive_step(
         def constrain(params: dict) -> dict:
             """The logit scale at most 100 [clip sec. 2.5], the text tower as it was while it is held."""
             params = params | {"logit_scale": jnp.minimum(params["logit_scale"], LOGIT_SCALE_CAP)}
-            if hold_text:
-                held, old = state.step < hold_text, state.params["text"]
+            if freeze_text_steps:
+                held, old = state.step < freeze_text_steps, state.params["text"]
                 params["text"] = jax.tree.map(lambda old, new: jnp.where(held, old, new), old, params["text"])
             return params
 
-        return _apply(state, gradients | of_towers, metrics.averages(report), optimizer, averages, constrain)
+        return _apply(state, gradients | of_towers, metrics.from_report(report), optimizer, ema, constrain)
 
     return step
 
@@ -152,10 +152,10 @@ def diffusion_step(
     schedule: Schedule,
     prediction_type: str,
     weighting: str | Array,
-    density: str,
+    timestep_sampling: str,
     spectrum: np.ndarray | None = None,
     empty: Captioning,
-    averages: Averages = NO_AVERAGES,
+    ema: EmaConfig = NO_EMA_CONFIG,
     seed: int,
     parts: Parts = WHOLE,
 ) -> Step:
@@ -193,12 +193,12 @@ def diffusion_step(
             schedule=schedule,
             prediction_type=prediction_type,
             weighting=weighting,
-            density=density,
+            timestep_sampling=timestep_sampling,
             spectrum=None if spectrum is None else jnp.asarray(spectrum),
         )
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-        return _apply(state, *_mean(loss_fn, state, batch, parts), optimizer, averages)
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Metrics]:
+        return _apply(state, *_mean(loss_fn, state, batch, parts), optimizer, ema)
 
     return step
 
@@ -211,8 +211,8 @@ def points_step(
     schedule: Schedule,
     prediction_type: str,
     weighting: str | Array,
-    density: str,
-    averages: Averages = NO_AVERAGES,
+    timestep_sampling: str,
+    ema: EmaConfig = NO_EMA_CONFIG,
     seed: int,
 ) -> Step:
     """The step of a network of points: noise some of them, and find the noise.
@@ -232,10 +232,10 @@ def points_step(
             schedule=schedule,
             prediction_type=prediction_type,
             weighting=weighting,
-            density=density,
+            timestep_sampling=timestep_sampling,
         )
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Averages]:
-        return _apply(state, *_mean(loss_fn, state, batch, WHOLE), optimizer, averages)
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, metrics.Metrics]:
+        return _apply(state, *_mean(loss_fn, state, batch, WHOLE), optimizer, ema)
 
     return step

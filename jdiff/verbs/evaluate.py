@@ -23,7 +23,7 @@ from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
 from jdiff.sample import Sampler
 
-NUM = {"contrastive": 128, "diffusion": 256}  # pairs that recall is measured among; prompts that are drawn
+NUM = {"contrastive": 128, "text_to_image": 256}  # pairs that recall is measured among; prompts that are drawn
 SHOWN, COLUMNS = 64, 8
 
 
@@ -47,11 +47,11 @@ def evaluate(
         raise ConfigError(
             f"{workdir} was trained on no data that is known here; name a folder of pictures with --images"
         )
-    num = num or NUM[setup.train.objective]
-    if negatives and (setup.source, setup.train.objective) != ("shapes", "diffusion"):
+    num = num or NUM[setup.train.task]
+    if negatives and (setup.source, setup.train.task) != ("shapes", "text_to_image"):
         raise ConfigError(
-            f"--negatives needs a text-to-image run on shapes, whose pictures can be read; {workdir} is a "
-            f"{setup.train.objective} run on {setup.source}"
+            f"--negative_prompts needs a text-to-image run on shapes, whose pictures can be read; {workdir} is a "
+            f"{setup.train.task} run on {setup.source}"
         )
     held = records.records(setup.dataset(), split)
     path = epath.Path(workdir) / "evaluation" / split / "results.json"
@@ -131,8 +131,8 @@ def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dic
     if cases:
         found |= {
             "analogies": len(cases),
-            "analogies_right": analogies.accuracy(encoder.embed_texts, cases, answers),
-            "analogies_chance": 1 / len(answers),
+            "analogy_accuracy": analogies.accuracy(encoder.embed_texts, cases, answers),
+            "analogy_chance": 1 / len(answers),
         }
     if setup.source == "shapes":
         found |= _told_apart(encoder, held)
@@ -159,9 +159,9 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
     run = {key: asked[key] for key in ("workdir", "step", "split")}
     chosen, captions = prompts(setup, held, asked["num"])
     # Of pictures that training has not seen, and of the weights that are used if nothing is said.
-    if sampler.x0_variance is None and asked["average"] is None and run["split"] != "train":
+    if sampler.denoising_mse is None and asked["average"] is None and run["split"] != "train":
         pictures = np.stack([held[i]["image"] for i in chosen])
-        runs.save_x0_variance(run["workdir"], run["step"], sampler.unknown(pictures, captions))
+        runs.save_denoising_mse(run["workdir"], run["step"], sampler.measure_denoising_mse(pictures, captions))
     found: dict = {"prompts": len(chosen), "scales": {}}
     for scale in asked["guidance_scales"]:
         settings = dataclasses.replace(sampler.settings, guidance_scale=scale)

@@ -43,7 +43,7 @@ def evaluate_folder(
     out: the JSON to write; inside a run, or in the working directory, if not said.
     """
     model = runs.find(path, hints, average)
-    if model.setup.train.objective != "contrastive":
+    if model.setup.train.task != "contrastive":
         raise ConfigError(f"{path} draws; --images measures a dual encoder, so name one with --workdir")
     if not epath.Path(images).is_dir():
         raise ConfigError(f"there is no folder {images}, which --images names")

@@ -47,8 +47,10 @@ def sample(
     sampler, step = runs.drawing(path, hints, average)
     if weaker:
         if negative:
-            raise ConfigError("--negative and --weaker are both given, but guidance leads away from one; leave one out")
-        sampler = sampler.guided_by(runs.drawing(weaker)[0])
+            raise ConfigError(
+                "--negative and --autoguidance are both given, but guidance leads away from one; leave one out"
+            )
+        sampler = sampler.with_autoguidance(runs.drawing(weaker)[0])
     settings = dataclasses.replace(sampler.settings, **changes)
     sampler.tableau(settings)  # refuse impossible settings before anything is drawn
     for prompt in {*prompts, negative}:

@@ -23,7 +23,7 @@ from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.tableau import Tableau
 from jdiff.levels import Level
 from jdiff.models.mlp import MLP
-from jdiff.training.ema import NO_AVERAGE
+from jdiff.training.ema import NO_EMA
 from jdiff.training.state import Params, TrainState
 
 SAMPLES, PART = 1000, 500  # points that are drawn; training steps between two signs of life
@@ -66,7 +66,7 @@ def samples(predict: Network, setup: Spiral) -> dict[str, np.ndarray]:
     ddpm = tableau(solver="ddpm")
     ways = {
         "DDPM": ddpm,
-        "DDPM, its noise left out": dataclasses.replace(ddpm, of_noise=np.zeros_like(ddpm.of_noise)),
+        "DDPM, its noise left out": dataclasses.replace(ddpm, noise_coef=np.zeros_like(ddpm.noise_coef)),
         "DDIM": tableau(solver="ddim", eta=0.0),
     }
     return {name: draw(predict, setup, rows, np.arange(SAMPLES)) for name, rows in ways.items()}
@@ -79,7 +79,9 @@ def draw(network: Network, setup: Spiral, rows: Tableau, seeds: np.ndarray) -> n
 
 @partial(jax.jit, static_argnums=0)
 def _drawn(prediction_type: str, network: Network, rows: Tableau, keys: Array) -> Array:
-    return sampler.sample(prediction.denoiser(network, prediction_type), rows, sampler.start(keys, (2,)), keys=keys)[0]
+    return sampler.sample(
+        prediction.denoiser(network, prediction_type), rows, sampler.initial_noise(keys, (2,)), keys=keys
+    )[0]
 
 
 def measured(ends: np.ndarray, points: np.ndarray) -> tuple[float, float]:
@@ -98,7 +100,7 @@ def learnt(setup: Spiral) -> TrainState:
 
 def network(setup: Spiral, state: TrainState, average: str | None = None) -> Network:
     """What has been learnt. average: of config.ema, its first if not said, or "none"."""
-    used = {None: state.best, NO_AVERAGE: state.params} | state.ema
+    used = {None: state.best, NO_EMA: state.params} | state.ema
     return Network(setup.mlp(), used[average]["mlp"])
 
 
@@ -115,7 +117,7 @@ def _field(predict: Callable, points: np.ndarray, setup: Spiral) -> np.ndarray:
         xt = jnp.asarray(noised[some], jnp.float32)
         level = Level(jnp.full(len(xt), rates.alpha, jnp.float32), jnp.full(len(xt), rates.sigma, jnp.float32))
         output = predict(xt, jnp.full(len(xt), timestep, jnp.float32))
-        x0 = np.asarray(prediction.read(setup.diffusion.prediction_type, output, xt, level).x0)
+        x0 = np.asarray(prediction.parse_output(setup.diffusion.prediction_type, output, xt, level).x0)
         axes.scatter(*noised.T, s=1, color="0.8")
         axes.quiver(*xt.T, *(x0 - xt).T, color="C0", angles="xy", scale_units="xy", scale=1, width=0.004, alpha=0.5)
         axes.scatter(*x0.T, s=4, color="C3", zorder=3)

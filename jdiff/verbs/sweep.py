@@ -47,7 +47,7 @@ def sweep(
     config_file: Callable[[str], str],
     jobs: int = 1,
     gpus: Sequence[str] = (),
-    together: str = "auto",
+    vectorize: str = "auto",
     run: Sequence[int] = (),
     retry: bool = False,
     dry_run: bool = False,
@@ -55,8 +55,9 @@ def sweep(
     """Do what is left to do of a sweep, and report what there is.
 
     config_file: from a config's name to its file.   jobs: runs at a time, each with its share of the cores; 0 for none.
-    gpus: in place of this, one run at a time on each.   together: whether runs that differ in numbers alone are lanes
-    of one program, of TOGETHER.   run: only these, by their numbers, and report nothing.
+    gpus: in place of this, one run at a time on each.
+    vectorize: whether runs that differ only in scalar hyperparameters are trained as one vmapped program, of TOGETHER.
+    run: only these, by their numbers, and report nothing.
     retry: try again what has failed.   dry_run: only print a command for each cell.
     Raises ``ConfigError`` before anything begins, ``RunsFailed`` at the end.
     """
@@ -70,7 +71,7 @@ def sweep(
     if run:
         if not 0 <= min(run) <= max(run) < len(listed):
             raise ConfigError(f"--run is {','.join(map(str, run))}, but {plan.name} has runs 0 to {len(listed) - 1}")
-        _measure(plan, [listed[i] for i in run], store, together)
+        _measure(plan, [listed[i] for i in run], store, vectorize)
         return
     for key in listed if retry else ():
         store.forgive(key)
@@ -78,10 +79,10 @@ def sweep(
     logs = Path(workdir) / "logs" if store.on_disk else Path(tempfile.mkdtemp(prefix=f"{plan.name}_"))
     print(f"{plan.name}: {len(plan.cells)} cells of {len(listed)} runs, {len(left)} runs to do; see {logs}")
     _prepare(plan, left)
-    jobs_of = _shared_out(plan, left, len(gpus) or jobs, together)
-    own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}", f"--together={together}"]
+    jobs_of = _shared_out(plan, left, len(gpus) or jobs, vectorize)
+    own = [sys.executable, "-m", "jdiff.cli", "sweep", file, f"--workdir={workdir}", f"--vectorize={vectorize}"]
     commands = {
-        keys[0]: [*own, f"--run={','.join(str(listed.index(key)) for key in keys)}"] for keys in jobs_of if jobs
+        keys[0]: [*own, f"--runs={','.join(str(listed.index(key)) for key in keys)}"] for keys in jobs_of if jobs
     }
 
     def done(name: str, status: int, seconds: float, said: str) -> None:
@@ -139,7 +140,7 @@ def _command(plan: Sweep, cell: Cell, store: Store) -> str:
         settings = {key.partition(".")[2]: value for key, value in cell.said.items() if not key.startswith("measure.")}
         settings |= {"average": cell.measure.average} if cell.measure.average else {}
         said = [f"--{key}={value}" for key, value in settings.items()]
-        verb = ["evaluate"] if cell.setup.train.objective == "contrastive" else ["sample", "PROMPT"]
+        verb = ["evaluate"] if cell.setup.train.task == "contrastive" else ["sample", "PROMPT"]
         return shlex.join(["jdiff", *verb, f"--workdir={plan.trained}", *said])
     said = [f"--config.{key}={value}" for key, value in cell.said.items() if not key.startswith("measure.")]
     verb = ["figures", "spiral"] if isinstance(cell.setup, Spiral) else ["train"]
@@ -165,12 +166,12 @@ def _prepare(plan: Sweep, left: Sequence[str]) -> None:
             raise ConfigError(f"measure.split of {plan.name} is {split}; {nearest(split, known)}")
 
 
-def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, together: str) -> list[list[str]]:
+def _shared_out(plan: Sweep, left: Sequence[str], jobs: int, vectorize: str) -> list[list[str]]:
     """The runs that each job does: those that may be lanes of one program, an even part of them for each at a time; of
     a run that is trained already, an even part of what is drawn."""
     if plan.trained:
         return _evenly(left, jobs)
-    if together == "never":
+    if vectorize == "never":
         return [[key] for key in left]
     groups = lanes.groups({key: plan.runs[key][0].setup for key in left})
     counts = [max(min(jobs, len(group) // 2), math.ceil(len(group) / LANES)) for group in groups]
@@ -182,7 +183,7 @@ def _evenly(keys: Sequence[str], count: int) -> list[list[str]]:
     return [list(map(str, part)) for part in np.array_split(keys, max(count, 1)) if len(part)]
 
 
-def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> None:
+def _measure(plan: Sweep, keys: Sequence[str], store: Store, vectorize: str) -> None:
     """Train runs, if their cells do not share one that is there, and measure those of their cells that are left."""
     with ExitStack() as stack:
         for key in sorted(set(keys)):
@@ -192,11 +193,11 @@ def _measure(plan: Sweep, keys: Sequence[str], store: Store, together: str) -> N
             return
         parts = [list(left)] if plan.trained else [[key] for key in left]  # each of one model
         cells_of = [[cell for key in part for cell in left[key]] for part in parts]
-        kind, setups = KINDS[plan.cells[0].config["train"]["objective"]], [own[0].setup for own in cells_of]
+        kind, setups = KINDS[plan.cells[0].config["train"]["task"]], [own[0].setup for own in cells_of]
         paths = [plan.trained or str(store.run(part[0])) for part in parts]
         models: list[Callable] = [partial(_trained, plan, setup, path) for setup, path in zip(setups, paths)]
-        if len(parts) > 1 and together != "never" and _may_be_lanes(setups, paths):
-            models = as_lanes(setups, paths, models, always=together == "always")
+        if len(parts) > 1 and vectorize != "never" and _may_be_lanes(setups, paths):
+            models = as_lanes(setups, paths, models, always=vectorize == "always")
         for part, own, model in zip(parts, cells_of, models):
             with _failing(store, part):
                 trained = model()
@@ -232,7 +233,8 @@ def _may_be_lanes(setups: Sequence[Any], paths: Sequence[str]) -> bool:
         or (
             setup.mesh().size == 1
             and runs.latest_step(path) is None
-            and (setup.train.steps_per_dispatch, setup.train.fixed_order, setup.ema.snapshot_every) == (1, 0, 0)
+            and (setup.train.steps_per_dispatch, setup.train.deterministic_reduction, setup.ema.snapshot_every)
+            == (1, 0, 0)
         )
         for setup, path in zip(setups, paths)
     )
@@ -325,7 +327,7 @@ def _diffusion(own: Sequence[Cell], where: str, average: str | None) -> Measured
     for cell in own:
         setup, measure = cell.setup, cell.measure
         held = records.records(setup.dataset(), measure.split)
-        chosen, captions = prompts(setup, held, (measure.num or NUM["diffusion"]) // 2)
+        chosen, captions = prompts(setup, held, (measure.num or NUM["text_to_image"]) // 2)
         n = 2 * len(chosen)
         seeds = range(measure.seed * n, measure.seed * n + n)
         images = sampler.sample(captions * 2, settings=setup.sample, seed=seeds)
@@ -343,4 +345,4 @@ def _loss(where: str) -> dict[str, float]:
     return {"loss": json.loads(lines[-1])["loss"]} if lines else {}
 
 
-KINDS = {"points": _points, "contrastive": _contrastive, "diffusion": _diffusion}
+KINDS = {"points": _points, "contrastive": _contrastive, "text_to_image": _diffusion}

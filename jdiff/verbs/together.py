@@ -31,7 +31,7 @@ class Points:
     """Networks of points in the plane, learnt side by side."""
 
     def __init__(self, setups: Sequence[Spiral]):
-        first, self._numbers = setups[0], lanes.stacked(setups)
+        first, self._numbers = setups[0], lanes.stack_hyperparameters(setups)
         self._setups, self._steps = setups, first.train.steps
         self._several = jax.jit(jax.vmap(first.several(), in_axes=(0, 0, None)))
         self.states = jax.jit(jax.vmap(first.initial_state))(self._numbers.seed)
@@ -74,7 +74,7 @@ class Runs:
         dataset = records.records(self._builder, "train")
         self._tokenizer = tokenizer_of(first, paths[0], starts, dataset)
         loaded = runs.starting_weights(starts, runs.first_device())
-        self._numbers = lanes.stacked(self._setups)
+        self._numbers = lanes.stack_hyperparameters(self._setups)
 
         def begin(seed: Array) -> TrainState:
             return first.first_state(self._tokenizer, loaded, seed)
@@ -89,7 +89,7 @@ class Runs:
             for seed in self._seeds
         }
 
-    def _advance(self) -> metrics.Averages:
+    def _advance(self) -> metrics.Metrics:
         """Take a step of all."""
         rows = {seed: next(batches) for seed, batches in self._batches.items()}
         batch = jax.tree.map(lambda *lanes: np.stack(lanes), *(rows[seed] for seed in self._seeds))
@@ -137,6 +137,6 @@ class Runs:
 
 def _own(setups: Sequence[Experiment | Spiral], states: TrainState, i: int) -> TrainState:
     """One lane's state, its averages by its own names; those of all are by the names of the first."""
-    names, called, state = setups[i].averages().names, setups[0].averages().names, lanes.lane(states, i)
+    names, called, state = setups[i].ema_config().names, setups[0].ema_config().names, lanes.lane(states, i)
     averages = {name: state.ema[first] for name, first in zip(names, called, strict=True)}
     return state.replace(ema=averages, used=names[0] if names else None)

@@ -32,7 +32,7 @@ from jdiff.training.state import TrainState
 
 CONFIG, DATA = "config.json", "data.json"
 FITTED = 512  # training pictures that a Gaussian is fitted to, beside whose loss the loss is reported
-SHOWN = {"contrastive": 64, "diffusion": 16}  # test captions in the pictures drawn during training
+SHOWN = {"contrastive": 64, "text_to_image": 16}  # test captions in the pictures drawn during training
 
 
 def train(setup: Experiment, workdir: str) -> None:
@@ -46,40 +46,40 @@ def train(setup: Experiment, workdir: str) -> None:
     builder = setup.dataset()
     dataset = records.records(builder, "train")
     mesh = setup.mesh()
-    shares = meshes.shares(mesh)
+    shares = meshes.num_batch_shards(mesh)
     if train.batch_size % shares:
         raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shares} devices cannot share evenly")
-    own = meshes.held(mesh)
+    own = meshes.local_batch_shards(mesh)
     try:
         own_groups(train.batch_size, train.group, own, shares)
     except ValueError as error:
         why = f"config.train.group is {train.group}, but this process reads what its devices hold: {error}"
         raise ConfigError(why) from error
     setup.parts()  # these raise what cannot be, while nothing is written yet
-    if train.objective == "contrastive":
+    if train.task == "contrastive":
         setup.contrastive_loss()
     _check_unchanged(setup, path, builder)
     tokenizer = tokenizer_of(setup, path, starts, dataset)
     new = runs.latest_step(path) is None
     about = {"data": f"{builder.builder_config.name}, {len(dataset)}", "state of --workdir": f"{new}"}
-    distributed.agree(config=json.dumps(setup.config), tokenizer=tokenizer.text, **about)
+    distributed.assert_equal_across_processes(config=json.dumps(setup.config), tokenizer=tokenizer.text, **about)
     if new:
         merged = None
-        state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, meshes.everywhere(mesh)))
+        state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, meshes.replicated(mesh)))
     show_samples = _shower(setup, tokenizer, path, builder)
-    if distributed.leads():
+    if distributed.is_primary_process():
         claim(setup, path, builder, tokenizer)
     with runs.checkpoints(path, keep=train.keep) as store:
         if not new:
             state = store.restore(setup.state_like(tokenizer, mesh))
-            merged = from_checkpoint(store.restore_parts(meshes.everywhere(mesh), "averages")["averages"])
+            merged = from_checkpoint(store.restore_parts(meshes.replicated(mesh), "metrics")["metrics"])
         start = int(state.step)
         if start >= train.steps:
             _say(f"{workdir} has all its {train.steps} steps already")
             return
         weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         device = mesh.devices.flat[0].device_kind
-        _say(f"{train.objective} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
+        _say(f"{train.task} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
         if mesh.size > 1:
             _say(f"mesh {dict(mesh.shape)}; parameters lie on it by jdiff/sharding/rules.py:")
             _say(rules.table(mesh, {**state.params, **state.frozen}))
@@ -97,7 +97,7 @@ def train(setup: Experiment, workdir: str) -> None:
         with ExitStack() as stack:
             stack.enter_context(closing(batches))
             writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.Stop())
-            kept = setup.every.snapshot and stack.enter_context(runs.snapshots(path, begun_at=start))
+            kept = setup.every.snapshot and stack.enter_context(runs.snapshots(path, resume_step=start))
             loop.train(
                 state,
                 setup.step(tokenizer, spectrum(setup, dataset, state)),
@@ -109,31 +109,31 @@ def train(setup: Experiment, workdir: str) -> None:
                 show_samples=partial(show_samples, writer),
                 stop=stop.asked,
                 snapshots=kept or None,
-                at_a_time=train.steps_per_dispatch,
+                steps_per_dispatch=train.steps_per_dispatch,
                 merged=merged,
             )
-    distributed.agree(end="of the run")  # one process may still have been drawing
+    distributed.assert_equal_across_processes(end="of the run")  # one process may still have been drawing
     _say(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
 
 
-def _placed(mesh: Mesh, batches: Iterable[dict], at_a_time: int) -> Iterator[dict]:
+def _placed(mesh: Mesh, batches: Iterable[dict], steps_per_dispatch: int) -> Iterator[dict]:
     """Batches on a mesh, those of several steps, where these are taken at a time, one above the other."""
-    if at_a_time == 1:
+    if steps_per_dispatch == 1:
         yield from (meshes.place(mesh, batch) for batch in batches)
     else:
-        for together in zip(*[iter(batches)] * at_a_time):
+        for together in zip(*[iter(batches)] * steps_per_dispatch):
             yield meshes.place(mesh, jax.tree.map(lambda *rows: np.stack(rows), *together), rows_at=1)
 
 
 def _say(text: str) -> None:
-    if distributed.leads():
+    if distributed.is_primary_process():
         print(text, flush=True)
 
 
 @contextmanager
 def _writer(path: epath.Path, start: int) -> Iterator[Writer | None]:
     """The run's writer, on the process that writes."""
-    if not distributed.leads():
+    if not distributed.is_primary_process():
         yield None
         return
     with closing(Writer(path, start_step=start)) as writer:
@@ -142,13 +142,13 @@ def _writer(path: epath.Path, start: int) -> Iterator[Writer | None]:
 
 def spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | None:
     """The variances of a Gaussian fitted to what a U-Net works in; the first pictures stand for all."""
-    if setup.train.objective != "diffusion":
+    if setup.train.task != "text_to_image":
         return None
     images = np.stack([dataset[i]["image"] for i in range(min(FITTED, len(dataset)))])
     found, autoencoder = images.astype(np.float32) / 127.5 - 1, setup.autoencoder()
     if autoencoder is not None:
         encode = jax.jit(lambda weights, x: autoencoder.apply({"params": weights}, x, method="encode")[0])
-        weights = meshes.here(setup.mesh(), state.frozen["autoencoder"])
+        weights = meshes.gather_to_local_device(setup.mesh(), state.frozen["autoencoder"])
         found = np.concatenate([encode(weights, found[i : i + 8]) for i in range(0, len(found), 8)])
     return np.asarray(multihost_utils.broadcast_one_to_all(spectrum_of(found)))  # it is a constant of the program
 
@@ -208,16 +208,16 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
     """
     split = "test" if "test" in builder.info.splits else "train"
     held = records.records(builder, split)
-    rows = [held[i] for i in range(min(SHOWN[setup.train.objective], len(held)))]
+    rows = [held[i] for i in range(min(SHOWN[setup.train.task], len(held)))]
     captions = [row["captions"][0].decode() for row in rows]
 
     def show(writer: Writer | None, state: TrainState) -> None:
-        weights = meshes.here(setup.mesh(), state.best)
+        weights = meshes.gather_to_local_device(setup.mesh(), state.best)
         if writer is None:
             return
         step = int(state.step)
         about = {"workdir": str(path), "step": step, "split": split, "captions": captions}
-        if setup.train.objective == "diffusion":
+        if setup.train.task == "text_to_image":
             images = setup.sampler(tokenizer, weights).sample(captions, seed=0)
             picture = grids.grid(images, columns=4, scale=grids.scale_for(setup.image_size))
             about |= {"seed": 0, **dataclasses.asdict(setup.sample)}

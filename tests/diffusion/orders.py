@@ -48,7 +48,7 @@ def of_images(name: str) -> np.ndarray:
             for i in range(known - 1, known - 1 - depth, -1):
                 at = chosen.at(max(i, 0))
                 x0, eps = truths.gaussian_answers(MEAN, STD)(flow(at), at.alpha, at.sigma)
-                history.append(tableau.of_x0[max(i, 0)] * x0 + tableau.of_eps[max(i, 0)] * eps)
+                history.append(tableau.x0_coef[max(i, 0)] * x0 + tableau.eps_coef[max(i, 0)] * eps)
             gaussian = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
             found, _ = sampler.sample(
                 exact.denoiser(gaussian),

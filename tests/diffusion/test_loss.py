@@ -31,7 +31,7 @@ def test_draws_are_uniform_and_normal_and_belong_to_their_example():
 
 def test_the_rising_density_draws_noisy_timesteps_more_often():
     """P(t < k) = (k / T)^2, so a quarter of the timesteps gets 1, 3, 5, 7 sixteenths of the draws."""
-    timestep, _ = draw(keys(), jnp.zeros((20_000, 1)), linear(1000), "rising")
+    timestep, _ = draw(keys(), jnp.zeros((20_000, 1)), linear(1000), "linear")
     assert timestep.min() >= 0
     assert timestep.max() == 999
     shares = np.histogram(timestep, bins=4, range=(0, 1000))[0] / 20_000
@@ -40,7 +40,7 @@ def test_the_rising_density_draws_noisy_timesteps_more_often():
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
 def test_the_loss_of_saying_nothing(name):
-    """A network that answers 0 loses the mean square of its target: of_x0^2 + of_eps^2 for unit data."""
+    """A network that answers 0 loses the mean square of its target: x0_coef^2 + eps_coef^2 for unit data."""
     x0 = jax.random.normal(jax.random.key(1), (20_000, 4))
     value, report = loss(lambda xt, t: jnp.zeros_like(xt), x0, keys=keys(), schedule=linear(1000), prediction_type=name)
     rates = linear(1000).rates(np.arange(1000))
@@ -55,7 +55,7 @@ def test_the_loss_of_the_best_answer():
     x0 = s * jax.random.normal(jax.random.key(1), (20_000, 4))
 
     def best(xt, timestep):
-        level = schedule.level(timestep.astype(int)).over(xt)
+        level = schedule.level(timestep.astype(int)).broadcast_like(xt)
         return level.sigma / (level.alpha**2 * s**2 + level.sigma**2) * xt
 
     value, report = loss(best, x0, keys=keys(), schedule=schedule, prediction_type="eps", spectrum=jnp.full(3, s**2))
@@ -102,10 +102,10 @@ def test_equation_30_is_a_divergence_of_two_gaussians(t):
         return variational(x0_found, jnp.full((1, 6), fraction), x0, xt, jnp.array([float(t)]), schedule)[0]
 
     np.testing.assert_allclose(found(x0, 0.0), 0, atol=1e-6)
-    _, of_x0, small = process.posterior(*(schedule.rates(np.array(s)) for s in (t - 1, t)))
+    _, x0_coef, small = process.posterior(*(schedule.rates(np.array(s)) for s in (t - 1, t)))
     beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[t - 1]
     variance = np.exp((np.log(small) + np.log(beta)) / 2)
-    off = of_x0 * 0.1
+    off = x0_coef * 0.1
     divergence = (np.log(variance / small) + (small + off**2) / variance - 1) / 2 / np.log(2)
     np.testing.assert_allclose(found(x0 + 0.1, 0.5), divergence, rtol=1e-3)
 

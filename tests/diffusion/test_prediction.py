@@ -10,7 +10,7 @@ from jdiff.diffusion.prediction import (
     BLIND_AT_ZERO_SNR,
     PREDICTION_TYPES,
     WEIGHTINGS,
-    Answer,
+    Denoised,
     clipped,
     denoiser,
     solve,
@@ -53,8 +53,8 @@ def test_equation_7_error_in_x0(name):
     """Equation (7): an error of the answer is det / sigma times the error it makes in x0."""
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
     types = {"eps": (0, 1), "x0": (1, 0), "v": (-sigma, alpha), "score": (0, -1 / sigma), "flow": (-1, 1)}
-    of_x0, of_eps = types[name]
-    det = alpha * of_eps - sigma * of_x0
+    x0_coef, eps_coef = types[name]
+    det = alpha * eps_coef - sigma * x0_coef
     x0 = solve(name, target(name, X0, EPS, LEVEL) + 0.1, XT, LEVEL).x0
     np.testing.assert_allclose(np.abs(x0 - X0).mean((1, 2, 3)), 0.1 * sigma / np.abs(det), rtol=1e-2)
 
@@ -92,8 +92,8 @@ IN_X0 = {
 @pytest.mark.parametrize("name", IN_X0)
 def test_weightings_count_an_error_of_x0_as_published(name, prediction_type):
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
-    of_x0, of_eps = PREDICTION_TYPES[prediction_type](Level(alpha, sigma))
-    per_x0 = ((alpha * of_eps - sigma * of_x0) / sigma) ** 2
+    x0_coef, eps_coef = PREDICTION_TYPES[prediction_type](Level(alpha, sigma))
+    per_x0 = ((alpha * eps_coef - sigma * x0_coef) / sigma) ** 2
     right = IN_X0[name]((alpha / sigma) ** 2) / per_x0
     np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL), right, rtol=1e-3)
 
@@ -113,11 +113,11 @@ def test_weightings_are_finite_at_pure_noise(name, prediction_type):
 def test_dynamic_thresholding_divides_by_the_percentile():
     x0 = jnp.asarray(np.linspace(-4, 2, 12).reshape(1, 2, 2, 3), jnp.float32).repeat(4, 0)
     percentile = jnp.array([0.0, 50.0, 90.0, 100.0])
-    found = clipped(Answer(x0, x0), XT, LEVEL, percentile=percentile).x0
+    found = clipped(Denoised(x0, x0), XT, LEVEL, percentile=percentile).x0
     for i, p in enumerate(percentile):
         most = max(1.0, np.percentile(np.abs(x0[i]), p)) if p > 0 else 1.0
         np.testing.assert_allclose(found[i], np.clip(x0[i], -most, most) / most, rtol=1e-5)
-    np.testing.assert_array_equal(clipped(Answer(x0, x0), XT, LEVEL, whether=jnp.zeros(4, bool)).x0, x0)
+    np.testing.assert_array_equal(clipped(Denoised(x0, x0), XT, LEVEL, whether=jnp.zeros(4, bool)).x0, x0)
 
 
 def test_clipping_derives_eps_anew():
@@ -129,6 +129,6 @@ def test_clipping_derives_eps_anew():
     row = SimpleNamespace(timestep=jnp.zeros(4), level=LEVEL)
     x0, eps, _ = clipped(denoiser(predict, "eps")(XT, row), XT, LEVEL)
     assert jnp.abs(x0).max() <= 1
-    wide = LEVEL.over(XT)
+    wide = LEVEL.broadcast_like(XT)
     np.testing.assert_allclose(wide.alpha * x0 + wide.sigma * eps, XT, atol=1e-5)
     assert jnp.abs(eps - 0.5).max() > 0.1

@@ -35,6 +35,6 @@ def test_equation_4_posterior(t, s):
     """Equation (4), for strides of one and of many, against precisions added up."""
     schedule = linear(1000)
     x0, xt = 0.3, -1.2
-    of_xt, of_x0, variance = process.posterior(schedule.rates(np.array(s)), schedule.rates(np.array(t)))
+    xt_coef, x0_coef, variance = process.posterior(schedule.rates(np.array(s)), schedule.rates(np.array(t)))
     truth = truths.gaussian_posterior(schedule.alpha_bar[t], schedule.alpha_bar[s], xt, x0)
-    np.testing.assert_allclose((of_xt * xt + of_x0 * x0, variance), truth, rtol=1e-9)
+    np.testing.assert_allclose((xt_coef * xt + x0_coef * x0, variance), truth, rtol=1e-9)

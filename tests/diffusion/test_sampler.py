@@ -14,7 +14,7 @@ from jdiff.diffusion.guidance import Corrections, guided, two_captions, two_netw
 from jdiff.diffusion.schedules import SPACINGS, cosine, linear, make, trailing
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, ddim, ddpm
-from jdiff.diffusion.tableau import grid, stacked, with_guidance
+from jdiff.diffusion.tableau import grid, stack_tableaux, with_guidance
 from jdiff.levels import Level
 from tests import truths
 from tests.diffusion import orders
@@ -31,7 +31,7 @@ def steps_of(schedule, count, spacing="trailing"):
 
 def draw(tableau, n=40_000, seed=0):
     keys = jax.random.split(jax.random.key(seed), n)
-    return jax.jit(lambda keys: sampler.sample(EXACT, tableau, sampler.start(keys, (1,)), keys=keys)[0])(keys)
+    return jax.jit(lambda keys: sampler.sample(EXACT, tableau, sampler.initial_noise(keys, (1,)), keys=keys)[0])(keys)
 
 
 @pytest.mark.parametrize("steps", GRIDS)
@@ -75,13 +75,13 @@ def test_the_recursion_itself_reproduces_published_figures():
 def test_analytic_variance_keeps_the_variance_of_the_data():
     """With what is unknown of x0 in closed form, ten steps of DDPM make Gaussian data of the right width."""
 
-    def x0_variance(level):
+    def denoising_mse(level):
         return STD**2 * level.sigma**2 / (level.alpha**2 * STD**2 + level.sigma**2)
 
-    found = np.asarray(draw(ddpm(steps_of(linear(1000), 10), variance="analytic", x0_variance=x0_variance)))
+    found = np.asarray(draw(ddpm(steps_of(linear(1000), 10), variance="analytic", denoising_mse=denoising_mse)))
     # The last step, to the clean image, is the mean alone: what it leaves out is known too.
     last = linear(1000).rates(trailing(linear(1000), 10))
-    left = x0_variance(Level(last.alpha[-1], last.sigma[-1]))
+    left = denoising_mse(Level(last.alpha[-1], last.sigma[-1]))
     np.testing.assert_allclose(found.var() + left, STD**2, rtol=0.03)
 
 
@@ -95,7 +95,7 @@ def test_a_learned_variance_lies_between_its_bounds():
             answer = EXACT(xt, row)
             return answer if fraction is None else answer._replace(fraction=jnp.full_like(xt, fraction))
 
-        return sampler.sample(denoise, tableau, sampler.start(keys, (1,)), keys=keys)[0]
+        return sampler.sample(denoise, tableau, sampler.initial_noise(keys, (1,)), keys=keys)[0]
 
     learned = ddpm(chosen, variance="learned")
     np.testing.assert_allclose(found(learned, 0.0), found(ddpm(chosen)), atol=1e-6)
@@ -105,7 +105,7 @@ def test_a_learned_variance_lies_between_its_bounds():
         "ddpm",
         chosen.level.alpha,
         chosen.level.sigma,
-        np.asarray(sampler.start(keys, (1,))),
+        np.asarray(sampler.initial_noise(keys, (1,))),
         truths.gaussian_answers(MEAN, STD),
         lambda i: z[i],
         variance="learned",
@@ -113,7 +113,7 @@ def test_a_learned_variance_lies_between_its_bounds():
     )
     np.testing.assert_allclose(found(learned, 0.5), right, atol=1e-5)
     output = jnp.concatenate([jnp.zeros((2, 3)), jnp.full((2, 3), -1.0)], -1)
-    assert prediction.divided(output, jnp.zeros((2, 3)))[1].max() == 0
+    assert prediction.split_variance(output, jnp.zeros((2, 3)))[1].max() == 0
 
 
 def noises(keys, rows, shape):
@@ -147,7 +147,7 @@ def test_equation_10_with_every_variance(variance):
     """As the test before, with what is unknown of x0 in closed form."""
     chosen = steps_of(linear(1000), 5)
     unknown = truths.gaussian_unknown(STD)
-    tableau = ddpm(chosen, variance=variance, x0_variance=lambda level: unknown(level.alpha, level.sigma))
+    tableau = ddpm(chosen, variance=variance, denoising_mse=lambda level: unknown(level.alpha, level.sigma))
     keys = jax.random.split(jax.random.key(0), 5)
     xt = np.linspace(-2, 2, 5)[:, None]
     found = sampler.sample(EXACT, tableau, jnp.asarray(xt, jnp.float32), keys=keys)[0]
@@ -202,10 +202,10 @@ def test_a_variance_that_nothing_tells_is_refused():
         ({"eta": 1.5}, "eta is 1.5, .* from 0 to 1"),
         ({"eta": float("nan")}, "eta is nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf, but it must be finite"),
-        ({"percentile": 200}, "percentile is 200"),
-        ({"percentile": 99, "clip": False}, "clip is false"),
-        ({"spacing": "leading", "steps": 1, "ends_clean": False}, "the only timestep"),
-        ({"norm": -1.0}, "norm is -1"),
+        ({"threshold_percentile": 200}, "threshold_percentile is 200"),
+        ({"threshold_percentile": 99, "clip": False}, "clip is false"),
+        ({"spacing": "leading", "steps": 1, "final_step_to_zero": False}, "the only timestep"),
+        ({"apg_norm": -1.0}, "apg_norm is -1"),
         ({"guidance_from": 2.0, "guidance_to": -2.0}, "guidance_from is 2, but it must not be above guidance_to, -2"),
         ({"steps": 1001}, "from 1 to 1000"),
         ({"solver": "dpmp_2m"}, "known are ddpm"),
@@ -222,15 +222,15 @@ def test_settings_that_mean_nothing_are_refused(said, why):
 def test_no_step_has_no_length(name, spacing):
     """A grid that ends above the clean image, as Stable Diffusion's, visits that end only as its end."""
     for offset in (0, 1):
-        tableau = Settings(solver=name, spacing=spacing, steps=10, offset=offset, ends_clean=False).tableau(
-            linear(1000)
-        )
+        tableau = Settings(
+            solver=name, spacing=spacing, steps=10, steps_offset=offset, final_step_to_zero=False
+        ).tableau(linear(1000))
         assert tableau.timestep.min() > 0
         assert all(np.isfinite(column).all() for column in jax.tree.leaves(tableau))
 
 
 def test_an_offset_is_of_leading_timesteps_alone():
-    last = {name: Settings(spacing=name, steps=10, offset=1).tableau(linear(1000)).timestep for name in SPACINGS}
+    last = {name: Settings(spacing=name, steps=10, steps_offset=1).tableau(linear(1000)).timestep for name in SPACINGS}
     for name, timesteps in last.items():
         moved = timesteps - Settings(spacing=name, steps=10).tableau(linear(1000)).timestep
         np.testing.assert_array_equal(moved, 1.0 if name == "leading" else 0.0)
@@ -264,7 +264,7 @@ def test_draws_have_the_moments_of_their_rows(name):
 def test_ddim_of_eta_1_is_ddpm_of_small_variance():
     chosen = steps_of(cosine(1000), 20)
     keys = jax.random.split(jax.random.key(0), 64)
-    noise = sampler.start(keys, (1,))
+    noise = sampler.initial_noise(keys, (1,))
     a, b = (sampler.sample(EXACT, tableau, noise, keys=keys)[0] for tableau in (ddim(chosen, eta=1.0), ddpm(chosen)))
     np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -294,7 +294,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
 
     @jax.jit
     def run(keys):
-        return sampler.sample(EXACT, tableau, sampler.start(keys, (1,)), keys=keys)[0]
+        return sampler.sample(EXACT, tableau, sampler.initial_noise(keys, (1,)), keys=keys)[0]
 
     whole = run(keys)
     np.testing.assert_array_equal(whole[2:4], run(keys[jnp.array([5, 6, 2, 3, 0, 1, 1, 0])])[2:4])
@@ -309,7 +309,7 @@ def test_one_program_draws_every_method_beside_every_other():
     tableaux = [solver.rows(steps_of(schedule, 3 + 2 * i)) for i, solver in enumerate(SOLVERS.values())]
     n, rows = len(tableaux), 64
     keys = rng.image_keys(jnp.arange(n))
-    start = sampler.start(keys, (16,))
+    start = sampler.initial_noise(keys, (16,))
     wide = exact.denoiser(exact.mixture(jnp.full((2, 16), 0.3), jnp.array([0.2, 0.4]), jnp.array([0.5, 0.5])))
     which = (jnp.arange(rows) >= 3) & (jnp.arange(rows) < 9)
 
@@ -331,10 +331,10 @@ def test_one_program_draws_every_method_beside_every_other():
 
         return sampler.sample(either, tableau, xt, keys=keys, memory=jnp.array(0))[0]
 
-    together = run(stacked(tableaux, rows), start, keys)
+    together = run(stack_tableaux(tableaux, rows), start, keys)
     for i in range(n):
         one = slice(i, i + 1)
-        alone = run(stacked([tableaux[i]] * n, rows), jnp.tile(start[one], (n, 1)), keys[jnp.full(n, i)])
+        alone = run(stack_tableaux([tableaux[i]] * n, rows), jnp.tile(start[one], (n, 1)), keys[jnp.full(n, i)])
         np.testing.assert_array_equal(alone[i], together[i])
         own = in_a_scan(jax.tree.map(np.float32, tableaux[i]), start[one], keys[one])
         np.testing.assert_allclose(own[0], together[i], atol=1e-5)
@@ -344,7 +344,7 @@ def test_one_program_draws_every_method_beside_every_other():
 def test_trajectory_shows_the_denoisers_view():
     tableau = ddim(steps_of(linear(1000), 10))
     keys = jax.random.split(jax.random.key(0), 4)
-    x0, path = sampler.sample(EXACT, tableau, sampler.start(keys, (1,)), keys=keys, trajectory=True)
+    x0, path = sampler.sample(EXACT, tableau, sampler.initial_noise(keys, (1,)), keys=keys, trajectory=True)
     assert path.shape == (10, 4, 1)
     np.testing.assert_allclose(path[0], MEAN, atol=0.05)  # from pure noise the best guess is the mean
     np.testing.assert_allclose(path[-1], x0, atol=1e-6)  # the last row ends at the clean image
@@ -457,7 +457,9 @@ def test_an_exact_data_set_gives_its_points():
     points = jnp.array([[-0.8, 0.1], [0.5, 0.6], [0.2, -0.9]])
     keys = jax.random.split(jax.random.key(0), 300)
     denoise = exact.denoiser(exact.data_set(points))
-    found = sampler.sample(denoise, solvers.dpmpp_2m(steps_of(linear(1000), 30)), sampler.start(keys, (2,)), keys=keys)
+    found = sampler.sample(
+        denoise, solvers.dpmpp_2m(steps_of(linear(1000), 30)), sampler.initial_noise(keys, (2,)), keys=keys
+    )
     distance = np.linalg.norm(np.asarray(found[0])[:, None] - np.asarray(points)[None], axis=-1)
     assert distance.min(1).max() < 1e-3
     assert (np.bincount(distance.argmin(1), minlength=3) > 50).all()
@@ -469,10 +471,10 @@ def test_the_means_without_their_noise_end_in_one_place():
     denoise = exact.denoiser(exact.data_set(jnp.asarray(points)))
     keys = rng.image_keys(jnp.arange(300))
     rows = ddpm(steps_of(cosine(1000), 200))
-    still = dataclasses.replace(rows, of_noise=np.zeros_like(rows.of_noise))
+    still = dataclasses.replace(rows, noise_coef=np.zeros_like(rows.noise_coef))
     ends = {}
     for name, tableau in (("ddpm", rows), ("still", still), ("ddim", ddim(steps_of(cosine(1000), 200)))):
-        ends[name] = np.asarray(sampler.sample(denoise, tableau, sampler.start(keys, (2,)), keys=keys)[0])
+        ends[name] = np.asarray(sampler.sample(denoise, tableau, sampler.initial_noise(keys, (2,)), keys=keys)[0])
         assert distances(ends[name], points).max() < 0.02
     assert np.ptp(ends["still"], axis=0).max() < 0.2
     for name in ("ddpm", "ddim"):

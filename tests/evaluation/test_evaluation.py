@@ -143,7 +143,7 @@ def test_pairs_are_told_apart_by_what_the_encoder_knows():
         for scene in (Scene(pair[:1], place="top"), Scene(pair, relation="above")):
             records.append({"image": image, "metadata": json.dumps({"scene": scene.to_json()})})
     found = _told_apart(FirstColour(), records)
-    assert found == {"pairs": 2, "order_told": 1, "relation_told": 0, "colour_told": 1, "shape_told": 0}
+    assert found == {"pairs": 2, "order_accuracy": 1, "relation_told": 0, "colour_told": 1, "shape_told": 0}
     assert _told_apart(FirstColour(), records[::2]) == {}
 
 

@@ -107,11 +107,11 @@ def test_sampling_is_as_shipped(models):
     settings, schedule = dataclasses.replace(setup.sample, steps=50), setup.schedule()
     tableau = settings.tableau(schedule)
     assert (tableau.timestep[0], tableau.timestep[-1]) == (981, 1)
-    np.testing.assert_allclose(tableau.of_x0[-1], schedule.alpha_bar[0] ** 0.5, rtol=1e-6)
-    np.testing.assert_allclose(tableau.of_eps[-1], (1 - schedule.alpha_bar[0]) ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(tableau.x0_coef[-1], schedule.alpha_bar[0] ** 0.5, rtol=1e-6)
+    np.testing.assert_allclose(tableau.eps_coef[-1], (1 - schedule.alpha_bar[0]) ** 0.5, rtol=1e-5)
     assert not settings.clip
-    with pytest.raises(ValueError, match="offset is 20"):
-        dataclasses.replace(settings, steps=50, offset=20).tableau(schedule)
+    with pytest.raises(ValueError, match="steps_offset is 20"):
+        dataclasses.replace(settings, steps=50, steps_offset=20).tableau(schedule)
 
 
 def test_padding_is_read_where_it_was_trained_to_be(models):
@@ -122,7 +122,7 @@ def test_padding_is_read_where_it_was_trained_to_be(models):
     latents, time = np.ones((1, *sampler.shape), np.float32), np.array([500.0])
     changed = np.where(mask[..., None], text, text + 1)
     for reads in (True, False):
-        unet = sampler.unet.clone(reads_padding=reads)
+        unet = sampler.unet.clone(attend_to_padding=reads)
         a, b = (unet.apply({"params": sampler.weights["unet"]}, latents, time, t, mask) for t in (text, changed))
         assert (np.abs(a - b).max() > 1e-6) == reads
 
@@ -221,7 +221,7 @@ def test_positions_of_a_line_stay_on_it(antialias):
 def config(**sections):
     base = {
         "data": {"source": "folder", "path": "x", "image_size": 16},
-        "train": {"objective": "diffusion", "batch_size": 2, "steps": 2},
+        "train": {"task": "text_to_image", "batch_size": 2, "steps": 2},
     }
     return build.experiment({**base, **sections})
 
@@ -229,7 +229,7 @@ def config(**sections):
 def test_what_comes_with_a_network(models, tmp_path):
     """A text tower brings its tokenizer; a U-Net its autoencoder, what it predicts and how it is sampled."""
     start = str(models[0] / "sd")
-    setup, starts = runs.with_starts(config(text={"run": start}, unet={"run": start}), tmp_path)
+    setup, starts = runs.with_starts(config(text={"init_from": start}, unet={"init_from": start}), tmp_path)
     theirs = runs.find(start).setup
     assert setup.unet() == theirs.unet() and setup.autoencoder() == theirs.autoencoder()
     assert setup.diffusion == theirs.diffusion and setup.sample == theirs.sample
@@ -245,7 +245,7 @@ def test_what_comes_with_a_network(models, tmp_path):
 def test_only_what_is_not_frozen_moves(text, unet, trained, models, tmp_path):
     start = str(models[0] / "sd")
     more = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}, "mesh": {"data": 1}}
-    setup = config(text={"run": start, **text}, unet={"run": start, **unet}, **more)
+    setup = config(text={"init_from": start, **text}, unet={"init_from": start, **unet}, **more)
     setup, starts = runs.with_starts(setup, tmp_path)
     tokenizer, mesh = starts["text"].tokenizer, setup.mesh()
     state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, ONE))
@@ -260,13 +260,13 @@ def test_only_what_is_not_frozen_moves(text, unet, trained, models, tmp_path):
 
 
 def test_frozen_towers_need_a_start():
-    with pytest.raises(ConfigError, match=r"config.vision.frozen is set, but no config.vision.run"):
+    with pytest.raises(ConfigError, match=r"config.vision.frozen is set, but no config.vision.init_from"):
         build.experiment(
             {
                 "data": {"image_size": 16},
                 "tokenizer": {"vocab_size": 300, "context_length": 8},
                 "vision": {"patch_size": 8, "frozen": True},
-                "train": {"objective": "contrastive", "batch_size": 2, "steps": 2},
+                "train": {"task": "contrastive", "batch_size": 2, "steps": 2},
             }
         )
 

@@ -25,8 +25,8 @@ def write_vocabulary(folder):
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, MERGES)]) + "\n")
 
 
-def experiment(objective, sections):
-    train = {"objective": objective, "batch_size": 1, "steps": 1}
+def experiment(task, sections):
+    train = {"task": task, "batch_size": 1, "steps": 1}
     return build.experiment({**sections, "train": train})
 
 
@@ -115,7 +115,7 @@ def stable_diffusion(folder):
         "diffusion": diffusion,
         "sample": sample,
     }
-    weights = random_weights(experiment("diffusion", sections).shapes(TOKENIZER))
+    weights = random_weights(experiment("text_to_image", sections).shapes(TOKENIZER))
     write_vocabulary(folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     for part, config, rules, name in (

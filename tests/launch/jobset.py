@@ -164,12 +164,12 @@ def broken(jobset: dict) -> Iterator[str]:
     if devices[0] == "nvidia.com/gpu" and count > 1 and container["args"][0] == "train":
         told = {
             f"--coordinator={name}-{hosts['name']}-0-0.{name}:",
-            f"--processes={count}",
-            "--process=$(INDEX)",
+            f"--num_processes={count}",
+            "--process_id=$(INDEX)",
         }
         found = {re.sub(r":\d+$", ":", text) for text in container["args"]}
         if told - found or "INDEX" not in [variable["name"] for variable in container["env"]]:
-            yield "every host must be told of the others: --coordinator, --processes and --process of its index"
+            yield "every host must be told of the others: --coordinator, --num_processes and --process_id of its index"
     elif coordinators:
         yield "a host that is alone, or of TPUs, is told by nobody of others"
     if len(f"{name}-{hosts['name']}-{replicas - 1}-{count - 1}") + len("-00000") > LONGEST:
@@ -185,9 +185,9 @@ def broken_in_trials(job: dict) -> Iterator[str]:
     spec = job["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    if spec.get("completionMode") != "Indexed" or "--run=$(INDEX)" not in container["args"]:
+    if spec.get("completionMode") != "Indexed" or "--runs=$(INDEX)" not in container["args"]:
         yield "each pod is told its run by its index"
-    if any(text.startswith(("--coordinator", "--process")) for text in container["args"]):
+    if any(text.startswith(("--coordinator", "--process_id")) for text in container["args"]):
         yield "runs of a sweep must not join into one"
     if not spec.get("backoffLimitPerIndex") and spec.get("backoffLimit", 6):
         yield "a run that fails counts for itself: backoffLimitPerIndex"

@@ -108,7 +108,7 @@ def test_one_machine_starts_a_process_for_each_gpu(machine):
         addresses = {said[-4] for said in asked}
         assert len(addresses) == 1 and addresses.pop().startswith("--coordinator=127.0.0.1:")
         told = sorted((said[:-4], said[-3:]) for said in asked)
-        assert told == [(["jdiff", *ODD], ["--processes=3", f"--process={i}", str(i)]) for i in range(3)]
+        assert told == [(["jdiff", *ODD], ["--num_processes=3", f"--process_id={i}", str(i)]) for i in range(3)]
 
 
 def test_one_machine_stops_when_it_is_asked_to(machine):
@@ -135,7 +135,7 @@ def test_a_job_is_queued_again_where_that_helps(machine, status, before, again):
 def test_a_task_of_an_array_does_one_run(machine):
     about = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert machine.run("slurm.sbatch", "sweep", "some one", "--workdir=x", **about)[0] == 0
-    assert machine.asked[0][3:] == ["jdiff", "sweep", "some one", "--workdir=x", "--run=3", None]
+    assert machine.asked[0][3:] == ["jdiff", "sweep", "some one", "--workdir=x", "--runs=3", None]
 
 
 TPU = {"NAME": "shapes", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "RUNTIME": "v2-alpha-tpuv5-lite"}

@@ -18,7 +18,9 @@ TEXT = {
 UNETS = {
     "pixels": UNet((8, 16), (False, True), (1, 2), blocks=1, groups=4, out_channels=3, pooled=True),
     "patches": UNet((8, 16), (True, True), (1, 2), blocks=2, groups=4, out_channels=3, patch_size=2),
-    "modulated": UNet((8, 16), (False, False), (1, 1), blocks=1, groups=4, out_channels=3, pooled=True, modulated=True),
+    "scale_shift_norm": UNet(
+        (8, 16), (False, False), (1, 1), blocks=1, groups=4, out_channels=3, pooled=True, scale_shift_norm=True
+    ),
     "one level": UNet((8,), (True,), (2,), blocks=1, groups=4, out_channels=3),
 }
 
@@ -57,7 +59,7 @@ def test_a_skipped_layer_is_as_if_it_were_not_there(name):
     """The states are those of a tower cut short, as Stable Diffusion 2 cuts it; the embedding is the whole tower's."""
     tower = TEXT[name]
     params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
-    hidden, embedding = tower.clone(skip=1).apply(params, TOKENS, MASK)
+    hidden, embedding = tower.clone(clip_skip=1).apply(params, TOKENS, MASK)
     np.testing.assert_array_equal(hidden, tower.clone(layers=1).apply(params, TOKENS, MASK)[0])
     np.testing.assert_array_equal(embedding, tower.apply(params, TOKENS, MASK)[1])
 

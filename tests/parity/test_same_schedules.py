@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jdiff.diffusion import process, sampler, solvers
-from jdiff.diffusion.prediction import Answer
+from jdiff.diffusion.prediction import Denoised
 from jdiff.diffusion.schedules import cosine, leading, linear, make, scaled_linear, trailing
 from jdiff.diffusion.solvers import SOLVERS, ddim
 from jdiff.diffusion.tableau import grid
@@ -37,22 +37,22 @@ def test_alpha_bar(ours, theirs):
 def fixed(xt, row):
     """A network that is a fixed function: eps = 0.9 xt t / (t + 1)."""
     eps = xt * (row.timestep / (row.timestep + 1))[:, None] * 0.9
-    level = row.level.over(xt)
-    return Answer((xt - level.sigma * eps) / level.alpha, eps)
+    level = row.level.broadcast_like(xt)
+    return Denoised((xt - level.sigma * eps) / level.alpha, eps)
 
 
-@pytest.mark.parametrize("ends_clean", [True, False])
+@pytest.mark.parametrize("final_step_to_zero", [True, False])
 @pytest.mark.parametrize("steps", [10, 50])
-def test_ddim_loop(steps, ends_clean):
+def test_ddim_loop(steps, final_step_to_zero):
     """Whole loops with leading spacing, which diffusers has right, on a network that is a fixed function."""
-    scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=ends_clean)
+    scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=final_step_to_zero)
     scheduler.set_timesteps(steps)
     start = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
     x = torch.tensor(start)
     for t in scheduler.timesteps:
         x = scheduler.step(x * t / (t + 1) * 0.9, t, x, eta=0.0).prev_sample
 
-    tableau = ddim(grid(linear(1000), leading(linear(1000), steps), last=-1 if ends_clean else 0))
+    tableau = ddim(grid(linear(1000), leading(linear(1000), steps), last=-1 if final_step_to_zero else 0))
     keys = jax.random.split(jax.random.key(0), 4)
     x0, _ = sampler.sample(fixed, tableau, jnp.asarray(start), keys=keys)
     np.testing.assert_allclose(x0, x.numpy(), rtol=1e-3, atol=1e-4)
@@ -131,8 +131,8 @@ def test_ddpm_steps(variance):
         found = scheduler.step(said, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).numpy().reshape(START.shape)
         x0 = (START - rows.level.sigma[i] * eps) / rows.level.alpha[i]
-        noise = rows.of_noise[i] * np.exp((fraction + 1) / 2 * rows.noise_range[i])
-        ours = rows.of_xt[i] * START + rows.of_x0[i] * x0 + noise * z
+        noise = rows.noise_coef[i] * np.exp((fraction + 1) / 2 * rows.noise_range[i])
+        ours = rows.xt_coef[i] * START + rows.x0_coef[i] * x0 + noise * z
         np.testing.assert_allclose(ours, found.numpy().reshape(START.shape), rtol=1e-3, atol=1e-3)
 
 
@@ -145,7 +145,7 @@ def test_constants_of_the_process():
     theirs = [torch.tensor(x0), torch.tensor(eps), torch.tensor(t)]
     noised = process.diffuse(jnp.asarray(x0), jnp.asarray(eps), level)
     np.testing.assert_allclose(noised, scheduler.add_noise(*theirs).numpy(), rtol=1e-4, atol=1e-4)
-    wide = level.over(jnp.asarray(x0))
+    wide = level.broadcast_like(jnp.asarray(x0))
     v = scheduler.get_velocity(*theirs).numpy()
     np.testing.assert_allclose(wide.alpha * eps - wide.sigma * x0, v, rtol=1e-4, atol=1e-4)
     for s in (1, 10, 500, 999):

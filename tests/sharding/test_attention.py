@@ -99,15 +99,15 @@ def test_what_cudnn_is_given_to_make_lengths_even_is_not_seen(n, m, masked, monk
 
 
 @pytest.mark.parametrize(
-    ("objective", "device", "platform", "calls"),
+    ("task", "device", "platform", "calls"),
     [
         ("contrastive", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 24, "__cudnn$fmhaSoftmaxBackward": 24}),
-        ("diffusion", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 34, "__cudnn$fmhaSoftmaxBackward": 22}),
-        ("diffusion", TPU, "tpu", {"tpu_custom_call": 3}),
+        ("text_to_image", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 34, "__cudnn$fmhaSoftmaxBackward": 22}),
+        ("text_to_image", TPU, "tpu", {"tpu_custom_call": 3}),
     ],
     ids=["CLIP, GPU", "U-Net, GPU", "U-Net, TPU"],
 )
-def test_steps_of_full_size_are_lowered_for_an_accelerator(objective, device, platform, calls, monkeypatch):
+def test_steps_of_full_size_are_lowered_for_an_accelerator(task, device, platform, calls, monkeypatch):
     """CLIP B/16 and 300 M parameters with 77 tokens, as far as JAX goes before the device's own compiler: 12 layers of
     each tower; 11 of self-attention and 11 of the text, which is not trained. What JAX asks of a GPU is answered."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
@@ -115,7 +115,7 @@ def test_steps_of_full_size_are_lowered_for_an_accelerator(objective, device, pl
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda one: one == "9.0")
     theirs = attention.kernel
     monkeypatch.setattr(attention, "kernel", lambda _, otherwise, mesh=None: theirs(device, otherwise, mesh))
-    full = gpu_check.config(objective, full=True, batch_size=8)
+    full = gpu_check.config(task, full=True, batch_size=8)
     setup = build.experiment(full | {"tokenizer": {"context_length": 77}, "mesh": {"data": 1}})
     _, tokenizer = gpu_check.drawn(setup.image_size, setup.context_length)
     program = gpu_check.traced(setup, tokenizer).lower(lowering_platforms=(platform,)).as_text()
@@ -130,7 +130,7 @@ def test_what_the_flash_kernel_takes(n, m, d, takes):
     assert attention.takes_flash(rows(n, d=d), rows(m, d=d)) is takes
 
 
-@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
+@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
 def test_every_network_attends_as_its_mesh_does(config, monkeypatch):
     asked = []
     monkeypatch.setattr(attention, "kernel", lambda *given: asked.append(given) or dot_product)
@@ -140,14 +140,14 @@ def test_every_network_attends_as_its_mesh_does(config, monkeypatch):
     assert asked == [(jax.devices()[0], dot_product, setup.mesh())]
 
 
-@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
+@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
 def test_in_a_fixed_order_no_network_is_cut_up_again(config, monkeypatch):
     monkeypatch.setattr(attention, "kernel", lambda device, otherwise, mesh=None: mesh or otherwise)
     made = {}
     for name in ("contrastive_step", "diffusion_step"):
         monkeypatch.setattr(steps, name, lambda *given, **_: made.update(networks=given) or (lambda state, batch: None))
     monkeypatch.setattr(parts, "everywhere_alike", lambda step, mesh: step)
-    said = {"mesh": {"data": 2}, "train": config["train"] | {"fixed_order": 4}}
+    said = {"mesh": {"data": 2}, "train": config["train"] | {"deterministic_reduction": 4}}
     build.experiment(config | said).step(Words())(None, None)
     networks = [n for n in made["networks"] if hasattr(n, "attend")] or [made["networks"][0].text]
     assert networks and all(network.attend is dot_product for network in networks)

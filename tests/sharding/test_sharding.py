@@ -26,18 +26,18 @@ BASE = {
     "tokenizer": {"context_length": 8},
     "text": {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16, "activation": "gelu", "causal": False},
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
-    "train": {"objective": "contrastive", "batch_size": 16, "steps": 6},
+    "train": {"task": "contrastive", "batch_size": 16, "steps": 6},
     "ema": {"decays": (0.9,), "widths": (0.1,)},
 }
 CONTRASTIVE = BASE | {"vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16}}
 DIFFUSION = BASE | {
     "unet": {"channels": (16,), "attention": (False,), "heads": (2,), "blocks": 1, "groups": 8},
     "diffusion": {"prediction_type": "v"},
-    "train": BASE["train"] | {"objective": "diffusion"},
+    "train": BASE["train"] | {"task": "text_to_image"},
 }
 AT_A_TIME = BASE["train"] | {"steps_per_dispatch": 2} | dict.fromkeys(("log_every", "save_every", "sample_every"), 2)
 LATENTS = DIFFUSION | {"autoencoder": {"channels": (8, 16), "groups": 4}}
-POOLED = CONTRASTIVE | {"vision": CONTRASTIVE["vision"] | {"pooling": "attention"}, "encoder": {"biased": True}}
+POOLED = CONTRASTIVE | {"vision": CONTRASTIVE["vision"] | {"pooling": "attention"}, "encoder": {"use_logit_bias": True}}
 RESNET = CONTRASTIVE | {"vision": {"kind": "resnet", "width": 8, "layers": (1, 1, 1, 1), "heads": 2}}
 
 
@@ -63,8 +63,8 @@ def trained(config, layout, steps=3, **train):
     mesh, step, losses = setup.mesh(), setup.step(Words()), []
     state = setup.initial_state(Words(), mesh, {})
     for i in range(steps):
-        state, averages = step(state, meshes.place(mesh, batch(i)))
-        losses.append(float(averages["loss"].compute()))
+        state, metrics = step(state, meshes.place(mesh, batch(i)))
+        losses.append(float(metrics["loss"].compute()))
     return losses, state
 
 
@@ -74,16 +74,16 @@ def apart(a, b):
 
 
 @cache
-def alone(objective):
-    return trained(DIFFUSION if objective == "diffusion" else CONTRASTIVE, ONE)
+def alone(task):
+    return trained(DIFFUSION if task == "text_to_image" else CONTRASTIVE, ONE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "diffusion"])
+@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
 def test_a_mesh_does_not_change_the_run(config, layout):
     """Every layout sees the same batch and noise, and loses and learns the same within rounding, step by step."""
     losses, state = trained(config, layout)
-    right, theirs = alone(config["train"]["objective"])
+    right, theirs = alone(config["train"]["task"])
     np.testing.assert_allclose(losses, right, rtol=1e-5)
     assert apart(state.params, theirs.params) < 2e-5
     mesh = build.experiment(config | {"mesh": layout}).mesh()
@@ -102,7 +102,7 @@ def test_nor_does_the_form_of_the_loss(form):
 def test_nor_do_parts_of_a_batch(config, layout):
     """Of the U-Net gradients add up; of the dual encoder, whose loss is over all, embeddings are kept."""
     losses, state = trained(config, layout, microbatches=4)
-    right, theirs = alone(config["train"]["objective"])
+    right, theirs = alone(config["train"]["task"])
     np.testing.assert_allclose(losses, right, rtol=1e-5)
     assert apart(state.params, theirs.params) < 2e-5
 
@@ -131,7 +131,7 @@ def test_parts_take_a_part_of_the_memory():
 
 def test_a_fixed_order_makes_bits_that_no_layout_changes():
     layouts = ({"data": 2}, {"data": 1, "fsdp": 4}, {"data": 2, "fsdp": 2})
-    states = [trained(CONTRASTIVE, layout, fixed_order=8) for layout in layouts]
+    states = [trained(CONTRASTIVE, layout, deterministic_reduction=8) for layout in layouts]
     for losses, state in states[1:]:
         assert losses == states[0][0]
         jax.tree.map(np.testing.assert_array_equal, state, states[0][1])
@@ -143,9 +143,9 @@ def test_several_steps_are_taken_at_a_time():
     losses, right = trained(CONTRASTIVE, {"data": 2}, steps=2)
     setup = build.experiment(CONTRASTIVE | {"mesh": {"data": 2}, "train": AT_A_TIME})
     batches = train._placed(setup.mesh(), (batch(i) for i in range(4)), 2)
-    state, averages = setup.step(Words())(setup.initial_state(Words(), setup.mesh(), {}), next(batches))
+    state, metrics = setup.step(Words())(setup.initial_state(Words(), setup.mesh(), {}), next(batches))
     assert int(state.step) == 2 and apart(state.params, right.params) < 1e-6
-    np.testing.assert_allclose(float(averages["loss"].compute()), np.mean(losses), rtol=1e-6)
+    np.testing.assert_allclose(float(metrics["loss"].compute()), np.mean(losses), rtol=1e-6)
     assert len(list(batches)) == 1
 
 
@@ -154,10 +154,10 @@ def test_several_steps_are_taken_at_a_time():
     [
         (CONTRASTIVE, {"microbatches": 3}, "cannot be divided so"),
         (CONTRASTIVE, {"microbatches": 0}, "must be 1 or more"),
-        (CONTRASTIVE, {"fixed_order": 6}, "two or more for each of 2 devices"),
-        (CONTRASTIVE | {"mesh": ONE}, {"fixed_order": 2}, "two or more devices of data or fsdp"),
-        (CONTRASTIVE, {"fixed_order": 8, "microbatches": 2}, "goes with neither"),
-        (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"fixed_order": 8}, "form = 'dense'"),
+        (CONTRASTIVE, {"deterministic_reduction": 6}, "two or more for each of 2 devices"),
+        (CONTRASTIVE | {"mesh": ONE}, {"deterministic_reduction": 2}, "two or more devices of data or fsdp"),
+        (CONTRASTIVE, {"deterministic_reduction": 8, "microbatches": 2}, "goes with neither"),
+        (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"deterministic_reduction": 8}, "form = 'dense'"),
         (CONTRASTIVE, {"steps_per_dispatch": 4}, "config.train.steps is 6, no multiple of"),
         (CONTRASTIVE | {"text": BASE["text"] | {"remat": "block"}}, {}, "did you mean 'blocks'"),
         (CONTRASTIVE | {"ema": {"snapshot_every": 5}}, {}, "where config.ema.widths has"),
@@ -204,7 +204,7 @@ def shipped():
     for name, path in shipped_configs().items():
         config = runpy.run_path(str(path))["get_config"]().to_dict()
         if "data" in config and name not in ("spiral", "tune_clip", "tune_t2i"):  # which say nothing of their networks
-            config["text"].pop("run", None)
+            config["text"].pop("init_from", None)
             yield name, build.experiment(config).shapes(Words())
 
 
@@ -259,7 +259,7 @@ def test_a_process_reads_the_rows_of_its_devices(monkeypatch, shape, processes, 
     mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), meshes.AXES)
     for process, own in enumerate(held):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert meshes.held(mesh) == own
+        assert meshes.local_batch_shards(mesh) == own
 
 
 @pytest.mark.parametrize("rows_at", [0, 1])
@@ -293,7 +293,7 @@ def test_a_mesh_that_cannot_be_is_refused(layout, why):
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({"loss": "sigmoid"}, "encoder.biased"),
+        ({"loss": "sigmoid"}, "encoder.use_logit_bias"),
         ({"form": "rings"}, "did you mean 'ring'"),
         ({"form": "dense", "chunk": 2}, "only 'ring'"),
         ({"form": "ring", "chunk": -2}, "must be 0, for all, or more"),

@@ -88,7 +88,11 @@ CONSTANT = '(0.0, 1.0), "train.steps": (2,)}))\nBASELINE = {"train.steps": 2}'
         ("num=50", "num=1", "num must be 0 or 2 and more"),
         ("num=50", 'average="width=9"', "measure.average is width=9, but the run will have none, 0.999"),
         ("(0.0, 1.0)}))", CONSTANT, "which all its variants say; nothing is compared"),
-        ("seeds(3)", 'grid({"optimizer.decay_to": (2.0,)})', "decay_to is 2.0; it must be from 0 to 1"),
+        (
+            "seeds(3)",
+            'grid({"optimizer.final_lr_fraction": (2.0,)})',
+            "final_lr_fraction is 2.0; it must be from 0 to 1",
+        ),
         ("num=50", 'average="0.9"', "measure.average is 0.9, but the run will have none, 0.999"),
         ("MEASURE", 'BASELINE = {"sample.eta": 0.5}\nMEASURE', "not one variant of it to compare with"),
         ("MEASURE", 'BASELINE = {"train.steps": 2}\nMEASURE', "not one variant of it to compare with"),
@@ -164,7 +168,7 @@ def test_a_dry_run_prints_a_command_for_each_cell(tmp_path):
 
 def test_a_run_that_is_asked_for_twice_is_done_once(tmp_path):
     written(tmp_path, SPIRAL)
-    jdiff("sweep", "some.py", "--workdir=out", "--run=1,1", cwd=tmp_path)
+    jdiff("sweep", "some.py", "--workdir=out", "--runs=1,1", cwd=tmp_path)
     assert finished(tmp_path / "out") == 2
 
 

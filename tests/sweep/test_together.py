@@ -90,7 +90,7 @@ def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_pa
     about = {"data__directory": str(encoder / "data"), "mesh__data": 1, "train__steps": 6, "train__log_every": 3}
     about |= {"train__save_every": 6, "train__sample_every": 6}
     if name == "demo_t2i":
-        about["text__run"] = str(encoder / "run")
+        about["text__init_from"] = str(encoder / "run")
     changed = [*RUNS[name], RUNS[name][0] | {"optimizer__learning_rate": 1e30}]
     setups = [build.experiment(config(name, **about, optimizer__warmup_steps=1, **changes)) for changes in changed]
     assert len(lanes.groups(dict(enumerate(setups)))) == 1
@@ -103,7 +103,7 @@ def test_runs_trained_side_by_side_are_those_trained_alone(name, encoder, tmp_pa
     for i, setup in enumerate(setups[:2]):
         train(setup, str(tmp_path / f"alone{i}"))
         lane, alone = tmp_path / f"lane{i}", tmp_path / f"alone{i}"
-        for average in ("none", *setup.averages().names):
+        for average in ("none", *setup.ema_config().names):
             a, b = (runs.restore_weights(path, runs.first_device(), average=average) for path in (lane, alone))
             assert apart(a, b) < 1e-5
         for mine, theirs in zip(reports(lane), reports(alone), strict=True):

@@ -9,12 +9,12 @@ from jdiff.diffusion.schedules import cosine
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
 from jdiff.training import steps
-from jdiff.training.ema import Averages
+from jdiff.training.ema import EmaConfig
 from jdiff.training.state import TrainState
 
 TEXT = TextTower(20, 8, 16, 1, 2, 16, "gelu", causal=False)
 UNET = UNet((8,), (True,), (1,), blocks=1, groups=4, out_channels=3, pooled=True)
-AVERAGES = Averages((0.9,), (0.1,))
+AVERAGES = EmaConfig((0.9,), (0.1,))
 EMPTY = np.array([1, 2] + [0] * 6, np.int32)
 
 
@@ -38,9 +38,9 @@ def step(dropout, **changes):
         "schedule": cosine(1000),
         "prediction_type": "v",
         "weighting": "simple",
-        "density": "uniform",
+        "timestep_sampling": "uniform",
         "empty": steps.Captioning(EMPTY, EMPTY > 0, dropout),
-        "averages": AVERAGES,
+        "ema": AVERAGES,
         "seed": 0,
     }
     return jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, **make | changes)), state(optimizer)
@@ -73,7 +73,7 @@ def test_the_text_tower_stays_frozen_and_the_average_moves():
 def test_a_model_learns_one_picture():
     """Two hundred steps on one image bring the loss to a small part of where it began."""
     optimizer = optax.adam(2e-3)
-    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "density": "uniform"}
+    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "timestep_sampling": "uniform"}
     make |= {"seed": 0}
     empty = steps.Captioning(EMPTY, EMPTY > 0, 0.1)
     run = jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, empty=empty, **make))

@@ -71,7 +71,7 @@ def test_hosts_that_were_told_otherwise_do_not_begin(folder, monkeypatch):
 
 
 def test_a_host_that_waits_in_vain_says_so(folder):
-    alone = ("--coordinator=127.0.0.1:1", "--processes=2", "--process=1", "--wait=1")
+    alone = ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--wait=1")
     (status,), (errors,) = ended([start(*RUN, "--workdir=runs/vain", *alone, cwd=folder)])
     assert status == 1
     who = "process 1 of 2, coordinator 127.0.0.1:1"
@@ -106,7 +106,7 @@ def test_a_process_that_is_alone_joins_nothing(monkeypatch):
     distributed.join(Cluster(devices=8))
     with pytest.raises(CannotJoin, match="8 devices were found in 1 processes, but --devices is 9"):
         distributed.join(Cluster(devices=9))
-    with pytest.raises(CannotJoin, match="--process is 2; it must be from 0 to 1"):
+    with pytest.raises(CannotJoin, match="--process_id is 2; it must be from 0 to 1"):
         distributed.join(Cluster(coordinator="n1:1", processes=2, process=2))
     with pytest.raises(CannotJoin, match="say one"):
         distributed.join(Cluster("slurm", coordinator="n1:1", processes=2, process=1))

@@ -26,7 +26,7 @@ CONFIG = {
     "vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16},
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
     "mesh": {"data": 1},
-    "train": {"objective": "contrastive", "batch_size": 8, "steps": 6},
+    "train": {"task": "contrastive", "batch_size": 8, "steps": 6},
     "ema": {"decays": (0.9,), "widths": (0.1,)},
 }
 
@@ -52,7 +52,7 @@ def run(workdir, *, stop_at=None, save_every=100, config=CONFIG):
         state, merged = setup.initial_state(Words(), mesh, {}), None
         if store.latest is not None:
             state = store.restore(state)
-            found = store.restore_parts(meshes.everywhere(mesh), "averages")["averages"]
+            found = store.restore_parts(meshes.replicated(mesh), "metrics")["metrics"]
             merged = metrics.from_checkpoint(found)
 
         def batches(start):
@@ -63,7 +63,7 @@ def run(workdir, *, stop_at=None, save_every=100, config=CONFIG):
 
         start = int(state.step)
         writer = metrics.Writer(epath.Path(workdir), start_step=start)
-        with closing(writer), distributed.Stop() as stop, runs.snapshots(workdir, begun_at=start) as snapshots:
+        with closing(writer), distributed.Stop() as stop, runs.snapshots(workdir, resume_step=start) as snapshots:
             return loop.train(
                 state,
                 setup.step(Words()),
@@ -101,7 +101,7 @@ def test_reading_leaves_alone_what_is_being_written(tmp_path):
     assert runs.latest_step(tmp_path) == 6
     assert unfinished.exists()
     with runs.checkpoints(tmp_path) as store:
-        found = store.restore_parts(runs.first_device(), "ema", averages=["0.9"])
+        found = store.restore_parts(runs.first_device(), "ema", ema_names=["0.9"])
         assert list(found["ema"]) == ["0.9"]
     assert runs.latest_step(tmp_path / "nowhere") is None
     assert not (tmp_path / "nowhere").exists()
@@ -137,7 +137,7 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "shared"),
     [
-        ({"train": {"seed": 2**32 + 7}, "optimizer": {"learning_rate": 3e-4, "decay_to": 0.5}}, True),
+        ({"train": {"seed": 2**32 + 7}, "optimizer": {"learning_rate": 3e-4, "final_lr_fraction": 0.5}}, True),
         ({"optimizer": {"weight_decay": 0.3, "b1": 0.8, "clip_norm": 0.1}}, True),
         ({"optimizer": {"warmup_steps": 3}}, False),
     ],
@@ -168,7 +168,7 @@ def test_the_logit_scale_is_at_most_100_and_comes_down_again():
 
 
 def test_a_held_text_tower_stays_to_the_bit_and_then_learns():
-    setup = build.experiment(CONFIG | {"train": CONFIG["train"] | {"hold_text": 2}})
+    setup = build.experiment(CONFIG | {"train": CONFIG["train"] | {"freeze_text_steps": 2}})
     mesh, step, states = setup.mesh(), setup.step(Words()), []
     state = setup.initial_state(Words(), mesh, {})
     for i in range(4):
@@ -205,7 +205,7 @@ def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
         with jax.debug_nans(False), pytest.raises(loop.Diverged, match=r"config\.optimizer\.learning_rate"):
             loop.train(
                 state,
-                lambda state, batch: (state, metrics.averages({"loss": jnp.float32(jnp.nan)})),
+                lambda state, batch: (state, metrics.from_report({"loss": jnp.float32(jnp.nan)})),
                 itertools.repeat({}),
                 steps=4,
                 every=loop.Every(log=2, save=1, sample=9),
@@ -237,7 +237,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     rate = learning_rate_schedule(learning_rate=2.0, warmup_steps=10, steps=110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
     for share, ends in ((0.25, [1, 2, 1.25, 0.5]), (1.0, [1, 2, 2, 2])):  # or to a share of itself
-        rate = learning_rate_schedule(learning_rate=2.0, warmup_steps=10, steps=110, decay_to=share)
+        rate = learning_rate_schedule(learning_rate=2.0, warmup_steps=10, steps=110, final_lr_fraction=share)
         np.testing.assert_allclose([rate(5), rate(10), rate(60), rate(110)], ends, atol=1e-6)
 
 
@@ -254,7 +254,7 @@ def test_first_step_of_adamw_in_closed_form():
 
 def test_an_average_starts_at_the_parameters_and_follows_them():
     """d = min(decay, (1 + step) / (10 + step)), written out."""
-    averages = ema.Averages((0.3, 0.99))
+    averages = ema.EmaConfig((0.3, 0.99))
     average = start = averages.begin(jnp.float32(4.0))
     expected = 4.0
     for step in range(5):
@@ -272,7 +272,7 @@ def weights(width, steps):
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.25])
 def test_a_power_function_weighs_training_by_its_width(width):
     """(40), (41): the shares of steps, found by averaging the steps' own unit vectors, and their standard deviation."""
-    averages, n = ema.Averages(widths=(width,)), 300
+    averages, n = ema.EmaConfig(widths=(width,)), 300
     update = jax.jit(lambda average, step: averages.update(average, jnp.eye(n)[step], step))
     average = averages.begin(jnp.ones(n))  # where it begins is forgotten with the first step
     for step in range(n):
@@ -308,9 +308,9 @@ def test_an_average_made_of_snapshots_is_the_one_that_could_have_been_kept(tmp_p
     right = run(tmp_path / "three", config=CONFIG | three)
     with pytest.raises(loop.Interrupted):
         run(tmp_path / "two", config=CONFIG | two, stop_at=15)
-    shutil.rmtree(tmp_path / "two" / "averages" / "16")
-    stale = tmp_path / "two" / "averages" / "18"
-    shutil.copytree(tmp_path / "two" / "averages" / "12", stale)
+    shutil.rmtree(tmp_path / "two" / "ema_snapshots" / "16")
+    stale = tmp_path / "two" / "ema_snapshots" / "18"
+    shutil.copytree(tmp_path / "two" / "ema_snapshots" / "12", stale)
     run(tmp_path / "two", config=CONFIG | two)
     (tmp_path / "two" / "config.json").write_text(json.dumps(build.experiment(CONFIG | two).config))
     place = runs.first_device()
@@ -328,7 +328,7 @@ def test_an_average_made_of_snapshots_is_the_one_that_could_have_been_kept(tmp_p
 
 
 def test_averages_weigh_by_count():
-    a = metrics.averages({"loss": jnp.float32(1), "bin": (jnp.float32(2), 3)})
-    b = metrics.averages({"loss": jnp.float32(3), "bin": (jnp.float32(6), 1)})
+    a = metrics.from_report({"loss": jnp.float32(1), "bin": (jnp.float32(2), 3)})
+    b = metrics.from_report({"loss": jnp.float32(3), "bin": (jnp.float32(6), 1)})
     assert metrics.values(metrics.merge(a, b)) == {"loss": 2.0, "bin": 3.0}
-    assert metrics.values(metrics.averages({"bin": (jnp.float32(0), 0)})) == {}
+    assert metrics.values(metrics.from_report({"bin": (jnp.float32(0), 0)})) == {}
