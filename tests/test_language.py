@@ -27,7 +27,7 @@ BANNED = set(
     thought through throughout thus till to together told too took toward tried twice under unless unlike until up upon
     us very was we well went were what whatever when whence where whereas whether which while who whole whom whose why
     will with within without won would written wrong_one wrote yet you your
-    """.split()
+    """.split()  # noqa: SIM905
 )
 # Words that end as a participle does and are none, and participles that are terms, each with who uses it so.
 ALLOWED = {
