@@ -22,9 +22,9 @@ from jdiff import build, rng, runs
 from jdiff.cli import shipped_configs
 from jdiff.data.spiral import spiral
 from jdiff.diffusion import exact, sampler, schedules
-from jdiff.diffusion.schedules import SPACINGS
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
+from jdiff.diffusion.spacing import SPACINGS
 from jdiff.verbs import spiral as learning
 
 STEPS = (5, 10, 20, 50)

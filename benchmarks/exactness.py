@@ -14,9 +14,10 @@ import numpy as np
 from benchmarks.claims import Claim
 from jdiff import rng
 from jdiff.diffusion import exact, prediction, sampler, schedules
-from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from jdiff.diffusion.schedules import SCHEDULES, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
+from jdiff.diffusion.spacing import SPACINGS
 from jdiff.diffusion.tableau import grid, stack_tableaux
 from tests import truths
 from tests.diffusion import orders

@@ -125,14 +125,14 @@ MUTANTS = (
     ),
     Mutant(
         "trailing timesteps cut off, not rounded",
-        "diffusion/schedules.py",
+        "diffusion/spacing.py",
         "return np.round(timesteps).astype(int) - 1 if",
         "return np.floor(timesteps).astype(int) - 1 if",
         "schedules",
     ),
     Mutant(
         "Karras' grid even in sigma / alpha itself",
-        "diffusion/schedules.py",
+        "diffusion/spacing.py",
         "steps: int, *, rho: float = 7.0",
         "steps: int, *, rho: float = 1.0",
         "schedules",
@@ -200,7 +200,7 @@ MUTANTS = (
     ),
     Mutant(
         "min-SNR of v as that of eps",
-        "diffusion/prediction.py",
+        "diffusion/weighting.py",
         "return _of_eps(prediction_type, level) * held",
         'return _of_eps("eps", level) * held',
         "prediction",
@@ -208,7 +208,7 @@ MUTANTS = (
     ),
     Mutant(
         "P2 of an error of x0",
-        "diffusion/prediction.py",
+        "diffusion/weighting.py",
         "return _of_eps(prediction_type, level) * (level.sigma**2 / (k * level.sigma**2 + level.alpha**2)) ** gamma",
         "return (level.sigma**2 / (k * level.sigma**2 + level.alpha**2)) ** gamma",
         "prediction",
@@ -232,8 +232,8 @@ MUTANTS = (
     Mutant(
         "weights and errors averaged apart",
         "diffusion/loss.py",
-        "total = jnp.mean(prediction.weights(weighting, prediction_type, level) * each)",
-        "total = jnp.mean(prediction.weights(weighting, prediction_type, level)) * jnp.mean(each)",
+        "total = jnp.mean(weights(weighting, prediction_type, level) * each)",
+        "total = jnp.mean(weights(weighting, prediction_type, level)) * jnp.mean(each)",
         "loss",
     ),
     Mutant(

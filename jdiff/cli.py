@@ -130,8 +130,8 @@ def _convert() -> None:
 
 
 def _define_settings() -> None:
-    from jdiff.diffusion.schedules import SPACINGS
     from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+    from jdiff.diffusion.spacing import SPACINGS
 
     flags.DEFINE_float("guidance_scale", None, "1 is the plain conditional model; the config's if not said.")
     flags.DEFINE_integer("steps", None, "Steps, in each of which heun asks twice; the config's if not said.", 1)

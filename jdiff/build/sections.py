@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 
 from jdiff.construct import ConfigError, choose, construct, nearest
 from jdiff.diffusion import schedules
-from jdiff.diffusion.loss import TIMESTEP_SAMPLINGS
-from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES, WEIGHTINGS
-from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES
+from jdiff.diffusion.schedules import SCHEDULES, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.diffusion.spacing import SPACINGS
+from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
+from jdiff.diffusion.weighting import WEIGHTINGS
 from jdiff.levels import Level
 from jdiff.training.ema import WIDEST, EmaConfig
 from jdiff.training.optimizer import adamw
@@ -109,7 +111,7 @@ class Numbers:
     """What of a config is only a number to a compiled step, so that configs which differ in no more can share one.
 
     optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, and weighting, as of
-    ``prediction.weights``: None where a step is compiled for its own.
+    ``weighting.weights``: None where a step is compiled for its own.
     """
 
     seed: Array

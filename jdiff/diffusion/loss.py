@@ -4,13 +4,6 @@ Where the network also says a variance, the variational bound teaches it that al
 
     + T / 1000 KL(q(xs | xt, x0) || N(mean, variance)), s = t - 1, in bits a dimension;                     (30)
       at t = 0 the negative log likelihood of the 256 values of a pixel [iddpm sec. 2.1].
-
-A loss means something beside another: that of the best denoiser of a Gaussian with the data's mean and, in each
-eigenvector of its covariance, variance e_i,
-
-    E |x0 - x0_hat|^2 = mean_i e_i sigma^2 / (alpha^2 e_i + sigma^2),                                       (31)
-
-brought to the network's type by (7). A network below it knows more of the data than two moments.
 """
 
 from __future__ import annotations
@@ -24,27 +17,14 @@ from jax import Array
 from jax.scipy.special import ndtr
 
 from jdiff.diffusion import prediction, process
+from jdiff.diffusion.gaussian_baseline import gaussian_loss
 from jdiff.diffusion.schedules import Discrete, Schedule
+from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
+from jdiff.diffusion.weighting import weights
 from jdiff.levels import Level, broadcast_like
 
 EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)  # of log SNR, between the bins that losses are reported in
 BINS = tuple(f"{low:g}_to_{high:g}" for low, high in zip((-np.inf, *EDGES), (*EDGES, np.inf)))
-
-
-def uniform(key: Array) -> Array:
-    """Every timestep as often as any other [ddpm alg. 1]. Returns its share of all, in [0, 1)."""
-    return jax.random.uniform(key)
-
-
-def linear(key: Array) -> Array:
-    """Timestep t in proportion to t + 1/2: noisy ones, where a caption decides what will be where, more often.
-
-    Weights do not make up for it, as they would in [iddpm eq. 18]. As ``uniform``.
-    """
-    return jnp.sqrt(jax.random.uniform(key))
-
-
-TIMESTEP_SAMPLINGS = {"uniform": uniform, "linear": linear}
 
 
 def draw(keys: Array, x0: Array, schedule: Schedule, timestep_sampling: str = "uniform") -> tuple[Array, Array]:
@@ -77,7 +57,7 @@ def loss(
     """Mean squared error of the network's answers, weighed by noise level, and (30) where it says a variance.
 
     predict: (xt, timestep) -> output like xt, or with twice its channels.
-    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: as of ``prediction.weights``.
+    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: as of ``weighting.weights``.
     density: how timesteps are drawn, a name in ``TIMESTEP_SAMPLINGS``.
     spectrum: (k,) the variances e_i of the data, for (31).
     Returns the scalar loss and a report, for each bin of log SNR: ``loss_LOW_to_HIGH``, the plain loss of examples that
@@ -89,7 +69,7 @@ def loss(
     answer, fraction = prediction.split_variance(predict(xt, timestep), xt)
     error = answer - prediction.target(prediction_type, x0, eps, level)
     each = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
-    total = jnp.mean(prediction.weights(weighting, prediction_type, level) * each)
+    total = jnp.mean(weights(weighting, prediction_type, level) * each)
     report = _binned("loss", each, level)
     if spectrum is not None:
         report |= _binned("gaussian", gaussian_loss(spectrum, level, prediction_type), level)
@@ -107,26 +87,6 @@ def _binned(name: str, each: Array, level: Level) -> dict[str, tuple[Array, Arra
     count = inside.sum(axis=1)
     mean = jnp.where(inside, each[None], 0).sum(axis=1) / jnp.maximum(count, 1)
     return {f"{name}_{BINS[i]}": (mean[i], count[i]) for i in range(len(BINS))}
-
-
-def gaussian_loss(spectrum: Array, level: Level, prediction_type: str) -> Array:
-    """(31) in the units of a prediction type. spectrum: (k,) variances.   level: rates (b,).   Returns (b,)."""
-    alpha, sigma = level.alpha[:, None], level.sigma[:, None]
-    in_x0 = spectrum[None] * sigma**2 / (alpha**2 * spectrum[None] + sigma**2)
-    _, _, det = prediction.equations(prediction_type, level)
-    return jnp.mean(in_x0, axis=1) * (det / level.sigma) ** 2
-
-
-def spectrum_of(images: np.ndarray) -> np.ndarray:
-    """The variances of a Gaussian fitted to images as if every place in them were like any other.
-
-    Such a Gaussian's eigenvectors are waves, each in the few directions that its colours vary in, so a few hundred
-    images suffice. images: (n, h, w, c) floats.   Returns (h w c,) variances, float32.
-    """
-    n, h, w, c = images.shape
-    waves = np.fft.fft2(images - images.mean(0), axes=(1, 2)).reshape(n, h * w, c) / np.sqrt(h * w)
-    colours = np.einsum("nki,nkj->kij", waves, waves.conj()) / n
-    return np.maximum(np.linalg.eigvalsh(colours), 0).reshape(-1).astype(np.float32)
 
 
 def variational(found: Array, fraction: Array, x0: Array, xt: Array, timestep: Array, schedule: Discrete) -> Array:

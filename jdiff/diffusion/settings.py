@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
-from jdiff.diffusion.schedules import SPACINGS, Schedule
+from jdiff.diffusion.schedules import Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.diffusion.spacing import SPACINGS
 from jdiff.diffusion.tableau import Tableau, grid, with_guidance
 
 RANGES = {  # of other numbers, any

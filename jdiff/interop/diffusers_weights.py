@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jdiff.diffusion.schedules import SPACINGS
+from jdiff.diffusion.spacing import SPACINGS
 from jdiff.interop import clip_weights
 from jdiff.interop.tensors import Rule, Stored, WrongWeights
 

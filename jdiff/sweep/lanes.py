@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jdiff.build import Experiment, Spiral
 from jdiff.build.sections import Numbers
-from jdiff.diffusion.prediction import WEIGHTINGS
 from jdiff.diffusion.schedules import Discrete
+from jdiff.diffusion.weighting import WEIGHTINGS
 from jdiff.sweep.cells import AFTER
 
 OF_TABLE = ("schedule", "shift", "zero_terminal_snr")

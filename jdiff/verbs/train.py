@@ -20,7 +20,7 @@ from jdiff.construct import ConfigError
 from jdiff.data import records
 from jdiff.data.pipeline import Batches, own_groups
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.diffusion.loss import spectrum_of
+from jdiff.diffusion.gaussian_baseline import data_spectrum
 from jdiff.embed import Encoder
 from jdiff.runs import Model
 from jdiff.runtime import distributed
@@ -150,7 +150,7 @@ def spectrum(setup: Experiment, dataset, state: TrainState) -> np.ndarray | None
         encode = jax.jit(lambda weights, x: autoencoder.apply({"params": weights}, x, method="encode")[0])
         weights = meshes.gather_to_local_device(setup.mesh(), state.frozen["autoencoder"])
         found = np.concatenate([encode(weights, found[i : i + 8]) for i in range(0, len(found), 8)])
-    return np.asarray(multihost_utils.broadcast_one_to_all(spectrum_of(found)))  # it is a constant of the program
+    return np.asarray(multihost_utils.broadcast_one_to_all(data_spectrum(found)))  # it is a constant of the program
 
 
 def _check_unchanged(setup: Experiment, path: epath.Path, builder: records.CaptionedImages) -> None:

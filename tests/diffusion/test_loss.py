@@ -7,7 +7,8 @@ import pytest
 
 from jdiff import rng
 from jdiff.diffusion import process
-from jdiff.diffusion.loss import BINS, EDGES, draw, gaussian_loss, loss, spectrum_of, variational
+from jdiff.diffusion.gaussian_baseline import data_spectrum, gaussian_loss
+from jdiff.diffusion.loss import BINS, EDGES, draw, loss, variational
 from jdiff.diffusion.prediction import PREDICTION_TYPES
 from jdiff.diffusion.schedules import cosine, linear
 
@@ -85,7 +86,7 @@ def test_the_spectrum_of_waves():
     phase = np.random.default_rng(0).uniform(0, 2 * np.pi, 4000)
     wave = np.cos(2 * np.pi * np.arange(8) / 8 + phase[:, None])[:, None, :, None]
     images = np.broadcast_to(wave, (4000, 8, 8, 3))
-    spectrum = np.sort(spectrum_of(images))[::-1]
+    spectrum = np.sort(data_spectrum(images))[::-1]
     np.testing.assert_allclose(spectrum.sum(), images.var(0).sum(), rtol=1e-3)
     np.testing.assert_allclose(spectrum[:2], 8 * 8 * 3 / 4, rtol=1e-3)
     np.testing.assert_allclose(spectrum[2:], 0, atol=1e-3)

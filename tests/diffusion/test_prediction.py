@@ -9,7 +9,6 @@ import pytest
 from jdiff.diffusion.prediction import (
     BLIND_AT_ZERO_SNR,
     PREDICTION_TYPES,
-    WEIGHTINGS,
     Denoised,
     clipped,
     denoiser,
@@ -18,6 +17,7 @@ from jdiff.diffusion.prediction import (
 )
 from jdiff.diffusion.process import diffuse
 from jdiff.diffusion.schedules import cosine
+from jdiff.diffusion.weighting import WEIGHTINGS
 from jdiff.levels import Level
 
 LEVEL = cosine(1000).level(jnp.array([5, 300, 700, 990]))

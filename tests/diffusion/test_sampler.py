@@ -11,9 +11,10 @@ from jdiff import rng
 from jdiff.data.spiral import distances, spiral
 from jdiff.diffusion import exact, prediction, sampler, solvers
 from jdiff.diffusion.guidance import Corrections, guided, two_captions, two_networks
-from jdiff.diffusion.schedules import SPACINGS, cosine, linear, make, trailing
+from jdiff.diffusion.schedules import cosine, linear, make
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, ddim, ddpm
+from jdiff.diffusion.spacing import SPACINGS, trailing
 from jdiff.diffusion.tableau import grid, stack_tableaux, with_guidance
 from jdiff.levels import Level
 from tests import truths

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, cosine, linear, make, scaled_linear, trailing
+from jdiff.diffusion.schedules import SCHEDULES, cosine, linear, make, scaled_linear
+from jdiff.diffusion.spacing import SPACINGS, trailing
 from jdiff.levels import Level
 from tests import truths
 

@@ -7,8 +7,9 @@ import pytest
 
 from jdiff.diffusion import process, sampler, solvers
 from jdiff.diffusion.prediction import Denoised
-from jdiff.diffusion.schedules import cosine, leading, linear, make, scaled_linear, trailing
+from jdiff.diffusion.schedules import cosine, linear, make, scaled_linear
 from jdiff.diffusion.solvers import SOLVERS, ddim
+from jdiff.diffusion.spacing import leading, trailing
 from jdiff.diffusion.tableau import grid
 from tests import truths
 from tests.diffusion import orders
