@@ -23,6 +23,7 @@ from jdiff.data import tokenizer as tokenizers
 from jdiff.data.pipeline import Batches
 from jdiff.data.shapes.source import Shapes
 from jdiff.diffusion import loss as diffusion
+from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from jdiff.runtime import backend, distributed
 from jdiff.sharding import mesh as meshes
 
@@ -93,7 +94,7 @@ def _drawn(experiment: build.Experiment, batch: dict) -> dict:
             keys("noise"),
             rows["image"].astype(np.float32),
             experiment.schedule(),
-            experiment.diffusion.timestep_sampling,
+            TIMESTEP_SAMPLINGS[experiment.diffusion.timestep_sampling],
         )
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys("caption_dropout"))
         return {"timestep": timestep, "noise": noise, "caption_dropout": dropped}

@@ -232,8 +232,8 @@ MUTANTS = (
     Mutant(
         "weights and errors averaged apart",
         "diffusion/loss.py",
-        "total = jnp.mean(weights(weighting, prediction_type, level) * each)",
-        "total = jnp.mean(weights(weighting, prediction_type, level)) * jnp.mean(each)",
+        "total = jnp.mean(weighting(prediction_type, level) * each)",
+        "total = jnp.mean(weighting(prediction_type, level)) * jnp.mean(each)",
         "loss",
     ),
     Mutant(

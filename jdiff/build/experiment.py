@@ -22,6 +22,7 @@ from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
 from jdiff.data.tokenizer import Tokenizer
+from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from jdiff.models.attention import dot_product
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import POOLINGS, VISION_TOWERS, DualEncoder, ResNetTower, TextTower, VisionTower
@@ -380,7 +381,7 @@ class Experiment(Config):
                 placed_on(self.text(tokenizer.vocab_size)),
                 self.autoencoder(),
                 prediction_type=self.diffusion.prediction_type,
-                timestep_sampling=self.diffusion.timestep_sampling,
+                timestep_sampling=TIMESTEP_SAMPLINGS[self.diffusion.timestep_sampling],
                 spectrum=spectrum,
                 parts=self.parts(),
             )

@@ -15,6 +15,7 @@ from jdiff import rng
 from jdiff.build.sections import Config, Numbers, plain
 from jdiff.construct import ConfigError, construct, nearest
 from jdiff.data.spiral import spiral as spiral_points
+from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from jdiff.models.mlp import MLP
 from jdiff.training import steps
 from jdiff.training.state import TrainState
@@ -57,7 +58,7 @@ class Spiral(Config):
                 schedule=self.schedule(numbers),
                 prediction_type=d.prediction_type,
                 weighting=self.weighting(numbers),
-                timestep_sampling=d.timestep_sampling,
+                timestep_sampling=TIMESTEP_SAMPLINGS[d.timestep_sampling],
                 ema=self.ema_config(numbers),
                 seed=numbers.seed,
             )

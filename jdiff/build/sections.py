@@ -23,7 +23,7 @@ from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.diffusion.spacing import SPACINGS
 from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
-from jdiff.diffusion.weighting import WEIGHTINGS
+from jdiff.diffusion.weighting import WEIGHTINGS, Weighting, select
 from jdiff.levels import Level
 from jdiff.training.ema import WIDEST, EmaConfig
 from jdiff.training.optimizer import adamw
@@ -110,8 +110,8 @@ class DiffusionSettings:
 class Numbers:
     """What of a config is only a number to a compiled step, so that configs which differ in no more can share one.
 
-    optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, and weighting, as of
-    ``weighting.weights``: None where a step is compiled for its own.
+    optimizer: arguments of ``adamw``.   decays: of averages.   table: of the noise schedule, and weighting, an index
+    into ``WEIGHTINGS``: None where a step is compiled for its own.
     """
 
     seed: Array
@@ -162,8 +162,10 @@ class Config:
             return own
         return EmaConfig(numbers.decays, own.widths, own.names[: len(own.decays)])
 
-    def weighting(self, numbers: Numbers) -> str | Array:
-        return self.diffusion.weighting if numbers.weighting is None else numbers.weighting
+    def weighting(self, numbers: Numbers) -> Weighting:
+        if numbers.weighting is None:
+            return WEIGHTINGS[self.diffusion.weighting]
+        return select(tuple(WEIGHTINGS.values()), numbers.weighting)
 
     def schedule(self, numbers: Numbers | None = None) -> Schedule:
         if numbers is not None and numbers.table is not None:

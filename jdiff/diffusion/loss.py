@@ -19,26 +19,26 @@ from jax.scipy.special import ndtr
 from jdiff.diffusion import prediction, process
 from jdiff.diffusion.gaussian_baseline import gaussian_loss
 from jdiff.diffusion.schedules import Discrete, Schedule
-from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
-from jdiff.diffusion.weighting import weights
+from jdiff.diffusion.timestep_sampling import TimestepSampling, uniform
+from jdiff.diffusion.weighting import Weighting, simple
 from jdiff.levels import Level, broadcast_like
 
 EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)  # of log SNR, between the bins that losses are reported in
 BINS = tuple(f"{low:g}_to_{high:g}" for low, high in zip((-np.inf, *EDGES), (*EDGES, np.inf)))
 
 
-def draw(keys: Array, x0: Array, schedule: Schedule, timestep_sampling: str = "uniform") -> tuple[Array, Array]:
+def draw(
+    keys: Array, x0: Array, schedule: Schedule, timestep_sampling: TimestepSampling = uniform
+) -> tuple[Array, Array]:
     """Timestep and noise of each example, from its own key.
 
-    keys: (b,).   x0: (b, *dims).   density: a name in ``TIMESTEP_SAMPLINGS``.
+    keys: (b,).   x0: (b, *dims).   timestep_sampling: (key, schedule) -> timestep, as ``timestep_sampling.lognormal``.
     Returns timestep (b,) float, of the schedule's, and eps like x0.
     """
 
     def one(key: Array) -> tuple[Array, Array]:
         level_key, noise_key = jax.random.split(key)
-        return schedule.quantile(TIMESTEP_SAMPLINGS[timestep_sampling](level_key)), jax.random.normal(
-            noise_key, x0.shape[1:]
-        )
+        return timestep_sampling(level_key, schedule), jax.random.normal(noise_key, x0.shape[1:])
 
     return jax.vmap(one)(keys)
 
@@ -50,15 +50,16 @@ def loss(
     keys: Array,
     schedule: Schedule,
     prediction_type: str,
-    weighting: str | Array = "simple",
-    timestep_sampling: str = "uniform",
+    weighting: Weighting = simple,
+    timestep_sampling: TimestepSampling = uniform,
     spectrum: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean squared error of the network's answers, weighed by noise level, and (30) where it says a variance.
 
     predict: (xt, timestep) -> output like xt, or with twice its channels.
-    x0: (b, *dims) clean data.   keys: (b,) one per example.   weighting: as of ``weighting.weights``.
-    density: how timesteps are drawn, a name in ``TIMESTEP_SAMPLINGS``.
+    x0: (b, *dims) clean data.   keys: (b,) one per example.
+    weighting: (prediction_type, level) -> weights (b,), as ``weighting.min_snr`` or a ``functools.partial`` of it.
+    timestep_sampling: (key, schedule) -> timestep, as ``timestep_sampling.lognormal`` or a partial of it.
     spectrum: (k,) the variances e_i of the data, for (31).
     Returns the scalar loss and a report, for each bin of log SNR: ``loss_LOW_to_HIGH``, the plain loss of examples that
     fell there, and ``gaussian_LOW_to_HIGH``, what (31) gives for the same, each as a pair of mean and count.
@@ -69,7 +70,7 @@ def loss(
     answer, fraction = prediction.split_variance(predict(xt, timestep), xt)
     error = answer - prediction.target(prediction_type, x0, eps, level)
     each = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
-    total = jnp.mean(weights(weighting, prediction_type, level) * each)
+    total = jnp.mean(weighting(prediction_type, level) * each)
     report = _binned("loss", each, level)
     if spectrum is not None:
         report |= _binned("gaussian", gaussian_loss(spectrum, level, prediction_type), level)

@@ -79,6 +79,12 @@ class Discrete:
         share = (at.alpha * table.sigma[i] - at.sigma * table.alpha[i]) / turn
         return i - 1 + np.clip(share, 0, 1)
 
+    def nearest_timestep(self, logsnr: Array) -> Array:
+        """The whole timestep of nearest log SNR, on the device; beyond the ends, the first or last."""
+        table = jax.tree.map(lambda rate: jnp.asarray(rate[1:], jnp.result_type(float)), self.table).logsnr
+        edges = (table[1:] + table[:-1]) / 2
+        return jnp.searchsorted(-edges, -logsnr, side="right").astype(table.dtype)
+
     @property
     def table(self) -> Level:
         """Rates of timesteps -1..T-1."""
@@ -126,7 +132,7 @@ class _TracedDiscrete(Discrete):
 class Continuous:
     """A schedule of any time, told to networks as timestep = T u in [T/1000, T].
 
-    logsnr: (u, xp) -> log SNR, xp being numpy or jax.numpy.   time: its inverse, in float64.
+    logsnr: (u, xp) -> log SNR, xp being numpy or jax.numpy.   time: its inverse, (log SNR, xp) -> u.
     """
 
     timesteps: int
@@ -154,7 +160,11 @@ class Continuous:
     def timestep(self, logsnr: np.ndarray) -> np.ndarray:
         """The inverse of ``rates``, held in 0..T."""
         with np.errstate(over="ignore", divide="ignore"):
-            return np.clip(self.time(np.asarray(logsnr, np.float64)), 0, 1) * self.timesteps
+            return np.clip(self.time(np.asarray(logsnr, np.float64), np), 0, 1) * self.timesteps
+
+    def nearest_timestep(self, logsnr: Array) -> Array:
+        """The timestep of a log SNR, on the device; beyond the ends, the first or last."""
+        return jnp.clip(self.time(logsnr, jnp) * self.timesteps, self.first, self.last)
 
     def level(self, timestep: Array) -> Level:
         """Levels of timesteps on the device. timestep: (b,). Returns rates of shape (b,)."""
@@ -167,7 +177,9 @@ class Continuous:
     def shifted(self, ratio: float) -> Continuous:
         """(17): as noisy for images whose sides are ``ratio`` times as long."""
         shift = 2 * np.log(ratio)
-        return replace(self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda at: self.time(at + shift))
+        return replace(
+            self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda at, xp: self.time(at + shift, xp)
+        )
 
     def zero_terminal(self) -> Continuous:
         """(18): time 1 is pure noise."""
@@ -183,9 +195,9 @@ class Continuous:
             alpha = xp.where(u >= 1, 0.0, xp.maximum(1 - less, 0.0))  # near 1, float32 may round below 0
             return 2 * xp.log(alpha) - xp.log(less * (1 + alpha))
 
-        def time(logsnr):
-            alpha = _rates(logsnr, np).alpha * (start - end) / start + end
-            return np.where(alpha <= end, 1.0, self.time(2 * np.log(alpha) - np.log1p(-(alpha**2))))
+        def time(logsnr, xp):
+            alpha = xp.minimum(_rates(logsnr, xp).alpha * (start - end) / start + end, 1.0)
+            return xp.where(alpha <= end, 1.0, self.time(2 * xp.log(alpha) - xp.log1p(-(alpha**2)), xp))
 
         return replace(self, logsnr=logsnr, time=time)
 
@@ -225,14 +237,14 @@ def cosine(timesteps: int = 1000, *, offset: float = 0.008, beta_max: float = 0.
     return from_betas(np.minimum(1 - signal[1:] / signal[:-1], beta_max))
 
 
-def sigmoid(timesteps: int = 1000) -> Discrete:
+def sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float = 3.0) -> Discrete:
     """(15) at times (t + 1) / T: most timesteps lie where neither image nor noise has won."""
-    return _sampled(continuous_sigmoid(timesteps))
+    return _sampled(continuous_sigmoid(timesteps, start=start, end=end))
 
 
-def logsnr(timesteps: int = 1000) -> Discrete:
+def logsnr(timesteps: int = 1000, *, logsnr_max: float = 10.0, logsnr_min: float = -10.0) -> Discrete:
     """(16) at times (t + 1) / T: every timestep takes the same share of the log SNR."""
-    return _sampled(continuous_logsnr(timesteps))
+    return _sampled(continuous_logsnr(timesteps, logsnr_max=logsnr_max, logsnr_min=logsnr_min))
 
 
 def _sampled(schedule: Continuous) -> Discrete:
@@ -246,9 +258,9 @@ def continuous_linear(timesteps: int = 1000, *, beta_min: float = 0.1, beta_max:
     def logsnr(u, xp):
         return -xp.log(xp.expm1(u * (beta_min + u * rise / 2)))
 
-    def time(logsnr):
-        total = np.logaddexp(0, -logsnr)
-        return 2 * total / (beta_min + np.sqrt(beta_min**2 + 2 * rise * total))
+    def time(logsnr, xp):
+        total = xp.logaddexp(0, -logsnr)
+        return 2 * total / (beta_min + xp.sqrt(beta_min**2 + 2 * rise * total))
 
     return Continuous(timesteps, logsnr, time)
 
@@ -261,8 +273,8 @@ def continuous_scaled_linear(timesteps: int = 1000, *, beta_min: float = 0.85, b
         root = low + rise * u
         return -xp.log(xp.expm1(u * (root**2 + root * low + low**2) / 3))
 
-    def time(logsnr):
-        return (np.cbrt(low**3 + 3 * rise * np.logaddexp(0, -logsnr)) - low) / rise
+    def time(logsnr, xp):
+        return (xp.cbrt(low**3 + 3 * rise * xp.logaddexp(0, -logsnr)) - low) / rise
 
     return Continuous(timesteps, logsnr, time)
 
@@ -274,8 +286,8 @@ def continuous_cosine(timesteps: int = 1000, *, logsnr_max: float = 15.0, logsnr
     def logsnr(u, xp):
         return -2 * xp.log(xp.tan(low + u * (high - low)))
 
-    def time(logsnr):
-        return (np.arctan(np.exp(-logsnr / 2)) - low) / (high - low)
+    def time(logsnr, xp):
+        return (xp.arctan(xp.exp(-logsnr / 2)) - low) / (high - low)
 
     return Continuous(timesteps, logsnr, time)
 
@@ -293,9 +305,9 @@ def continuous_sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float
         signal = risen(low + noise, (end - start) * (1 - u), xp)
         return xp.log(xp.maximum(signal / (high - low), 1e-9)) - xp.log(noise / (high - low))
 
-    def time(logsnr):
-        share = low + (high - low) * np.exp(-np.logaddexp(0, logsnr))
-        return (np.log(share) - np.log1p(-share) - start) / (end - start)
+    def time(logsnr, xp):
+        share = low + (high - low) * xp.exp(-xp.logaddexp(0, logsnr))
+        return (xp.log(share) - xp.log1p(-share) - start) / (end - start)
 
     return Continuous(timesteps, logsnr, time)
 
@@ -303,10 +315,11 @@ def continuous_sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float
 def continuous_logsnr(timesteps: int = 1000, *, logsnr_max: float = 10.0, logsnr_min: float = -10.0) -> Continuous:
     """(16), between about the ends of DDPM's schedule."""
     fall = logsnr_min - logsnr_max
-    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda at: (at - logsnr_max) / fall)
+    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda at, xp: (at - logsnr_max) / fall)
 
 
-SCHEDULES = {
+# The discrete and the continuous form of each; None where a schedule has only the other.
+SCHEDULES: dict[str, tuple[Callable[..., Discrete] | None, Callable[..., Continuous] | None]] = {
     "linear": (linear, continuous_linear),
     "scaled_linear": (scaled_linear, continuous_scaled_linear),
     "cosine": (cosine, continuous_cosine),
@@ -322,8 +335,19 @@ def make(
     continuous: bool = False,
     shift: float = 1.0,
     zero_terminal_snr: bool = False,
+    **parameters: float,
 ) -> Schedule:
-    """A schedule by its name in ``SCHEDULES``, then shifted by (17) and brought to zero terminal SNR by (18)."""
-    schedule = SCHEDULES[name][continuous](timesteps)
+    """A schedule by its name in ``SCHEDULES``, then shifted by (17) and brought to zero terminal SNR by (18).
+
+    parameters: of the schedule's function, as beta_end of ``linear`` or logsnr_max of ``continuous_cosine``.
+    Raises ``ValueError`` where the schedule has no form of the kind that ``continuous`` asks for.
+    """
+    schedule_of = SCHEDULES[name][continuous]
+    if schedule_of is None:
+        raise ValueError(
+            f"schedule {name!r} is only {'discrete' if continuous else 'continuous'}, but continuous is {continuous}; "
+            f"set config.diffusion.continuous = {not continuous}"
+        )
+    schedule = schedule_of(timesteps, **parameters)
     schedule = schedule if shift == 1 else schedule.shifted(shift)
     return schedule.zero_terminal() if zero_terminal_snr else schedule

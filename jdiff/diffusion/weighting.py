@@ -6,11 +6,15 @@ units of the network's prediction type, so that a weighting is the same objectiv
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, equations
 from jdiff.levels import Level
+
+Weighting = Callable[[str, Level], Array]
 
 
 def simple(prediction_type: str, level: Level) -> Array:
@@ -68,7 +72,7 @@ def _of_eps(prediction_type: str, level: Level) -> Array:
     return (level.alpha / det) ** 2
 
 
-WEIGHTINGS = {
+WEIGHTINGS: dict[str, Weighting] = {
     "simple": simple,
     "snr": snr,
     "min_snr": min_snr,
@@ -79,12 +83,10 @@ WEIGHTINGS = {
 }
 
 
-def weights(weighting: str | Array, prediction_type: str, level: Level) -> Array:
-    """How much each error counts.
+def select(weightings: Sequence[Weighting], index: Array) -> Weighting:
+    """The weighting at a traced index, () int, so that vmapped runs with different weightings share one program."""
 
-    weighting: a name in ``WEIGHTINGS``, or its place there, () int, which a compiled program is told when it runs.
-    level: rates (b,).   Returns (b,).
-    """
-    if isinstance(weighting, str):
-        return WEIGHTINGS[weighting](prediction_type, level)
-    return jnp.stack([weigh(prediction_type, level) for weigh in WEIGHTINGS.values()])[weighting]
+    def select_weights(prediction_type: str, level: Level) -> Array:
+        return jnp.stack([weighting(prediction_type, level) for weighting in weightings])[index]
+
+    return select_weights

@@ -16,6 +16,8 @@ from jdiff import rng
 from jdiff.contrastive.loss import Loss
 from jdiff.diffusion import loss as diffusion
 from jdiff.diffusion.schedules import Schedule
+from jdiff.diffusion.timestep_sampling import TimestepSampling
+from jdiff.diffusion.weighting import Weighting
 from jdiff.models.autoencoder import Autoencoder
 from jdiff.models.clip import LOGIT_SCALE_CAP, DualEncoder, TextTower
 from jdiff.models.mlp import MLP
@@ -151,8 +153,8 @@ def diffusion_step(
     *,
     schedule: Schedule,
     prediction_type: str,
-    weighting: str | Array,
-    timestep_sampling: str,
+    weighting: Weighting,
+    timestep_sampling: TimestepSampling,
     spectrum: np.ndarray | None = None,
     empty: Captioning,
     ema: EmaConfig = NO_EMA_CONFIG,
@@ -210,8 +212,8 @@ def points_step(
     *,
     schedule: Schedule,
     prediction_type: str,
-    weighting: str | Array,
-    timestep_sampling: str,
+    weighting: Weighting,
+    timestep_sampling: TimestepSampling,
     ema: EmaConfig = NO_EMA_CONFIG,
     seed: int,
 ) -> Step:

@@ -1,16 +1,20 @@
 """The loss: its draws, its value for answers known in closed form, and its report."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from jdiff import rng
-from jdiff.diffusion import process
+from jdiff.diffusion import process, timestep_sampling
 from jdiff.diffusion.gaussian_baseline import data_spectrum, gaussian_loss
 from jdiff.diffusion.loss import BINS, EDGES, draw, loss, variational
 from jdiff.diffusion.prediction import PREDICTION_TYPES
-from jdiff.diffusion.schedules import cosine, linear
+from jdiff.diffusion.schedules import cosine, linear, make
+from jdiff.diffusion.weighting import min_snr
 
 
 def keys():
@@ -32,11 +36,46 @@ def test_draws_are_uniform_and_normal_and_belong_to_their_example():
 
 def test_the_rising_density_draws_noisy_timesteps_more_often():
     """P(t < k) = (k / T)^2, so a quarter of the timesteps gets 1, 3, 5, 7 sixteenths of the draws."""
-    timestep, _ = draw(keys(), jnp.zeros((20_000, 1)), linear(1000), "linear")
+    timestep, _ = draw(keys(), jnp.zeros((20_000, 1)), linear(1000), timestep_sampling.linear)
     assert timestep.min() >= 0
     assert timestep.max() == 999
     shares = np.histogram(timestep, bins=4, range=(0, 1000))[0] / 20_000
     np.testing.assert_allclose(shares, np.array([1, 3, 5, 7]) / 16, atol=4 * np.sqrt(0.25 / 20_000))
+
+
+def assert_normal_quantiles(values, thresholds, standardized):
+    """As many values are below each threshold as a standard normal has below ``standardized``, to 4 standard errors."""
+    shares = ndtr(standardized)
+    errors = np.searchsorted(np.sort(values), thresholds) / len(values) - shares
+    assert np.abs(errors / np.sqrt(shares * (1 - shares) / len(values))).max() < 4
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.3, 0.5)])
+@pytest.mark.parametrize("options", [{}, {"shift": 2.0, "zero_terminal_snr": True}], ids=str)
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])
+def test_log_edm_sigma_is_normal_under_lognormal_sampling(name, continuous, options, mean, std):
+    """On every schedule. A discrete one takes the nearest timestep, so thresholds are half way between two."""
+    schedule = make(name, continuous=continuous, **options)
+    sampling = partial(timestep_sampling.lognormal, mean=mean, std=std)
+    timestep = np.asarray(draw(keys(), jnp.zeros((20_000, 1)), schedule, sampling)[0])
+    assert schedule.first <= timestep.min() and timestep.max() <= schedule.last
+    grid = -schedule.rates(np.arange(1, 999)).logsnr / 2
+    thresholds = (grid[1:] + grid[:-1]) / 2
+    thresholds = thresholds[np.abs(thresholds - mean) < 2 * std]
+    assert continuous or np.all(timestep % 1 == 0)
+    assert_normal_quantiles(-schedule.rates(timestep).logsnr / 2, thresholds, (thresholds - mean) / std)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.6)])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_logit_of_the_quantile_is_normal_under_logit_normal_sampling(continuous, mean, std):
+    schedule = make("cosine", continuous=continuous)
+    sampling = partial(timestep_sampling.logit_normal, mean=mean, std=std)
+    timestep = np.asarray(draw(keys(), jnp.zeros((20_000, 1)), schedule, sampling)[0])
+    quantiles = np.arange(5, 100, 5) / 100
+    thresholds = schedule.first + (1000 - schedule.first) * quantiles
+    assert_normal_quantiles(timestep, thresholds, (np.log(quantiles / (1 - quantiles)) - mean) / std)
 
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
@@ -119,7 +158,7 @@ def test_weights_belong_to_their_example():
     def answer(xt, timestep):
         return jnp.broadcast_to(timestep[:, None] / 500, xt.shape)
 
-    found, _ = loss(answer, x0, keys=keys(), schedule=schedule, prediction_type="eps", weighting="min_snr")
+    found, _ = loss(answer, x0, keys=keys(), schedule=schedule, prediction_type="eps", weighting=min_snr)
     alpha_bar = schedule.alpha_bar[np.asarray(timestep, int)]
     snr = alpha_bar / (1 - alpha_bar)
     error = ((np.float64(eps) - np.asarray(timestep)[:, None] / 500) ** 2).mean(1)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from jdiff.diffusion.prediction import (
 )
 from jdiff.diffusion.process import diffuse
 from jdiff.diffusion.schedules import cosine
-from jdiff.diffusion.weighting import WEIGHTINGS
+from jdiff.diffusion.weighting import WEIGHTINGS, select
 from jdiff.levels import Level
 
 LEVEL = cosine(1000).level(jnp.array([5, 300, 700, 990]))
@@ -96,6 +97,14 @@ def test_weightings_count_an_error_of_x0_as_published(name, prediction_type):
     per_x0 = ((alpha * eps_coef - sigma * x0_coef) / sigma) ** 2
     right = IN_X0[name]((alpha / sigma) ** 2) / per_x0
     np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL), right, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_select_takes_the_weighting_at_a_traced_index(prediction_type):
+    weightings = list(WEIGHTINGS.values())
+    rows = jax.vmap(lambda index: select(weightings, index)(prediction_type, LEVEL))(jnp.arange(len(weightings)))
+    for row, weighting in zip(rows, weightings):
+        np.testing.assert_array_equal(row, weighting(prediction_type, LEVEL))
 
 
 # No error of the noise makes a small one of x0 at pure noise, so what counts x0 there is infinite for these.

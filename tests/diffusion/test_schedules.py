@@ -38,7 +38,10 @@ def test_equation_2_cosine():
     np.testing.assert_allclose(alpha_bar[999], 2.4287669e-9, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+DISCRETE, CONTINUOUS = ([name for name, forms in SCHEDULES.items() if forms[i]] for i in (0, 1))
+
+
+@pytest.mark.parametrize("name", DISCRETE)
 def test_laws_of_every_discrete_schedule(name):
     schedule = make(name)
     assert schedule.timesteps == 1000
@@ -97,8 +100,8 @@ def test_karras_and_logsnr_grids_are_even_in_their_own_coordinate():
 
 EVERY = [
     (name, {"continuous": continuous, "shift": shift, "zero_terminal_snr": zero})
-    for name in SCHEDULES
-    for continuous in (False, True)
+    for continuous, names in ((False, DISCRETE), (True, CONTINUOUS))
+    for name in names
     for shift in (1.0, 2.0)
     for zero in (False, True)
 ]
@@ -116,10 +119,57 @@ def test_laws_of_every_schedule(name, options):
         assert (rates.alpha[-1] == 0) == options["zero_terminal_snr"]
         np.testing.assert_allclose(schedule.timestep(rates.logsnr), at, atol=1e-5)
         some = jnp.asarray(at if options["continuous"] else np.round(at), jnp.float32)
+        nearest = schedule.nearest_timestep(jnp.asarray(schedule.rates(np.asarray(some)).logsnr, jnp.float32))
+        np.testing.assert_allclose(nearest, some, atol=1e-4 * timesteps if options["continuous"] else 0)
         host, device = schedule.rates(np.asarray(some, np.float64)), schedule.level(some)
         np.testing.assert_allclose(device.sigma, host.sigma, rtol=2e-6)
         # Of the little that is left before pure noise, float32 tells four digits.
         np.testing.assert_allclose(device.alpha, host.alpha, rtol=2e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"zero_terminal_snr": True}])
+@pytest.mark.parametrize(("continuous", "name"), [(False, n) for n in DISCRETE] + [(True, n) for n in CONTINUOUS])
+def test_nearest_timestep_of_a_log_snr_beyond_the_ends_is_the_end(continuous, name, options):
+    schedule = make(name, continuous=continuous, **options)
+    nearest = schedule.nearest_timestep(jnp.array([60.0, -60.0]))
+    last = schedule.last if continuous or not options else schedule.last - 1  # pure noise is infinitely far
+    np.testing.assert_allclose(nearest, [schedule.first, last], rtol=1e-6)
+
+
+# Each form with parameters of its own and the log SNR that it then ends with, by hand from (1), (13), (14) and (16).
+PARAMETERS = [
+    ("linear", False, {"beta_start": 0.01, "beta_end": 0.01}, np.log(1 / (0.99**-1000 - 1))),
+    ("scaled_linear", False, {"beta_start": 0.01, "beta_end": 0.01}, np.log(1 / (0.99**-1000 - 1))),
+    ("linear", True, {"beta_min": 2.0, "beta_max": 4.0}, -np.log(np.exp(3) - 1)),
+    ("scaled_linear", True, {"beta_min": 3.0, "beta_max": 3.0 + 1e-9}, -np.log(np.exp(3) - 1)),
+    ("cosine", True, {"logsnr_max": 12.0, "logsnr_min": -7.0}, -7.0),
+    ("logsnr", False, {"logsnr_max": 12.0, "logsnr_min": -7.0}, -7.0),
+    ("logsnr", True, {"logsnr_max": 12.0, "logsnr_min": -7.0}, -7.0),
+]
+
+
+@pytest.mark.parametrize(("name", "continuous", "parameters", "end"), PARAMETERS)
+def test_parameters_reach_the_schedule(name, continuous, parameters, end):
+    schedule = make(name, continuous=continuous, **parameters)
+    np.testing.assert_allclose(schedule.rates(np.array(schedule.last)).logsnr, end, rtol=1e-6)
+
+
+def test_sigmoid_parameters_reach_both_forms():
+    """A start and end of the logistic's middle alone are nearly a straight line of alpha_bar."""
+    for continuous in (False, True):
+        schedule = make("sigmoid", continuous=continuous, start=-0.01, end=0.01)
+        half = schedule.rates(np.array(500.0 if continuous else 499.0))
+        np.testing.assert_allclose(half.alpha**2, 0.5, rtol=1e-6)
+        quarter = schedule.rates(np.array(250.0 if continuous else 249.0))
+        np.testing.assert_allclose(quarter.alpha**2, 0.75, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("forms", "continuous"), [((linear, None), True), ((None, linear), False)])
+def test_a_form_that_a_schedule_does_not_have_is_refused(monkeypatch, forms, continuous):
+    monkeypatch.setitem(SCHEDULES, "single", forms)
+    with pytest.raises(ValueError, match=f"'single'.*config.diffusion.continuous = {not continuous}"):
+        make("single", continuous=continuous)
+    make("single", continuous=not continuous)
 
 
 def test_every_number_of_timesteps_ends_as_noisy():
@@ -153,7 +203,7 @@ def test_equation_17_shift_is_of_the_ratio_of_noise_to_signal():
         np.testing.assert_allclose(larger.sigma / larger.alpha, 4 * plain.sigma / plain.alpha, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_a_level_next_to_pure_noise_is_a_number(name):
     """In float32, where what is left of alpha is less than a rounding of 1."""
     schedule = make(name, continuous=True, zero_terminal_snr=True)

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 
 from jdiff.diffusion.schedules import cosine
+from jdiff.diffusion.timestep_sampling import uniform
+from jdiff.diffusion.weighting import min_snr, simple
 from jdiff.models.clip import TextTower
 from jdiff.models.unet import UNet
 from jdiff.training import steps
@@ -37,8 +39,8 @@ def step(dropout, **changes):
     make = {
         "schedule": cosine(1000),
         "prediction_type": "v",
-        "weighting": "simple",
-        "timestep_sampling": "uniform",
+        "weighting": simple,
+        "timestep_sampling": uniform,
         "empty": steps.Captioning(EMPTY, EMPTY > 0, dropout),
         "ema": AVERAGES,
         "seed": 0,
@@ -73,7 +75,7 @@ def test_the_text_tower_stays_frozen_and_the_average_moves():
 def test_a_model_learns_one_picture():
     """Two hundred steps on one image bring the loss to a small part of where it began."""
     optimizer = optax.adam(2e-3)
-    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": "min_snr", "timestep_sampling": "uniform"}
+    make = {"schedule": cosine(1000), "prediction_type": "x0", "weighting": min_snr, "timestep_sampling": uniform}
     make |= {"seed": 0}
     empty = steps.Captioning(EMPTY, EMPTY > 0, 0.1)
     run = jax.jit(steps.diffusion_step(UNET, TEXT, None, optimizer, empty=empty, **make))
