@@ -18,7 +18,7 @@ from jdiff.diffusion.schedules import SCHEDULES, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.diffusion.spacing import SPACINGS
-from jdiff.diffusion.tableau import grid, stack_tableaux
+from jdiff.diffusion.tableau import level_grid, stack_tableaux
 from tests import truths
 from tests.diffusion import orders
 from tests.diffusion.orders import MEAN, STD
@@ -77,7 +77,10 @@ def _cells(quick: bool) -> Iterator[Claim]:
 def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str) -> None:
     """All methods and spacings of one schedule and type, as one batch of one program."""
     unknown = truths.gaussian_unknown(STD)
-    cells, levels = [], {name: grid(schedule, spacing(schedule, STEPS)).level for name, spacing in SPACINGS.items()}
+    cells, levels = (
+        [],
+        {name: level_grid(schedule, spacing(schedule, STEPS)).level for name, spacing in SPACINGS.items()},
+    )
     for spacing, method in product(SPACINGS, METHODS):
         cell = f"{named}, {spacing}, {method}"
         blind = levels[spacing].alpha[0] == 0 and prediction_type in prediction.BLIND_AT_ZERO_SNR
@@ -99,7 +102,7 @@ def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str)
     if not cells:
         return
     xt = np.tile(STARTS, len(cells))[:, None]
-    rows = max(tableau.rows for *_, tableau in cells)
+    rows = max(tableau.num_rows for *_, tableau in cells)
     dtype = jnp.result_type(float)
     together = stack_tableaux([tableau for *_, tableau in cells for _ in STARTS], rows, dtype=dtype)
     keys = jax.random.split(jax.random.key(0), len(xt))
@@ -130,15 +133,15 @@ def _noise(keys: jax.Array, row: int) -> jax.Array:
 
 def _run(schedule: Schedule, prediction_type: str, tableau, xt, keys):
     gaussian = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
-    denoise = prediction.denoiser(exact.network(gaussian, schedule, prediction_type), prediction_type)
+    denoise = prediction.denoiser(exact.perfect_network(gaussian, schedule, prediction_type), prediction_type)
 
     def told(xt, row, memory):
-        return denoise(xt, row)._replace(fraction=jnp.full_like(xt, FRACTION)), memory
+        return denoise(xt, row)._replace(variance_fraction=jnp.full_like(xt, FRACTION)), memory
 
     @jax.jit
     def run(tableau, xt, keys):
-        which = jnp.zeros(tableau.rows, int)
-        return sampler.sample_in_turns([told], which, tableau, xt, keys=keys, memory=jnp.zeros_like(xt))
+        which = jnp.zeros(tableau.num_rows, int)
+        return sampler.sample_switching_denoisers([told], which, tableau, xt, keys=keys, memory=jnp.zeros_like(xt))
 
     return run(tableau, xt, keys)
 

@@ -90,7 +90,7 @@ def _drawn(experiment: build.Experiment, batch: dict) -> dict:
         def keys(name: str) -> jax.Array:
             return rng.example_keys(rng.stream(experiment.train.seed, name), 0, rows["index"])
 
-        timestep, noise = diffusion.draw(
+        timestep, noise = diffusion.draw_timesteps_and_noise(
             keys("noise"),
             rows["image"].astype(np.float32),
             experiment.schedule(),

@@ -15,7 +15,7 @@ from benchmarks.claims import Claim, settle
 from jdiff.diffusion import exact
 from jdiff.diffusion.schedules import linear
 from jdiff.diffusion.solvers import SOLVERS
-from jdiff.diffusion.tableau import grid
+from jdiff.diffusion.tableau import level_grid
 from tests import truths
 
 MEAN, STD, COUNT = 0.3, 0.25, 20_000
@@ -52,7 +52,7 @@ STEPS, SPACINGS = (10, 50, 150), ("leading", "trailing", "linspace")
 def perfect() -> Callable:
     """A network that says the noise of data N(0.3, 0.25^2) exactly, for DDPM's linear schedule, to torch."""
     data = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
-    predict = jax.jit(exact.network(data, linear(1000), "eps"))
+    predict = jax.jit(exact.perfect_network(data, linear(1000), "eps"))
 
     def network(xt: torch.Tensor, timestep: float) -> torch.Tensor:
         x = jnp.asarray(xt.numpy(), jnp.float32)
@@ -88,7 +88,7 @@ def rows() -> Iterator[Claim]:
                 except (ValueError, NotImplementedError) as refusal:
                     print(f"{name}, {spacing}, {steps}: refused, {refusal}")
                     continue
-                tableau = SOLVERS[solver].rows(grid(linear(1000), visited), **options)
+                tableau = SOLVERS[solver].make_tableau(level_grid(linear(1000), visited), **options)
                 answers = truths.gaussian_answers(MEAN, STD)
                 _, variance = truths.moments_of_rows(tableau, MEAN, STD, answers, (0.0, 1.0))
                 right = np.sqrt(variance)

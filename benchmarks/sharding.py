@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import layouts
 from benchmarks.claims import Claim, settle
-from jdiff.contrastive.loss import FORMS, KINDS, Loss
+from jdiff.contrastive.loss import FORMS, LOSSES, Loss
 
 WIDTH, LARGE, CHUNK = 512, 65_536, 512
 WAYS = {"dense": {}, "gathered": {}, "ring": {}, f"ring, chunks of {CHUNK}": {"chunk": CHUNK}}
@@ -62,7 +62,7 @@ def _layouts() -> Iterator[Claim]:
 
 def _loss(kind: str, way: str, devices: int, **options: int) -> Loss:
     form = FORMS[way.partition(",")[0]]
-    return form(KINDS[kind], Mesh(np.array(jax.devices()[:devices]), ("data",)), ("data",), **options)
+    return form(LOSSES[kind], Mesh(np.array(jax.devices()[:devices]), ("data",)), ("data",), **options)
 
 
 def _graded(loss: Loss, **options):
@@ -71,7 +71,7 @@ def _graded(loss: Loss, **options):
 
 def _losses(quick: bool) -> Iterator[Claim]:
     yield from _same(64 if quick else 1024)
-    for kind in KINDS:
+    for kind in LOSSES:
         yield from _memory(kind)
 
 
@@ -93,7 +93,7 @@ def _same(b: int) -> Iterator[Claim]:
                 slope.append(max(float(np.abs(x).max()) for x in differences))
                 norm += [np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(differences[:2], slopes)]
     text = (
-        f"{len(KINDS) * len(WAYS)} forms of the contrastive loss on 1, 2, 4, 8 devices, batch {b}, beside dense on one"
+        f"{len(LOSSES) * len(WAYS)} forms of the contrastive loss on 1, 2, 4, 8 devices, batch {b}, beside dense on one"
     )
     yield Claim(f"{text}: value", max(value), 1e-6, at_most=True)
     note = f"(by embeddings, norm of the difference over the norm {max(norm):.1e})"

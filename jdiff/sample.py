@@ -124,7 +124,7 @@ class Sampler:
         if self.weaker is not None and any(negatives):
             raise ValueError("negative is said, but this model is led away from a weaker one in place of a caption")
         tableaux = {one: self.tableau(one) for one in set(chosen)}
-        longest = max(tableau.rows for tableau in tableaux.values())
+        longest = max(tableau.num_rows for tableau in tableaux.values())
         rows = longest if trajectory else max(longest, max_rows)
         columns = [*self.tokenizer.encode(list(prompts)), *self.tokenizer.encode(negatives), seeds.astype(np.uint32)]
         begun = None
@@ -225,7 +225,7 @@ class Sampler:
 
         pixels = self.autoencoder is None
         tableaux = tableaux or {one: self.tableau(one) for one in set(settings)}
-        rows = max(max_rows, *(tableaux[one].rows for one in settings))
+        rows = max(max_rows, *(tableaux[one].num_rows for one in settings))
         return Method(
             stack_tableaux([tableaux[one] for one in settings], rows),
             Corrections(
@@ -299,7 +299,7 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
         def denoise(xt: Array, row: Tableau, memory: Array):
             output, memory = ask(xt, row, memory)
             answer = prediction.parse_output(program.prediction_type, output, xt, row.level)
-            return prediction.clipped(answer, xt, row.level, whether=clip, percentile=percentile), memory
+            return prediction.clipped(answer, xt, row.level, clip_mask=clip, percentile=percentile), memory
 
         return denoise
 
@@ -327,7 +327,7 @@ def denoised(program: Program, weights, method: Method, captions, noise) -> tupl
     start = sampler.initial_noise(keys, program.shape) if noise is None else noise
     memory = jnp.zeros_like(start)
     if not program.trajectory:
-        return sampler.sample_in_turns([alone, guided], led, tableau, start, keys=keys, memory=memory), None
+        return sampler.sample_switching_denoisers([alone, guided], led, tableau, start, keys=keys, memory=memory), None
 
     def either(xt: Array, row: Tableau, memory: Array):
         return jax.lax.cond(jnp.any(row.guidance_scale != 1), guided, alone, xt, row, memory)

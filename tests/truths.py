@@ -276,10 +276,11 @@ def moments_of_rows(rows, mean, std, answers, start):
     """Mean and variance of what rows of equation (9) make of a normal variable, for answers that are straight lines.
 
     Then all that a row reads is jointly normal: x and what rows before found, kept here as a mean and a covariance.
-    rows: an object of columns xt_coef, x0_coef, eps_coef, noise_coef (n,), weights (n, depth), level.alpha and .sigma.
+    rows: an object of columns xt_coef, x0_coef, eps_coef, noise_coef (n,), history_weights (n, depth), level.alpha,
+        level.sigma.
     answers: of ``gaussian_answers(mean, std)``.   start: mean and variance of x.
     """
-    depth = rows.weights.shape[1]
+    depth = rows.history_weights.shape[1]
     m, cov = np.zeros(depth + 1), np.zeros((depth + 1, depth + 1))  # of x, and of d, latest first
     m[0], cov[0, 0] = start
     for i in range(len(rows.xt_coef)):
@@ -292,7 +293,7 @@ def moments_of_rows(rows, mean, std, answers, start):
         shift = np.zeros(depth + 1)
         shift[1] = at_0
         step = np.eye(depth + 1)
-        step[0] = [rows.xt_coef[i], *rows.weights[i]]
+        step[0] = [rows.xt_coef[i], *rows.history_weights[i]]
         m = step @ (told @ m + shift)
         cov = step @ told @ cov @ told.T @ step.T
         cov[0, 0] += rows.noise_coef[i] ** 2

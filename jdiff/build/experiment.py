@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jdiff import rng, storage
 from jdiff.build.sections import Config, ContrastiveSettings, Numbers, plain
 from jdiff.construct import ConfigError, choose, construct
-from jdiff.contrastive.loss import FORMS, KINDS, Loss
+from jdiff.contrastive.loss import FORMS, LOSSES, Loss
 from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.sources import SOURCES
@@ -216,11 +216,11 @@ class Experiment(Config):
         rows = self.train.batch_size // meshes.num_batch_shards(mesh)
         if said.chunk and rows % said.chunk:
             raise ConfigError(f"config.contrastive.chunk is {said.chunk}; it must divide a device's {rows} images")
-        return form(choose("contrastive.loss", said.loss, KINDS), mesh, meshes.BATCH, **chunk)
+        return form(choose("contrastive.loss", said.loss, LOSSES), mesh, meshes.BATCH, **chunk)
 
     def _check_contrastive(self) -> None:
         said = self.contrastive
-        choose("contrastive.loss", said.loss, KINDS)
+        choose("contrastive.loss", said.loss, LOSSES)
         choose("contrastive.form", said.form, FORMS)
         if said.loss == "sigmoid" and not self.section("encoder").get("use_logit_bias"):
             raise ConfigError("config.contrastive.loss is 'sigmoid', which needs config.encoder.use_logit_bias = True")

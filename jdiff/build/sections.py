@@ -76,7 +76,7 @@ class EmaSettings:
 class ContrastiveSettings:
     """config.contrastive.
 
-    loss: of KINDS.   form: of FORMS, where its logits lie.   chunk: of the ring, images looked at together; 0 for all.
+    loss: of LOSSES.   form: of FORMS, where its logits lie.   chunk: of the ring, images looked at together; 0 for all.
     """
 
     loss: str = "softmax"

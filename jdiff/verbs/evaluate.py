@@ -131,7 +131,7 @@ def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dic
     if cases:
         found |= {
             "analogies": len(cases),
-            "analogy_accuracy": analogies.accuracy(encoder.embed_texts, cases, answers),
+            "analogy_accuracy": analogies.analogy_accuracy(encoder.embed_texts, cases, answers),
             "analogy_chance": 1 / len(answers),
         }
     if setup.source == "shapes":

@@ -35,7 +35,7 @@ def export(
     plain = {name: getattr(sampler, name).clone(attend=dot_product) for name in ("text", "unet")}
     sampler = dataclasses.replace(sampler, **plain)  # kernels are of one platform
     method = sampler.method([sampler.settings], max_rows=max_rows)  # refuse impossible settings first
-    print(f"writing a program of up to {method.tableau.rows} rows for any number of images, on CPU, CUDA and TPU")
+    print(f"writing a program of up to {method.tableau.num_rows} rows for any number of images, on CPU, CUDA and TPU")
     program = exported(sampler, max_rows)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sampler.jax").write_bytes(program.serialize())

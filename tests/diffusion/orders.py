@@ -40,24 +40,24 @@ def of_images(name: str) -> np.ndarray:
     with jax.enable_x64(True):
         for n in (80, 160, 320) if name == "plms" else (20, 40, 80):
             chosen = stretch(name, n)
-            tableau = SOLVERS[name].rows(chosen)
-            depth = tableau.weights.shape[1]
+            tableau = SOLVERS[name].make_tableau(chosen)
+            depth = tableau.history_weights.shape[1]
             known = 0 if name in ("heun", "ddim", "euler") else min(depth, SOLVERS[name].order)
             rest = jax.tree.map(itemgetter(slice(known, None)), tableau)
             history = []
             for i in range(known - 1, known - 1 - depth, -1):
-                at = chosen.at(max(i, 0))
+                at = chosen.level_at(max(i, 0))
                 x0, eps = truths.gaussian_answers(MEAN, STD)(flow(at), at.alpha, at.sigma)
                 history.append(tableau.x0_coef[max(i, 0)] * x0 + tableau.eps_coef[max(i, 0)] * eps)
             gaussian = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
             found, _ = sampler.sample(
                 exact.denoiser(gaussian),
                 rest,
-                jnp.array([[flow(chosen.at(known))]]),
+                jnp.array([[flow(chosen.level_at(known))]]),
                 keys=jax.random.split(jax.random.key(0), 1),
                 history=jnp.array(history).reshape(depth, 1, 1),
             )
-            errors.append(abs(float(found[0, 0]) - flow(chosen.at(n))))
+            errors.append(abs(float(found[0, 0]) - flow(chosen.level_at(n))))
     return np.log2(np.array(errors[:-1]) / errors[1:])
 
 
@@ -67,8 +67,10 @@ def of_distributions(name: str) -> np.ndarray:
     errors = []
     for n in (40, 80, 160):
         chosen = stretch(name, n)
-        first, last = chosen.at(0), chosen.at(n)
+        first, last = chosen.level_at(0), chosen.level_at(n)
         start = (MEAN * first.alpha, (first.alpha * STD) ** 2 + first.sigma**2)
-        found = truths.moments_of_rows(SOLVERS[name].rows(chosen), MEAN, STD, truths.gaussian_answers(MEAN, STD), start)
+        found = truths.moments_of_rows(
+            SOLVERS[name].make_tableau(chosen), MEAN, STD, truths.gaussian_answers(MEAN, STD), start
+        )
         errors.append(np.abs(np.array(found) - (MEAN * last.alpha, (last.alpha * STD) ** 2 + last.sigma**2)).max())
     return np.log2(np.array(errors[:-1]) / errors[1:])
