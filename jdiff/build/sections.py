@@ -24,7 +24,7 @@ from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.levels import Level
 from jdiff.training.ema import WIDEST, EmaConfig
-from jdiff.training.optimizer import adamw
+from jdiff.training.optimizers import adamw
 from jdiff.training.state import TrainState
 
 NUMBERS = ("seed", "caption_dropout", "optimizer", "decays", "table", "weighting")
