@@ -7,9 +7,6 @@ VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 JDIFF := $(VENV)/bin/jdiff
 EXTRAS ?= test
 
-# XLA gives its buffers back after every step; on Linux, huge pages make that cheap: a fifth off a step.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
 .PHONY: demo test test-slurm parity gpu-check setup
 
 setup: $(VENV)/ready

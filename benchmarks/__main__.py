@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from jdiff.runtime import backend
+from jdiff import runtime
 
 NAMES = {
     "mathematics": "sampling: one program for everything, its cost, and how many steps a picture needs",
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer samples, under a minute")
     parser.add_argument("--runs", default="runs", help="where the runs lie")
     arguments = parser.parse_args()
-    backend.configure()
+    runtime.setup()
     try:
         benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
     except ModuleNotFoundError as error:

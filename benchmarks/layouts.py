@@ -17,14 +17,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jdiff import build, rng
+from jdiff import build, rng, runtime
 from jdiff.cli import shipped_configs
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.pipeline import Batches
 from jdiff.data.shapes.source import Shapes
 from jdiff.diffusion import loss as diffusion
 from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
-from jdiff.runtime import backend, distributed
+from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
 
 STEPS, PROCESSES, EACH = 20, 2, 4
@@ -128,7 +128,7 @@ def in_processes(task: str) -> Run:
 
 
 def main(task: str, address: str, process: str, file: str) -> None:
-    backend.configure()
+    runtime.setup()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", EACH)
     distributed.join(distributed.Cluster("auto", address, PROCESSES, int(process), PROCESSES * EACH))

@@ -11,6 +11,8 @@ else's weights:
     jdiff.load("runs/shapes").sample(["a red circle"], guidance_scale=4, seed=0)
 """
 
+from jdiff.runtime import setup as setup  # public: jdiff.setup(), to call before JAX starts
+
 __version__ = "0.1.0"
 
 
@@ -19,6 +21,7 @@ def load(path, **hints):
 
     hints: what somebody's files do not say, such as activation="quick_gelu"; see ``interop.foreign.Hints``.
     """
+    setup()
     from jdiff import runs
     from jdiff.interop.foreign import Hints
 

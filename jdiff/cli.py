@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from jdiff.runtime import backend
+from jdiff import runtime
 
 USAGE = """jdiff VERB --flags
 
@@ -385,7 +385,7 @@ def main() -> None:
     What goes wrong ends in one sentence and a status: 2 for a user's mistake, which another try would not mend, 1 for
     what one might, 130 after Ctrl-C, 75 after a SIGTERM, where a run has saved and the same command goes on.
     """
-    backend.configure()
+    runtime.setup()
     logging.set_verbosity(logging.ERROR)
     arguments = sys.argv[1:]
     verb = arguments[0] if arguments else "--help"

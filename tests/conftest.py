@@ -5,9 +5,9 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jdiff.runtime import backend
+from jdiff import runtime
 
-backend.configure()
+runtime.setup()
 
 import jax  # noqa: E402, after the flags it reads
 

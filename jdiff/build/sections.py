@@ -26,7 +26,7 @@ from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from jdiff.diffusion.weighting import WEIGHTINGS, Weighting, select
 from jdiff.levels import Level
 from jdiff.training.ema import WIDEST, EmaConfig
-from jdiff.training.optimizer import adamw
+from jdiff.training.optimizers import adamw
 from jdiff.training.state import TrainState
 
 NUMBERS = ("seed", "caption_dropout", "optimizer", "decays", "table", "weighting")

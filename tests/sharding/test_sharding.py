@@ -5,6 +5,7 @@ import runpy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jdiff.cli import shipped_configs
 from jdiff.construct import ConfigError
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
+from jdiff.training.state import TrainState
 from jdiff.verbs import train
 
 ONE = {"data": 1}
@@ -213,15 +215,38 @@ def test_every_parameter_has_a_rule_and_every_rule_serves():
     others = [build.experiment(config).shapes(Words()) for config in (RESNET, POOLED, LATENTS)]
     for shapes in [shapes for _, shapes in shipped()] + others:
         paths = ["/".join(key.key for key in keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-        seen |= {rules.rule_of(path) for path in paths}
+        seen |= {rules.rule_index(path) for path in paths}
     assert seen == set(range(len(rules.RULES)))
 
 
-def test_a_parameter_without_a_rule_is_an_error():
-    with pytest.raises(rules.NoRule, match="unet/strange/kernel"):
-        rules.placement(
-            build.experiment(CONTRASTIVE | {"mesh": ONE}).mesh(), {"unet": {"strange": {"kernel": np.ones(3)}}}
-        )
+STRANGE = {"unet": {"strange": {"kernel": np.ones((8, 4))}, "conv_1": {"kernel": np.ones((3, 3, 4, 8))}}}
+
+
+@pytest.mark.parametrize("layout", [{"data": 1}, {"data": 4}], ids=str)
+def test_parameter_without_rule_is_replicated_with_one_warning_where_no_parameter_is_sharded(layout):
+    mesh = meshes.make(**layout)
+    state = TrainState(np.int32(0), STRANGE, optax.adam(0.1).init(STRANGE), {"0.9": STRANGE}, {})
+    with pytest.warns(rules.UnshardedParameter, match=r"rules\.py matches unet/strange/kernel;") as warnings:
+        shardings = rules.placement(mesh, state)
+    assert len(warnings) == 1
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
+
+
+def test_warning_of_parameter_without_rule_is_printed_once():
+    """Python's default filter prints a sentence once for each line that warns; all callers share that line."""
+    with catch_warnings(record=True) as warnings:
+        simplefilter("default")
+        for _ in range(2):
+            rules.placement(meshes.make(data=1), STRANGE)
+        rules.table(meshes.make(data=1), STRANGE)
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("layout", [{"data": 1, "fsdp": 2}, {"data": 1, "tensor": 2}], ids=str)
+def test_parameter_without_rule_is_an_error_where_parameters_are_sharded(layout):
+    for function in (rules.placement, rules.table):
+        with pytest.raises(rules.MissingShardingRule, match=r"jdiff/sharding/rules\.py matches unet/strange/kernel;"):
+            function(meshes.make(**layout), STRANGE)
 
 
 @pytest.mark.parametrize(("name", "parts"), [("demo_clip", ("text", "vision", "logit_scale")), ("demo_t2i", ("unet",))])
