@@ -26,8 +26,13 @@ def test_caption_is_printed_beneath_its_image_and_wrapped_to_its_width():
     row = one_line.shape[0] - 4  # image, gap, one line of text, gap
     assert grid.shape[1] == one_line.shape[1] == 2 * (64 + 4) + 4
     assert grid.shape[0] - one_line.shape[0] > 64 + 4 + 3 * (row - 64 - 2 * 4)  # the second row has more than 3 lines
-    beneath = [grid[4 + 64 : row, 4:68], grid[4 + 64 : row, 72:136], grid[row + 68 :, 4:68], grid[row + 68 :, 72:136]]
-    assert [(area != BACKGROUND).any() for area in beneath] == [True, False, True, True]
+    caption_areas = [
+        grid[4 + 64 : row, 4:68],
+        grid[4 + 64 : row, 72:136],
+        grid[row + 68 :, 4:68],
+        grid[row + 68 :, 72:136],
+    ]
+    assert [(area != BACKGROUND).any() for area in caption_areas] == [True, False, True, True]
     gaps = grid[:, [0, 1, 2, 3, 68, 69, 70, 71, 136, 137, 138, 139]]
     assert (gaps == BACKGROUND).all()  # no text reaches a neighbour
 

@@ -151,7 +151,7 @@ def _told_apart(encoder: Encoder, held) -> dict:
     for name, cases in confusions.items():
         places, *captions = zip(*cases)
         right, wrong = (np.asarray(encoder.embed_texts(list(said))) for said in captions)
-        found[f"{name}_told"] = retrieval.preferred(image[np.searchsorted(shown, places)], right, wrong).mean()
+        found[f"{name}_accuracy"] = retrieval.preferred(image[np.searchsorted(shown, places)], right, wrong).mean()
     return found
 
 

@@ -309,7 +309,7 @@ def _points(own: Sequence[Cell], state: TrainState, average: str | None) -> Meas
         if not np.isfinite(ends).all():
             raise Diverged("what it draws are not numbers")
         to, back = spiral.measured(ends, setup.points())
-        yield cell, {"to_data": to, "from_data": back, "both": (to + back) / 2}, None
+        yield cell, {"sample_to_data": to, "data_to_sample": back, "mean_distance": (to + back) / 2}, None
 
 
 def _contrastive(own: Sequence[Cell], where: str, average: str | None) -> Measured:
