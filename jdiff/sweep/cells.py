@@ -2,7 +2,8 @@
 
 A cell is its resolved config: two that agree in every key that decides a result are one (``NOT_HASHED`` has the
 others). Cells that differ only in how they draw or are measured are of one run, which is trained once. In the
-sweep's directory, ``runs/KEY`` is a run, ``cells/KEY.json`` what was measured of a cell, ``failed/KEY.json`` why a run could not be.
+sweep's directory, ``runs/KEY`` is a run, ``cells/KEY.json`` what was measured of a cell, ``failed/KEY.json`` why a run
+could not be.
 """
 
 from __future__ import annotations
