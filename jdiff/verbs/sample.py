@@ -14,7 +14,7 @@ from rich.progress import track
 from jdiff import runs
 from jdiff.construct import ConfigError
 from jdiff.images import display_scale, image_grid, write_animation, write_image
-from jdiff.interop.foreign import Hints
+from jdiff.interop.pretrained import Hints
 
 
 def sample(
