@@ -21,7 +21,7 @@ from jdiff import rng, runs, sample
 from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
-from jdiff.interop.foreign import NO_HINTS
+from jdiff.interop.pretrained import NO_HINTS
 from jdiff.sample import Sampler
 from jdiff.verbs.export import export
 

@@ -19,8 +19,8 @@ ENCODERS = {
     "emoji_clip": ("emoji_clip", None, None),
 }
 SAMPLERS = {
-    "shapes": ("demo", {"shape_and_colour": 0.95, "whole": 0.90}),
-    "shapes_t2i": ("shapes_t2i", {"both_objects": 0.90, "whole_pair": 0.75}),
+    "shapes": ("demo", {"shape_and_colour": 0.95, "prompt_accuracy": 0.90}),
+    "shapes_t2i": ("shapes_t2i", {"both_objects": 0.90, "pair_prompt_accuracy": 0.75}),
 }
 SCALES = (1.0, 2.0, 4.0, 8.0)  # of guidance, whatever the config's own
 
@@ -49,7 +49,7 @@ def _encoders(runs: Path) -> Iterator[Claim]:
         chance = f"chance {found['analogy_chance']:.2g}" if found else ""
         yield Claim(f"{config}: arithmetic of meanings", found.get("analogy_accuracy"), analogies, note=chance)
         for name, share in found.items():
-            if name.endswith("_told"):
+            if name.endswith("_accuracy") and name != "analogy_accuracy":
                 note = f"of up to {found['pairs']} pairs, nearer to their caption than to one with this exchanged"
                 yield Claim(f"{config}: {name.replace('_', ' ')}", share, note=note)
 
@@ -63,7 +63,7 @@ def _samplers(runs: Path, *, quick: bool) -> Iterator[Claim]:
             found = _evaluated(path, num=64 if quick else 256, guidance_scales=scales, negatives=not quick)
             rows = found["scales"][f"{own:g}"]
         for name, bound in bounds.items():
-            yield _share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound, few=quick)
+            yield _share(f"{config}: {name.replace('_', ' ')}", rows.get(name), bound, few=quick)
         yield Claim(f"{config}: asked scenes that training showed", found.get("overlap"), 0, at_most=True)
         if found and not quick:
             unseen = _evaluated(path, split="compositions")

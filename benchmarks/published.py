@@ -57,7 +57,7 @@ def shapes(model, inputs):
 
 def stored(table):
     """A table as tensors that are on no disk."""
-    return {name: tensors.Stored(None, name, np.float32, tuple(shape), 0) for name, shape in table.items()}
+    return {name: tensors.StoredTensor(None, name, np.float32, tuple(shape), 0) for name, shape in table.items()}
 
 
 def problems(name: str) -> tuple[list[str], int]:
@@ -65,7 +65,9 @@ def problems(name: str) -> tuple[list[str], int]:
     model, inputs, parts, rules = TABLES[name]
     found = shapes(model, inputs)
     like = found if set(parts) == set(found) else {parts[0]: found}
-    file = tensors.File(stored(PUBLISHED[name]["shapes"]), parts, rules, ignored=clip_weights.IGNORED)
+    file = tensors.WeightFile(
+        stored(PUBLISHED[name]["shapes"]), parts, rules, unused_pattern=clip_weights.UNUSED_TENSORS
+    )
     return tensors.match(like, [file])[1], sum(leaf.size for leaf in jax.tree.leaves(like))
 
 

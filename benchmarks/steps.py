@@ -61,7 +61,7 @@ def asked(path: Path, count: int) -> tuple[list[str], list[Scene], np.ndarray]:
 
 def whole(scenes: list[Scene], drawn: np.ndarray) -> list[bool]:
     """Which pictures show all that was asked for."""
-    return [bool(one["whole"]) for one in prompt_accuracy.verdicts(scenes, drawn)]
+    return [bool(one["prompt_accuracy"]) for one in prompt_accuracy.verdicts(scenes, drawn)]
 
 
 def _verdicts(path: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:

@@ -20,7 +20,7 @@ from benchmarks import published, references
 from benchmarks.claims import Claim, settle
 from jdiff import runs
 from jdiff.interop import diffusers_weights, tensors
-from jdiff.interop.foreign import NO_HINTS, Hints
+from jdiff.interop.pretrained import NO_HINTS, Hints
 from jdiff.models.unet import UNet
 from jdiff.training.steps import images_of
 
@@ -165,7 +165,7 @@ def unet(folder: Path, *, second: bool, side: int = 16, **sizes) -> Errors:
     inputs = [jnp.asarray(a) for a in (xt.transpose(0, 2, 3, 1), timestep, context)]
     like = {"unet": published.shapes(network, inputs)}
     stored = tensors.scan_folder(folder, ("diffusion_pytorch_model",))
-    file = tensors.File(stored, ("unet",), diffusers_weights.diffusers_unet(len(section["channels"])))
+    file = tensors.WeightFile(stored, ("unet",), diffusers_weights.diffusers_unet(len(section["channels"])))
     params = tensors.read(like, [file], runs.first_device(), source=folder)["unet"]
     ours = jax.jit(network.apply)({"params": params}, *inputs)
     return {"prediction": relative(ours.transpose(0, 3, 1, 2), theirs)}
@@ -307,7 +307,7 @@ forget()
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak is counted from here
 before, began = memory("VmRSS"), time.perf_counter()
-file = tensors.File(tensors.scan(path), parts, rules)
+file = tensors.WeightFile(tensors.scan(path), parts, rules)
 weights = tensors.read(like, [file], one, source=path)
 seconds = time.perf_counter() - began
 peak = memory("VmHWM")

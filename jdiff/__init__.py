@@ -19,10 +19,10 @@ __version__ = "0.1.0"
 def load(path, **hints):
     """A run or somebody's weights, ready to use: a ``Sampler`` of what draws, an ``Encoder`` of a dual encoder.
 
-    hints: what somebody's files do not say, such as activation="quick_gelu"; see ``interop.foreign.Hints``.
+    hints: what somebody's files do not say, such as activation="quick_gelu"; see ``interop.pretrained.Hints``.
     """
     setup()
     from jdiff import runs
-    from jdiff.interop.foreign import Hints
+    from jdiff.interop.pretrained import Hints
 
     return runs.load(path, Hints(**hints))

@@ -110,7 +110,7 @@ def _define_hints() -> None:
 
 
 def _hints(**more):
-    from jdiff.interop.foreign import Hints
+    from jdiff.interop.pretrained import Hints
 
     return Hints(**{name: flags.FLAGS[name].value for name in ("activation", "prediction_type", "tokenizer")}, **more)
 

@@ -23,8 +23,8 @@ from jdiff.construct import ConfigError
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.embed import Encoder
-from jdiff.interop import foreign
-from jdiff.interop.foreign import NO_HINTS, Foreign, Hints
+from jdiff.interop import pretrained
+from jdiff.interop.pretrained import NO_HINTS, Hints, PretrainedModel
 from jdiff.sample import Sampler
 from jdiff.training import checkpoint, ema
 
@@ -63,7 +63,7 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = No
         weights = partial(restore_weights, path, average=average)
         measured = None if average else _saved_denoising_mse(path, step)
         return Model(saved_experiment(path), saved_tokenizer(path), weights, step, denoising_mse=measured)
-    theirs = foreign.find(path, hints)
+    theirs = pretrained.find(path, hints)
     if theirs is None:
         saved_experiment(path)  # says what is missing
     if average:
@@ -71,12 +71,12 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS, average: str | None = No
     return of_foreign(theirs)
 
 
-def of_foreign(theirs: Foreign) -> Model:
+def of_foreign(theirs: PretrainedModel) -> Model:
     """Somebody's model as one of ours."""
     setup = build.experiment(theirs.config)
 
     def weights(sharding: Sharding, only: Iterable[str] | None = None) -> dict[str, Any]:
-        return theirs.weights(setup.shapes(theirs.tokenizer), sharding, only=only)
+        return theirs.weights(setup.shapes(theirs.tokenizer), sharding, parts=only)
 
     return Model(setup, theirs.tokenizer, weights, notes=theirs.notes)
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "jdiff"
 LAYERS = (
     ("rng", "levels", "storage", "standalone"),
     ("diffusion", "contrastive", "data"),
-    ("models", "sharding", "grids"),
+    ("models", "sharding", "images"),
     ("training", "evaluation", "interop", "runtime"),
     ("sample", "embed", "construct"),
     ("build",),

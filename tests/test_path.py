@@ -60,7 +60,7 @@ def test_what_is_done_is_not_done_again(folder):
 DRAWN_BY_A_RUN = """
 from jdiff.sweep import chain, grid, product, seeds
 RUN = "runs/shapes"
-COMPARE = {"whole": "higher", "diversity": "higher"}
+COMPARE = {"prompt_accuracy": "higher", "diversity": "higher"}
 MEASURE = dict(num=4)
 def sweep():
     variants = chain(grid({"sample.eta": (0.0, 1.0)}), grid({"measure.average": ("none",)}))
@@ -101,7 +101,7 @@ def test_a_run_that_sweeps_cannot_draw_by_is_named(folder):
 
 
 def test_a_dry_run_of_what_an_encoder_is_measured_by(folder):
-    text = DRAWN_BY_A_RUN.replace("runs/shapes", "runs/shapes_clip").replace("whole", "text_to_image@1")
+    text = DRAWN_BY_A_RUN.replace("runs/shapes", "runs/shapes_clip").replace("prompt_accuracy", "text_to_image@1")
     variants = 'product(grid({"measure.average": ("none",)}))'
     (folder / "measured.py").write_text(re.sub("product\\(seeds.*", variants, text))
     commands = jdiff("sweep", "measured.py", "--workdir=measured", "--dry_run", cwd=folder).stdout.splitlines()
@@ -148,7 +148,7 @@ def test_evaluating(folder, run):
     found = json.loads((folder / "runs" / run / "evaluation" / "test" / "results.json").read_text())
     if run == "shapes":
         assert found["overlap"] == 0
-        assert found["scales"]["2"]["whole"]["count"] == found["prompts"] == 8
+        assert found["scales"]["2"]["prompt_accuracy"]["count"] == found["prompts"] == 8
     else:
         assert 0 <= found["text_to_image@1"] <= 1
         assert found["analogies"] == 48 * (7 + 5)
@@ -285,7 +285,11 @@ def test_claims_are_measured_on_any_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     claims = [*path._encoders(Path("runs")), *path._samplers(Path("runs"), quick=False), *path._emoji(Path("runs"))]
     measured = {claim.text for claim in claims if claim.measured is not None}
-    assert measured >= {"demo: whole right", "demo, guidance 8: whole", "demo, compositions: whole"}
+    assert measured >= {
+        "demo: prompt accuracy",
+        "demo, guidance 8: prompt accuracy",
+        "demo, compositions: prompt accuracy",
+    }
     assert measured >= {"demo: blur shown, as the negative prompt", "demo: arithmetic of meanings"}
     assert not any(text.startswith(("shapes_t2i", "emoji")) for text in measured)
 

@@ -3,14 +3,14 @@
 Aim     [cfg table 1]: a tenth of captions left out is enough, and half is worse.
 Run     jdiff sweep shapes_dropout --workdir=sweeps/shapes_dropout, after make demo
 Takes   about 45 minutes on 2 CPU cores with --jobs=2.
-Seen    2026-11-27, 5 seeds: whole .33 with none left out, .22 with a tenth, .08 with half.
+Seen    2026-11-27, 5 seeds: prompt_accuracy .33 with none left out, .22 with a tenth, .08 with half.
         docs/ablations.md has all of it.
 """
 
 from jdiff.sweep import grid, product, seeds
 
 BASE = "demo_t2i"
-COMPARE = {"whole": "higher", "shape_and_colour": "higher"}
+COMPARE = {"prompt_accuracy": "higher", "shape_and_colour": "higher"}
 BASELINE = {"diffusion.caption_dropout": 0.1}
 MEASURE = dict(num=128)
 

@@ -3,14 +3,14 @@
 Aim     [cfg fig. 4] in miniature: up to some scale prompts are followed better, and pictures are ever more alike.
 Run     jdiff sweep shapes_guidance --workdir=sweeps/shapes_guidance, after make demo
 Takes   5 to 9 minutes on 2 CPU cores.
-Seen    2026-11-27, 16 seeds: whole .89 at 1, .97 at 3, .60 at 8; diversity falls to 2 and rises from 5 on.
+Seen    2026-11-27, 16 seeds: prompt_accuracy .89 at 1, .97 at 3, .60 at 8; diversity falls to 2 and rises from 5 on.
         docs/ablations.md has all of it.
 """
 
 from jdiff.sweep import grid, product, seeds
 
 RUN = "runs/shapes"
-COMPARE = {"whole": "higher", "diversity": "higher"}
+COMPARE = {"prompt_accuracy": "higher", "diversity": "higher"}
 BASELINE = {"sample.guidance_scale": 1.0}
 MEASURE = dict(num=32)
 

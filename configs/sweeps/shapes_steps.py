@@ -10,7 +10,7 @@ Seen    2026-11-27, 16 seeds: noise is not distinguishable from none at any numb
 from jdiff.sweep import grid, product, seeds
 
 RUN = "runs/shapes"
-COMPARE = {"whole": "higher"}
+COMPARE = {"prompt_accuracy": "higher"}
 BASELINE = {"sample.eta": 0.0}  # at the same number of steps
 MEASURE = dict(num=32)
 

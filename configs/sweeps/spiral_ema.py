@@ -10,7 +10,7 @@ Seen    2026-11-27, 6 seeds: 0.99 is best where the rate stays; where it falls t
 from jdiff.sweep import grid, product, seeds
 
 BASE = "spiral"
-COMPARE = {"both": "lower"}  # the mean distance of samples to the data, and of the data to samples
+COMPARE = {"mean_distance": "lower"}  # the mean distance of samples to the data, and of the data to samples
 BASELINE = {"measure.average": "none"}  # the last step's weights, of the same learning rate
 
 DECAYS, WIDTHS = (0.9, 0.99, 0.999), (0.1, 0.2, 0.28)  # of averages that each run keeps

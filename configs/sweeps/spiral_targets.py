@@ -10,7 +10,7 @@ Seen    2026-11-27, 5 seeds: eps not distinguishable from v, x0 worse, linear wo
 from jdiff.sweep import grid, product, seeds
 
 BASE = "spiral"
-COMPARE = {"both": "lower"}  # the mean distance of samples to the data, and of the data to samples
+COMPARE = {"mean_distance": "lower"}  # the mean distance of samples to the data, and of the data to samples
 BASELINE = {"diffusion.prediction_type": "v", "diffusion.schedule": "cosine", "diffusion.weighting": "simple"}
 
 

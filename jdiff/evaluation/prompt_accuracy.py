@@ -35,13 +35,13 @@ def rate(found: Sequence[bool]) -> dict[str, float]:
 
 
 def summary(judged: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """The rate of each attribute, {"whole": {"share", ...}, ...}, and of pictures with something left out.
+    """The rate of each attribute, {"prompt_accuracy": {"share", ...}, ...}, and of pictures with something left out.
 
     An attribute that only some requests have (a place, a relation) is counted over those.
     """
-    names = list(dict.fromkeys(name for verdict in judged for name in verdict if name != "left_out"))
+    names = list(dict.fromkeys(name for verdict in judged for name in verdict if name != "num_missing"))
     table = {name: rate([bool(verdict[name]) for verdict in judged if name in verdict]) for name in names}
-    missing = [verdict["left_out"] > 0 for verdict in judged if "left_out" in verdict]
+    missing = [verdict["num_missing"] > 0 for verdict in judged if "num_missing" in verdict]
     return table | ({"missing_object_rate": rate(missing)} if missing else {})
 
 

@@ -1,7 +1,8 @@
-"""CLIP and SigLIP as others store them: OpenAI's and open_clip's layout, and Hugging Face's.
+"""CLIP and SigLIP weights in the layout of OpenAI and open_clip, and in that of Hugging Face.
 
-All are configurations of ``models.clip``. Theirs fuse query, key and value, keep two projections as (in, out),
-and call the same tensors otherwise; nothing is computed on the way, but for position embeddings at another size.
+All are configurations of ``models.clip``. OpenAI's layout fuses query, key and value and stores two projections as
+(in, out); all layouts use other names for the same tensors. Loading computes nothing, except for position embeddings at
+another image size.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jdiff.interop.tensors import Rule, Stored, WrongWeights
+from jdiff.interop.tensors import Rule, StoredTensor, WrongWeights
 
 QKV = {"q": 0, "k": 1, "v": 2}
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -24,20 +25,20 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 CROPS = {"shortest": "clip", "squash": "squash"}
-# Buffers and scalars that are no weights.
-IGNORED = r"(^|\.)(position_ids|num_batches_tracked|attn_mask|input_resolution|context_length|vocab_size)$"
+# Buffers and scalars that hold no parameter.
+UNUSED_TENSORS = r"(^|\.)(position_ids|num_batches_tracked|attn_mask|input_resolution|context_length|vocab_size)$"
 
-# A file does not tell how many heads share its width: 64 numbers each, but for these widths of vision towers.
+# Features per attention head, by the width of a vision tower; 64 for all other widths. Tensor shapes do not show it.
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 
 
-def _fused(found: re.Match) -> str:
-    return f"in_proj_{found[2].replace('kernel', 'weight')}#{QKV[found[1]]}"
+def _in_proj(match: re.Match) -> str:
+    return f"in_proj_{match[2].replace('kernel', 'weight')}#{QKV[match[1]]}"
 
 
 BLOCKS: tuple[Rule, ...] = (
     (r"/transformer/layers_(\d+)/", r"/transformer.resblocks.\1."),
-    (r"attention/([qkv])/(kernel|bias)$", lambda found: "attn." + _fused(found)),
+    (r"attention/([qkv])/(kernel|bias)$", lambda match: "attn." + _in_proj(match)),
     (r"attention/out/", "attn.out_proj."),
     (r"norm_([12])/", r"ln_\1."),
     (r"mlp_1/", "mlp.c_fc."),
@@ -58,7 +59,7 @@ OPENAI: tuple[Rule, ...] = (
     (r"^vision/patches/", "visual.conv1."),
     (r"^vision/norm_in/", "visual.ln_pre."),
     (r"^vision/norm_out/", "visual.ln_post."),
-    (r"^vision/stage_(\d)_(\d+)/", lambda found: f"visual.layer{int(found[1]) + 1}.{found[2]}."),
+    (r"^vision/stage_(\d)_(\d+)/", lambda match: f"visual.layer{int(match[1]) + 1}.{match[2]}."),
     (r"conv_shortcut/", "downsample.0."),
     (r"norm_shortcut/", "downsample.1."),
     (r"norm(\d)/", r"bn\1."),
@@ -86,7 +87,7 @@ HUGGING_FACE: tuple[Rule, ...] = (
 SIGLIP: tuple[Rule, ...] = (
     (r"^text/projection/", "text_model.head."),
     (r"^vision/pool/query$", "vision_model.head.probe"),
-    (r"^vision/pool/attention/([qkv])/(kernel|bias)$", lambda found: "vision_model.head.attention." + _fused(found)),
+    (r"^vision/pool/attention/([qkv])/(kernel|bias)$", lambda match: "vision_model.head.attention." + _in_proj(match)),
     (r"^vision/pool/attention/out/", "vision_model.head.attention.out_proj."),
     (r"^vision/pool/norm/", "vision_model.head.layernorm."),
     (r"^vision/pool/mlp_([12])/", r"vision_model.head.mlp.fc\1."),
@@ -96,7 +97,7 @@ SIGLIP: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class _Defaults:
-    """What a Hugging Face config.json leaves out where it is as usual."""
+    """Values of the keys that a Hugging Face config.json leaves out."""
 
     width: int
     heads: int
@@ -108,95 +109,103 @@ _TEXT, _VISION = _Defaults(512, 8), _Defaults(768, 12)
 _SIGLIP = _Defaults(768, 12, "gelu_pytorch_tanh", 1e-6)
 
 
-def hugging_face_config(given: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """Our sections for a Hugging Face config.json of model_type "clip" or "siglip" and its preprocessor_config.json."""
-    siglip = given["model_type"] == "siglip"
-    texts, visions = (
-        {**given.get(f"{name}_config", {}), **(given.get(f"{name}_config_dict") or {})} for name in ("text", "vision")
+def hugging_face_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """The config sections of a Hugging Face model.
+
+    config: its config.json, of model_type "clip" or "siglip".   preprocessor: its preprocessor_config.json.
+    """
+    siglip = config["model_type"] == "siglip"
+    text_config, vision_config = (
+        {**config.get(f"{name}_config", {}), **(config.get(f"{name}_config_dict") or {})} for name in ("text", "vision")
     )
-    text, vision = hugging_face_text(texts, siglip=siglip), _tower(visions, _SIGLIP if siglip else _VISION)
-    vision["patch_size"] = visions.get("patch_size", 16 if siglip else 32)
+    text, vision = hugging_face_text(text_config, siglip=siglip), _tower(vision_config, _SIGLIP if siglip else _VISION)
+    vision["patch_size"] = vision_config.get("patch_size", 16 if siglip else 32)
     if siglip:
-        text |= {"embed_dim": texts.get("projection_size", text["width"]), "projection_bias": True}
+        text |= {"embed_dim": text_config.get("projection_size", text["width"]), "projection_bias": True}
         text |= {"causal": False, "attend_to_padding": True}
         vision |= {"embed_dim": vision["width"], "pooling": "attention"}
     else:
-        text["embed_dim"] = vision["embed_dim"] = given.get("projection_dim", 512)
+        text["embed_dim"] = vision["embed_dim"] = config.get("projection_dim", 512)
     vision["mean"] = tuple(preprocessor.get("image_mean", HALF if siglip else OPENAI_MEAN))
     vision["std"] = tuple(preprocessor.get("image_std", HALF if siglip else OPENAI_STD))
     return {
-        "data": {"image_size": visions.get("image_size", 224), "crop": "squash" if siglip else "clip"},
-        "tokenizer": {"context_length": texts.get("max_position_embeddings", 64 if siglip else 77)},
+        "data": {"image_size": vision_config.get("image_size", 224), "crop": "squash" if siglip else "clip"},
+        "tokenizer": {"context_length": text_config.get("max_position_embeddings", 64 if siglip else 77)},
         "text": text,
         "vision": vision,
         "encoder": {"use_logit_bias": siglip},
     }
 
 
-def hugging_face_text(given: Mapping[str, Any], *, siglip: bool = False) -> dict[str, Any]:
-    """Our text section for their text_config."""
+def hugging_face_text(text_config: Mapping[str, Any], *, siglip: bool = False) -> dict[str, Any]:
+    """The text section of a Hugging Face text_config."""
     return {
-        "vocab_size": given.get("vocab_size", 32000 if siglip else 49408),
-        **_tower(given, _SIGLIP if siglip else _TEXT),
+        "vocab_size": text_config.get("vocab_size", 32000 if siglip else 49408),
+        **_tower(text_config, _SIGLIP if siglip else _TEXT),
     }
 
 
-def _tower(given: Mapping[str, Any], usual: _Defaults) -> dict[str, Any]:
-    width = given.get("hidden_size", usual.width)
+def _tower(config: Mapping[str, Any], defaults: _Defaults) -> dict[str, Any]:
+    width = config.get("hidden_size", defaults.width)
     return {
         "width": width,
-        "layers": given.get("num_hidden_layers", 12),
-        "heads": given.get("num_attention_heads", usual.heads),
-        "mlp_ratio": given.get("intermediate_size", 4 * usual.width) / width,
-        "activation": activation(given.get("hidden_act", usual.activation)),
-        "epsilon": given.get("layer_norm_eps", usual.epsilon),
+        "layers": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", defaults.heads),
+        "mlp_ratio": config.get("intermediate_size", 4 * defaults.width) / width,
+        "activation": activation(config.get("hidden_act", defaults.activation)),
+        "epsilon": config.get("layer_norm_eps", defaults.epsilon),
     }
 
 
 def activation(name: str) -> str:
-    """Our name for theirs."""
+    """The name in jdiff of an activation that Hugging Face calls ``name``."""
     if name not in ACTIVATIONS:
-        raise WrongWeights(f"its config.json has hidden_act '{name}'; known are {', '.join(ACTIVATIONS)}")
+        raise WrongWeights(f"its config.json has hidden_act '{name}'; supported are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def open_clip_config(given: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """Our sections for an open_clip_config.json; what it does not say, the tensors' shapes do."""
-    model, pixels = given["model_cfg"], given.get("preprocess_cfg", {})
+def open_clip_config(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """The config sections of an open_clip_config.json; what it leaves out is read from the shapes of the tensors."""
+    model, preprocessing = config["model_cfg"], config.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
-    other = [key for key in ("timm_model_name", "hf_model_name") if {**vision, **text}.get(key)]
-    if other:
+    other_library = [key for key in ("timm_model_name", "hf_model_name") if {**vision, **text}.get(key)]
+    if other_library:
         raise WrongWeights(
-            f"its open_clip_config.json has a {other[0]}, a tower of another library, which cannot be read here; "
-            "Hugging Face's copy of the same model may be"
+            f"its open_clip_config.json has {other_library[0]}, a tower of another library, which is not supported; "
+            "if Hugging Face has a copy of the model in its own layout, use that"
         )
-    crop, filtering = pixels.get("resize_mode", "shortest"), pixels.get("interpolation", "bicubic")
-    if crop not in CROPS or filtering != "bicubic":
-        raise WrongWeights(f"its open_clip_config.json resizes by '{crop}', '{filtering}'; known is bicubic, {CROPS}")
+    crop = preprocessing.get("resize_mode", "shortest")
+    interpolation = preprocessing.get("interpolation", "bicubic")
+    if crop not in CROPS or interpolation != "bicubic":
+        raise WrongWeights(
+            f"its open_clip_config.json has resize_mode '{crop}' and interpolation '{interpolation}'; supported are "
+            f"{', '.join(CROPS)} with bicubic"
+        )
     act = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    found = openai_config(stored, activation=act)
-    found["text"]["heads"] = text.get("heads", found["text"]["heads"])
+    sections = openai_config(tensors, activation=act)
+    sections["text"]["heads"] = text.get("heads", sections["text"]["heads"])
     if "head_width" in vision:
-        found["vision"]["heads"] = vision["width"] // vision["head_width"]
-    found["vision"] |= {"mean": tuple(pixels.get("mean", OPENAI_MEAN)), "std": tuple(pixels.get("std", OPENAI_STD))}
-    found["data"]["crop"] = CROPS[crop]
-    return found
+        sections["vision"]["heads"] = vision["width"] // vision["head_width"]
+    mean, std = preprocessing.get("mean", OPENAI_MEAN), preprocessing.get("std", OPENAI_STD)
+    sections["vision"] |= {"mean": tuple(mean), "std": tuple(std)}
+    sections["data"]["crop"] = CROPS[crop]
+    return sections
 
 
-def openai_config(stored: Mapping[str, Stored], *, activation: str) -> dict[str, Any]:
-    """Our sections for tensors in OpenAI's layout, from their shapes alone."""
+def openai_config(tensors: Mapping[str, StoredTensor], *, activation: str) -> dict[str, Any]:
+    """The config sections of tensors in OpenAI's layout, from their shapes alone."""
 
     def shape(name: str) -> tuple[int, ...]:
-        if name not in stored:
-            raise WrongWeights(f"it has no tensor {name}, so it is no CLIP in OpenAI's layout")
-        return stored[name].shape
+        if name not in tensors:
+            raise WrongWeights(f"it has no tensor {name}; expected a CLIP model in OpenAI's layout")
+        return tensors[name].shape
 
-    text = openai_text(stored, activation=activation)
+    text = openai_text(tensors, activation=activation)
     text["embed_dim"] = embed_dim = shape("text_projection")[1]
-    if "visual.layer1.0.conv1.weight" in stored:
+    if "visual.layer1.0.conv1.weight" in tensors:
         width = shape("visual.layer1.0.conv1.weight")[0]
         side = 32 * math.isqrt(shape("visual.attnpool.positional_embedding")[0] - 1)
-        layers = tuple(count(stored, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        layers = tuple(count(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         vision = {"kind": "resnet", "layers": layers, "width": width, "heads": width // 2, "embed_dim": embed_dim}
     else:
         width, _, patch, _ = shape("visual.conv1.weight")
@@ -204,7 +213,7 @@ def openai_config(stored: Mapping[str, Stored], *, activation: str) -> dict[str,
         vision = {
             "patch_size": patch,
             "width": width,
-            "layers": count(stored, r"visual\.transformer\.resblocks\.(\d+)\."),
+            "layers": count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."),
             "heads": width // HEAD_WIDTHS.get(width, 64),
             "embed_dim": embed_dim,
             "mlp_ratio": shape("visual.transformer.resblocks.0.mlp.c_fc.weight")[0] / width,
@@ -218,19 +227,19 @@ def openai_config(stored: Mapping[str, Stored], *, activation: str) -> dict[str,
     }
 
 
-def openai_text(stored: Mapping[str, Stored], *, activation: str, prefix: str = "") -> dict[str, Any]:
-    """Our text section for tensors in OpenAI's layout."""
-    vocab_size, width = stored[f"{prefix}token_embedding.weight"].shape
+def openai_text(tensors: Mapping[str, StoredTensor], *, activation: str, prefix: str = "") -> dict[str, Any]:
+    """The text section of tensors in OpenAI's layout. prefix: what precedes the name of every tensor."""
+    vocab_size, width = tensors[f"{prefix}token_embedding.weight"].shape
     return {
         "vocab_size": vocab_size,
         "width": width,
-        "layers": count(stored, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\."),
+        "layers": count(tensors, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\."),
         "heads": width // 64,
-        "mlp_ratio": stored[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
+        "mlp_ratio": tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
         "activation": activation,
     }
 
 
-def count(stored: Mapping[str, Stored], pattern: str) -> int:
-    """How many numbers stand where the pattern has its group: one more than the last of them."""
-    return 1 + max((int(found[1]) for name in stored if (found := re.match(pattern, name))), default=-1)
+def count(tensors: Mapping[str, StoredTensor], pattern: str) -> int:
+    """How many layers the tensors have: one more than the greatest index that the pattern's group matches."""
+    return 1 + max((int(match[1]) for name in tensors if (match := re.match(pattern, name))), default=-1)

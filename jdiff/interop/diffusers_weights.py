@@ -1,7 +1,7 @@
-"""Stable Diffusion 1.x and 2.x as others store it: diffusers' folders, and the single file of latent diffusion.
+"""Stable Diffusion 1.x and 2.x weights: diffusers' folders, and the single file of the latent diffusion repository.
 
-Both are configurations of ``models.unet``, ``models.autoencoder`` and ``models.clip``; their tensors differ in
-names, and in where 1x1 convolutions stand for linear layers.
+Both versions are configurations of ``models.unet``, ``models.autoencoder`` and ``models.clip``. The two layouts differ
+in the names of tensors, and in which linear layers are stored as 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from jdiff.diffusion.spacing import SPACINGS
 from jdiff.interop import clip_weights
-from jdiff.interop.tensors import Rule, Stored, WrongWeights
+from jdiff.interop.tensors import Rule, StoredTensor, WrongWeights
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# {name: (our name, its beta_start and beta_end)}; other ends make another schedule.
+# {diffusers' name: (name in jdiff, its beta_start and beta_end)}; other betas are not supported.
 SCHEDULES = {
     "linear": ("linear", (1e-4, 0.02)),
     "scaled_linear": ("scaled_linear", (0.00085, 0.012)),
@@ -23,10 +23,10 @@ SCHEDULES = {
 }
 BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
-# What a single file holds besides weights: averages, tables of its schedule, a text tower's unused end.
-IGNORED = (
+# What a single file holds besides parameters: EMA weights, tables of the noise schedule, unused ends of a text tower.
+UNUSED_TENSORS = (
     r"^model_ema\.|^(alphas|betas|sqrt|log|posterior|lvlb|logvar|scale_factor)|^first_stage_model\.loss\."
-    r"|^cond_stage_model\.model\.logit_scale$|" + clip_weights.IGNORED
+    r"|^cond_stage_model\.model\.logit_scale$|" + clip_weights.UNUSED_TENSORS
 )
 UNET_IN_FILE, VAE_IN_FILE = "model.diffusion_model.", "first_stage_model."
 TEXT_1_IN_FILE, TEXT_2_IN_FILE = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -41,10 +41,10 @@ ATTENTION: tuple[Rule, ...] = (
 
 
 def diffusers_unet(levels: int) -> tuple[Rule, ...]:
-    """Names of a U-Net of so many levels: theirs count blocks on the way up from the coarsest level, ours name it."""
+    """Names of a U-Net: diffusers counts up blocks from the coarsest of the levels, jdiff from the finest."""
 
-    def up(found: re.Match) -> str:
-        return f"up_blocks.{levels - 1 - int(found[1])}."
+    def up_block(match: re.Match) -> str:
+        return f"up_blocks.{levels - 1 - int(match[1])}."
 
     return (
         (r"^unet/", ""),
@@ -52,9 +52,9 @@ def diffusers_unet(levels: int) -> tuple[Rule, ...]:
         (r"^down_(\d)_residual_(\d)/", r"down_blocks.\1.resnets.\2."),
         (r"^down_(\d)_transformer_(\d)/", r"down_blocks.\1.attentions.\2./"),
         (r"^down_(\d)_sample/", r"down_blocks.\1.downsamplers.0.conv."),
-        (r"^up_(\d)_residual_(\d)/", lambda found: f"{up(found)}resnets.{found[2]}."),
-        (r"^up_(\d)_transformer_(\d)/", lambda found: f"{up(found)}attentions.{found[2]}./"),
-        (r"^up_(\d)_sample/", lambda found: f"{up(found)}upsamplers.0.conv."),
+        (r"^up_(\d)_residual_(\d)/", lambda match: f"{up_block(match)}resnets.{match[2]}."),
+        (r"^up_(\d)_transformer_(\d)/", lambda match: f"{up_block(match)}attentions.{match[2]}./"),
+        (r"^up_(\d)_sample/", lambda match: f"{up_block(match)}upsamplers.0.conv."),
         (r"^middle_residual_(\d)/", r"mid_block.resnets.\1."),
         (r"^middle_transformer/", "mid_block.attentions.0./"),
         *ATTENTION,
@@ -66,18 +66,18 @@ def diffusers_unet(levels: int) -> tuple[Rule, ...]:
 
 
 def diffusers_autoencoder(levels: int, *, old: bool) -> tuple[Rule, ...]:
-    """Names of an autoencoder. old: whether its attention's are those of before diffusers 0.17."""
+    """Names of an autoencoder. old: whether its attention has the names that diffusers used before 0.17."""
     attention = {"q": "query", "k": "key", "v": "value", "out": "proj_attn"} if old else {}
     attention = attention or {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
     return (
         (r"^autoencoder/", ""),
         (r"down_(\d)_residual_(\d)/", r"down_blocks.\1.resnets.\2."),
         (r"down_(\d)_sample/", r"down_blocks.\1.downsamplers.0.conv."),
-        (r"up_(\d)_residual_(\d)/", lambda found: f"up_blocks.{levels - 1 - int(found[1])}.resnets.{found[2]}."),
-        (r"up_(\d)_sample/", lambda found: f"up_blocks.{levels - 1 - int(found[1])}.upsamplers.0.conv."),
+        (r"up_(\d)_residual_(\d)/", lambda match: f"up_blocks.{levels - 1 - int(match[1])}.resnets.{match[2]}."),
+        (r"up_(\d)_sample/", lambda match: f"up_blocks.{levels - 1 - int(match[1])}.upsamplers.0.conv."),
         (r"middle/residual_(\d)/", r"mid_block.resnets.\1."),
         (r"middle/norm/", "mid_block.attentions.0.group_norm."),
-        (r"middle/attention/(\w+)/", lambda found: f"mid_block.attentions.0.{attention[found[1]]}."),
+        (r"middle/attention/(\w+)/", lambda match: f"mid_block.attentions.0.{attention[match[1]]}."),
         (r"shortcut/", "conv_shortcut."),
         (r"norm_out/", "conv_norm_out."),
         (r"quant/", "quant_conv."),
@@ -85,29 +85,32 @@ def diffusers_autoencoder(levels: int, *, old: bool) -> tuple[Rule, ...]:
 
 
 def single_file_unet(unet: Mapping[str, Any]) -> tuple[Rule, ...]:
-    """Names of a U-Net of this section in a single file, which counts blocks and samplings through."""
+    """Names of a U-Net in a single file, which numbers blocks and up- or downsampling layers consecutively.
+
+    unet: the config section.
+    """
     levels, blocks = len(unet["channels"]), unet["blocks"]
 
-    def on_the_way_down(level: str, i: str | int) -> str:
+    def input_block(level: str, i: str | int) -> str:
         return f"input_blocks.{1 + int(level) * (blocks + 1) + int(i)}"
 
-    def on_the_way_up(level: str, i: str | int) -> str:
+    def output_block(level: str, i: str | int) -> str:
         return f"output_blocks.{(levels - 1 - int(level)) * (blocks + 1) + int(i)}"
 
-    def upsampling(found: re.Match) -> str:
-        return f"{on_the_way_up(found[1], blocks)}.{2 if unet['attention'][int(found[1])] else 1}.conv."
+    def upsampling(match: re.Match) -> str:
+        return f"{output_block(match[1], blocks)}.{2 if unet['attention'][int(match[1])] else 1}.conv."
 
     return (
         (r"^unet/", ""),
-        (r"^time(\d)/", lambda found: f"time_embed.{2 * int(found[1]) - 2}."),
+        (r"^time(\d)/", lambda match: f"time_embed.{2 * int(match[1]) - 2}."),
         (r"^conv_in/", "input_blocks.0.0."),
-        (r"^down_(\d)_residual_(\d)/", lambda found: f"{on_the_way_down(found[1], found[2])}.0/"),
-        (r"^down_(\d)_transformer_(\d)/", lambda found: f"{on_the_way_down(found[1], found[2])}.1/"),
-        (r"^down_(\d)_sample/", lambda found: f"{on_the_way_down(found[1], blocks)}.0.op."),
-        (r"^up_(\d)_residual_(\d)/", lambda found: f"{on_the_way_up(found[1], found[2])}.0/"),
-        (r"^up_(\d)_transformer_(\d)/", lambda found: f"{on_the_way_up(found[1], found[2])}.1/"),
+        (r"^down_(\d)_residual_(\d)/", lambda match: f"{input_block(match[1], match[2])}.0/"),
+        (r"^down_(\d)_transformer_(\d)/", lambda match: f"{input_block(match[1], match[2])}.1/"),
+        (r"^down_(\d)_sample/", lambda match: f"{input_block(match[1], blocks)}.0.op."),
+        (r"^up_(\d)_residual_(\d)/", lambda match: f"{output_block(match[1], match[2])}.0/"),
+        (r"^up_(\d)_transformer_(\d)/", lambda match: f"{output_block(match[1], match[2])}.1/"),
         (r"^up_(\d)_sample/", upsampling),
-        (r"^middle_residual_(\d)/", lambda found: f"middle_block.{2 * int(found[1])}/"),
+        (r"^middle_residual_(\d)/", lambda match: f"middle_block.{2 * int(match[1])}/"),
         (r"^middle_transformer/", "middle_block.1/"),
         *ATTENTION,
         (r"/norm1/", ".in_layers.0."),
@@ -125,7 +128,7 @@ SINGLE_FILE_AUTOENCODER: tuple[Rule, ...] = (
     (r"^autoencoder/", ""),
     (r"(down|up)_(\d)_residual_(\d)/", r"\1.\2.block.\3."),
     (r"(down|up)_(\d)_sample/", r"\1.\2.\1sample.conv."),
-    (r"middle/residual_(\d)/", lambda found: f"mid.block_{int(found[1]) + 1}."),
+    (r"middle/residual_(\d)/", lambda match: f"mid.block_{int(match[1]) + 1}."),
     (r"middle/norm/", "mid.attn_1.norm."),
     (r"middle/attention/([qkv])/", r"mid.attn_1.\1."),
     (r"middle/attention/out/", "mid.attn_1.proj_out."),
@@ -134,14 +137,14 @@ SINGLE_FILE_AUTOENCODER: tuple[Rule, ...] = (
 )
 
 
-def unet_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Our unet section for a U-Net's config.json."""
-    channels = tuple(given["block_out_channels"])
+def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The unet section of a U-Net's config.json. Raises ``WrongWeights`` where the network would compute otherwise."""
+    channels = tuple(config["block_out_channels"])
     levels = len(channels)
-    down = [_known("down_block_types", name, BLOCKS) for name in given["down_block_types"]]
-    up = [_known("up_block_types", name, BLOCKS) for name in given["up_block_types"]]
-    _must("up_block_types", up, down[::-1])
-    for key, usual in {
+    down_attention = [_lookup("down_block_types", name, BLOCKS) for name in config["down_block_types"]]
+    up_attention = [_lookup("up_block_types", name, BLOCKS) for name in config["up_block_types"]]
+    _require("up_block_types", up_attention, down_attention[::-1])
+    for key, default in {
         "act_fn": "silu",
         "flip_sin_to_cos": True,
         "freq_shift": 0,
@@ -161,28 +164,28 @@ def unet_config(given: Mapping[str, Any]) -> dict[str, Any]:
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
     }.items():
-        _must(key, given.get(key, usual), usual)
-    # Their "attention_head_dim" is the number of heads, by a mistake that files must keep.
-    heads = given.get("num_attention_heads") or given.get("attention_head_dim", 8)
+        _require(key, config.get(key, default), default)
+    # diffusers' "attention_head_dim" is the number of heads, a mistake that its config files preserve.
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     return {
         "channels": channels,
-        "attention": tuple(down),
+        "attention": tuple(down_attention),
         "heads": tuple(heads) if isinstance(heads, list | tuple) else (heads,) * levels,
-        "blocks": given.get("layers_per_block", 2),
-        "groups": given.get("norm_num_groups", 32),
-        "scale_shift_norm": _known(
+        "blocks": config.get("layers_per_block", 2),
+        "groups": config.get("norm_num_groups", 32),
+        "scale_shift_norm": _lookup(
             "resnet_time_scale_shift",
-            given.get("resnet_time_scale_shift", "default"),
+            config.get("resnet_time_scale_shift", "default"),
             {"default": False, "scale_shift": True},
         ),
         "attend_to_padding": True,
     }
 
 
-def autoencoder_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Our autoencoder section for a VAE's config.json."""
-    channels = tuple(given["block_out_channels"])
-    for key, usual in {
+def autoencoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The autoencoder section of a VAE's config.json. Raises ``WrongWeights``, as ``unet_config``."""
+    channels = tuple(config["block_out_channels"])
+    for key, default in {
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "act_fn": "silu",
@@ -194,94 +197,93 @@ def autoencoder_config(given: Mapping[str, Any]) -> dict[str, Any]:
         "shift_factor": None,
         "latents_mean": None,
     }.items():
-        found = given.get(key, usual)
-        _must(key, list(found) if isinstance(found, tuple) else found, usual)
+        value = config.get(key, default)
+        _require(key, list(value) if isinstance(value, tuple) else value, default)
     return {
         "channels": channels,
-        "blocks": given.get("layers_per_block", 1),
-        "groups": given.get("norm_num_groups", 32),
-        "latent_channels": given.get("latent_channels", 4),
-        "scale": given.get("scaling_factor", 0.18215),
+        "blocks": config.get("layers_per_block", 1),
+        "groups": config.get("norm_num_groups", 32),
+        "latent_channels": config.get("latent_channels", 4),
+        "scale": config.get("scaling_factor", 0.18215),
     }
 
 
-def scheduler_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our diffusion and sample sections for a scheduler_config.json, of whatever solver: sampling is by DDIM."""
-    name, ends = _known("beta_schedule", given.get("beta_schedule", "linear"), SCHEDULES)
-    if ends:
-        found = given.get("beta_start", 1e-4), given.get("beta_end", 0.02)
-        _must("beta_start and beta_end", tuple(found), ends)
-    for key, usual in {"trained_betas": None, "thresholding": False}.items():
-        _must(key, given.get(key, usual), usual)
-    if name != "cosine":  # whose betas, unlike ours, are not brought to another number of timesteps
-        _must("num_train_timesteps", given.get("num_train_timesteps", 1000), 1000)
-    predicted = _known("prediction_type", given.get("prediction_type", "epsilon"), PREDICTIONS)
-    spacing = given.get("timestep_spacing", "leading")
-    _known("timestep_spacing", spacing, SPACINGS)
+def scheduler_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The diffusion and sample sections of a scheduler_config.json; whatever its solver, sampling is by DDIM."""
+    name, betas = _lookup("beta_schedule", config.get("beta_schedule", "linear"), SCHEDULES)
+    if betas:
+        _require("beta_start and beta_end", (config.get("beta_start", 1e-4), config.get("beta_end", 0.02)), betas)
+    for key, default in {"trained_betas": None, "thresholding": False}.items():
+        _require(key, config.get(key, default), default)
+    if name != "cosine":  # jdiff rescales these betas to other numbers of timesteps, diffusers does not
+        _require("num_train_timesteps", config.get("num_train_timesteps", 1000), 1000)
+    prediction_type = _lookup("prediction_type", config.get("prediction_type", "epsilon"), PREDICTIONS)
+    spacing = config.get("timestep_spacing", "leading")
+    _lookup("timestep_spacing", spacing, SPACINGS)
     diffusion = {
         "schedule": name,
-        "timesteps": given.get("num_train_timesteps", 1000),
-        "prediction_type": predicted,
-        "zero_terminal_snr": given.get("rescale_betas_zero_snr", False),
+        "timesteps": config.get("num_train_timesteps", 1000),
+        "prediction_type": prediction_type,
+        "zero_terminal_snr": config.get("rescale_betas_zero_snr", False),
     }
     sample = {
         "solver": "ddim",
         "steps": 50,
         "spacing": spacing,
-        "steps_offset": given.get("steps_offset", 0) if spacing == "leading" else 0,
-        "final_step_to_zero": given.get("set_alpha_to_one", True),
+        "steps_offset": config.get("steps_offset", 0) if spacing == "leading" else 0,
+        "final_step_to_zero": config.get("set_alpha_to_one", True),
         "guidance_scale": 7.5,
-        "clip": given.get("clip_sample", given.get("_class_name") == "DDIMScheduler"),
+        "clip": config.get("clip_sample", config.get("_class_name") == "DDIMScheduler"),
     }
     return diffusion, sample
 
 
-def single_file_config(stored: Mapping[str, Stored], prediction_type: str | None) -> dict[str, Any]:
-    """Our sections for a single file, from its tensors' shapes and what is known of Stable Diffusion 1 and 2.
+def single_file_config(tensors: Mapping[str, StoredTensor], prediction_type: str | None) -> dict[str, Any]:
+    """The config sections of a single file, by the shapes of its tensors and the settings of Stable Diffusion 1 and 2.
 
-    prediction_type: of a Stable Diffusion 2, whose file does not tell.
+    prediction_type: "eps" or "v" for Stable Diffusion 2, whose file does not contain it.
     """
-    first = f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight" in stored
-    if first:
-        text, positions = _first_text(stored), f"{TEXT_1_IN_FILE}text_model.embeddings.position_embedding.weight"
+    version_1 = f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight" in tensors
+    if version_1:
+        text, positions = _version_1_text(tensors), f"{TEXT_1_IN_FILE}text_model.embeddings.position_embedding.weight"
     else:
-        text, positions = _second_text(stored), f"{TEXT_2_IN_FILE}positional_embedding"
+        text, positions = _version_2_text(tensors), f"{TEXT_2_IN_FILE}positional_embedding"
         if prediction_type is None:
             raise WrongWeights(
-                "it is a Stable Diffusion 2, and does not tell what it predicts; say --prediction_type=v (the one for "
-                "768 pixels) or --prediction_type=eps (the base, for 512)"
+                "it is a Stable Diffusion 2 model, whose file does not contain the prediction type; pass "
+                "--prediction_type=v (the model for 768 pixels) or --prediction_type=eps (the base model, for 512)"
             )
-    channels, attention, blocks = _unet_levels(stored)
+    channels, attention, blocks = _unet_levels(tensors)
     unet = {
         "channels": channels,
         "attention": attention,
-        "heads": (8,) * len(channels) if first else tuple(max(c // 64, 1) for c in channels),
+        "heads": (8,) * len(channels) if version_1 else tuple(max(c // 64, 1) for c in channels),
         "blocks": blocks,
         "attend_to_padding": True,
     }
-    down = rf"{re.escape(VAE_IN_FILE)}encoder\.down\.(\d+)\."
-    levels = range(clip_weights.count(stored, down))
-    widths = (_shape(stored, f"{VAE_IN_FILE}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels)
+    down_pattern = rf"{re.escape(VAE_IN_FILE)}encoder\.down\.(\d+)\."
+    levels = range(clip_weights.count(tensors, down_pattern))
+    widths = (_shape(tensors, f"{VAE_IN_FILE}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels)
     autoencoder = {
         "channels": tuple(widths),
-        "blocks": clip_weights.count(stored, rf"{re.escape(VAE_IN_FILE)}encoder\.down\.0\.block\.(\d+)\."),
-        "latent_channels": _shape(stored, f"{VAE_IN_FILE}post_quant_conv.weight")[0],
+        "blocks": clip_weights.count(tensors, rf"{re.escape(VAE_IN_FILE)}encoder\.down\.0\.block\.(\d+)\."),
+        "latent_channels": _shape(tensors, f"{VAE_IN_FILE}post_quant_conv.weight")[0],
     }
-    predicted = {"eps": "epsilon", "v": "v_prediction"}[prediction_type or "eps"]
+    diffusers_type = {"eps": "epsilon", "v": "v_prediction"}[prediction_type or "eps"]
     diffusion, sample = scheduler_config(
         {
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
-            "prediction_type": predicted,
+            "prediction_type": diffusers_type,
             "clip_sample": False,
             "set_alpha_to_one": False,
             "steps_offset": 1,
         }
     )
     return {
-        "data": {"image_size": 768 if predicted == "v_prediction" else 512},
-        "tokenizer": {"context_length": _shape(stored, positions)[0]},
+        "data": {"image_size": 768 if diffusers_type == "v_prediction" else 512},
+        "tokenizer": {"context_length": _shape(tensors, positions)[0]},
         "text": text,
         "unet": unet,
         "autoencoder": autoencoder,
@@ -290,59 +292,59 @@ def single_file_config(stored: Mapping[str, Stored], prediction_type: str | None
     }
 
 
-def _shape(stored: Mapping[str, Stored], name: str) -> tuple[int, ...]:
-    if name not in stored:
-        raise WrongWeights(f"it has no tensor {name}, so it is no Stable Diffusion 1 or 2")
-    return stored[name].shape
+def _shape(tensors: Mapping[str, StoredTensor], name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise WrongWeights(f"it has no tensor {name}; expected a Stable Diffusion 1 or 2 model")
+    return tensors[name].shape
 
 
-def _first_text(stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """The text section of a first version, whose tower is named as Hugging Face does."""
+def _version_1_text(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """The text section of Stable Diffusion 1, whose text tower has Hugging Face's names."""
     layers = f"{TEXT_1_IN_FILE}text_model.encoder.layers"
-    vocab_size, width = _shape(stored, f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight")
+    vocab_size, width = _shape(tensors, f"{TEXT_1_IN_FILE}text_model.embeddings.token_embedding.weight")
     return {
         "vocab_size": vocab_size,
         "width": width,
-        "layers": clip_weights.count(stored, rf"{re.escape(layers)}\.(\d+)\."),
+        "layers": clip_weights.count(tensors, rf"{re.escape(layers)}\.(\d+)\."),
         "heads": width // 64,
-        "mlp_ratio": _shape(stored, f"{layers}.0.mlp.fc1.weight")[0] / width,
+        "mlp_ratio": _shape(tensors, f"{layers}.0.mlp.fc1.weight")[0] / width,
         "embed_dim": 0,
     }
 
 
-def _second_text(stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """The text section of a second version, whose tower is whole, and read before its last layer."""
-    _shape(stored, f"{TEXT_2_IN_FILE}token_embedding.weight")
-    projection = stored.get(f"{TEXT_2_IN_FILE}text_projection")
-    text = clip_weights.openai_text(stored, activation="gelu", prefix=TEXT_2_IN_FILE)
+def _version_2_text(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """The text section of Stable Diffusion 2, which uses the penultimate layer of its text tower."""
+    _shape(tensors, f"{TEXT_2_IN_FILE}token_embedding.weight")
+    projection = tensors.get(f"{TEXT_2_IN_FILE}text_projection")
+    text = clip_weights.openai_text(tensors, activation="gelu", prefix=TEXT_2_IN_FILE)
     return text | {"clip_skip": 1, "embed_dim": projection.shape[1] if projection else 0}
 
 
-def _unet_levels(stored: Mapping[str, Stored]) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
-    """Channels of each level of a single file's U-Net, whether it has attention, and the blocks of every level."""
+def _unet_levels(tensors: Mapping[str, StoredTensor]) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
+    """Per level of a single file's U-Net its channels and whether it has attention; and the blocks of every level."""
     levels, number = [[]], 1
     while True:
         block = f"{UNET_IN_FILE}input_blocks.{number}"
-        if f"{block}.0.in_layers.2.weight" in stored:
+        if f"{block}.0.in_layers.2.weight" in tensors:
             levels[-1].append(block)
-        elif f"{block}.0.op.weight" in stored:
+        elif f"{block}.0.op.weight" in tensors:
             levels.append([])
         else:
             break
         number += 1
     counts = [len(level) for level in levels]
     if not counts[0] or len(set(counts)) > 1:
-        raise WrongWeights(f"its U-Net has {counts} blocks at its levels, so it is no Stable Diffusion 1 or 2")
-    channels = tuple(stored[f"{level[-1]}.0.in_layers.2.weight"].shape[0] for level in levels)
-    return channels, tuple(f"{level[-1]}.1.norm.weight" in stored for level in levels), counts[0]
+        raise WrongWeights(f"its U-Net has {counts} blocks per level; expected the same number at every level")
+    channels = tuple(tensors[f"{level[-1]}.0.in_layers.2.weight"].shape[0] for level in levels)
+    return channels, tuple(f"{level[-1]}.1.norm.weight" in tensors for level in levels), counts[0]
 
 
-def _known(key: str, name: Any, table: Mapping[str, Any]) -> Any:
+def _lookup(key: str, name: Any, table: Mapping[str, Any]) -> Any:
     if name not in table:
-        raise WrongWeights(f"its config has {key} = {name!r}; known are {', '.join(table)}")
+        raise WrongWeights(f"its config has {key} = {name!r}; supported are {', '.join(table)}")
     return table[name]
 
 
-def _must(key: str, found: Any, wanted: Any) -> None:
-    if found != wanted:
-        raise WrongWeights(f"its config has {key} = {found!r}, which cannot be read here; expected is {wanted!r}")
+def _require(key: str, value: Any, expected: Any) -> None:
+    if value != expected:
+        raise WrongWeights(f"its config has {key} = {value!r}, which is not supported; expected {expected!r}")

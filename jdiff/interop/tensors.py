@@ -1,8 +1,10 @@
-"""Weights on disk under their authors' names to parameters under ours.
+"""Safetensors files to Flax parameters: tensor names, shapes and layouts.
 
-A safetensors file is a header that names every tensor's type, shape and place, and then their bytes; nothing in it
-is executed. So every shape is compared with the network's before a tensor is read, each is read on its own, and
-memory never holds more than the parameters and the tensors on their way.
+A safetensors file is a header, which lists the type, shape and offset of every tensor, followed by the bytes of the
+tensors; nothing in it is executed. Every shape is compared with the network's before any tensor is read, and at most
+``READERS`` tensors are in memory besides the parameters.
+
+"Source" stands for the library that wrote a file: the source name and the source layout of a tensor are PyTorch's.
 """
 
 from __future__ import annotations
@@ -36,16 +38,16 @@ DTYPES = {
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER = 2**27
-READERS = 4  # threads that read and transpose side by side
+READERS = 4  # threads that read and transpose in parallel
 
 
 class WrongWeights(ValueError):
-    """Weights cannot be read, or are not those of the network that was asked for."""
+    """Weights that cannot be read, or that do not fit the network; the message names the file."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor on disk. start: its first byte in the file."""
+class StoredTensor:
+    """A tensor in a safetensors file. start: offset of its first byte in the file."""
 
     path: epath.Path
     name: str
@@ -54,23 +56,23 @@ class Stored:
     start: int
 
     def read(self, part: int | None = None) -> np.ndarray:
-        """Its numbers, as they are stored, or of the thirds of its first axis one."""
+        """Read the values in their stored type and layout. part: 0, 1 or 2 for one third of the first axis."""
         rows = self.shape if part is None else (self.shape[0] // 3, *self.shape[1:])
         size = math.prod(rows) * np.dtype(self.dtype).itemsize
         with self.path.open("rb") as file:
             file.seek(self.start + (part or 0) * size)
             content = file.read(size) if size else b""
         if len(content) != size:
-            raise WrongWeights(f"{self.path} ends in the middle of {self.name}; copy it again")
+            raise WrongWeights(f"{self.path} ends within tensor {self.name}; copy the file again")
         return np.frombuffer(content, self.dtype).reshape(rows)
 
 
-def scan(path: epath.PathLike) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name, none of them read. Raises ``WrongWeights``."""
+def scan(path: epath.PathLike) -> dict[str, StoredTensor]:
+    """Read the header of a safetensors file: its tensors by name. Raises ``WrongWeights``."""
     path = epath.Path(path)
     refuse_pickle(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"file {path} does not exist")
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -78,46 +80,47 @@ def scan(path: epath.PathLike) -> dict[str, Stored]:
     try:
         header = json.loads(head)
         header.pop("__metadata__", None)
-        found = {name: _stored(path, name, about, 8 + length) for name, about in header.items()}
+        tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WrongWeights(f"{path} is no safetensors file, or its header is broken: {error}") from error
-    end = max((t.start + math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in found.values()), default=0)
+        raise WrongWeights(f"{path} is no safetensors file, or its header is corrupt: {error}") from error
+    end = max((t.start + math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors.values()), default=0)
     size = path.stat().length
     if size < end:
-        raise WrongWeights(f"{path} is cut short: it has {size:,} of {end:,} bytes; copy it again")
-    return found
+        raise WrongWeights(f"{path} is truncated: it has {size:,} of {end:,} bytes; copy the file again")
+    return tensors
 
 
-def _stored(path: epath.Path, name: str, about: dict, data: int) -> Stored:
-    shape, (start, end) = tuple(about["shape"]), about["data_offsets"]
-    dtype = DTYPES[about["dtype"]]
+def _parse_entry(path: epath.Path, name: str, entry: dict, data_start: int) -> StoredTensor:
+    """One tensor of a header. data_start: offset of the first byte after the header."""
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    dtype = DTYPES[entry["dtype"]]
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start)):
-        raise ValueError(f"{name} has the shape {shape} at {start}")
+        raise ValueError(f"tensor {name} has shape {shape} and offset {start}")
     if end - start != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ValueError(f"{name} of {shape} has {end - start} bytes")
-    return Stored(path, name, dtype, shape, data + start)
+        raise ValueError(f"tensor {name} of shape {shape} has {end - start} bytes")
+    return StoredTensor(path, name, dtype, shape, data_start + start)
 
 
 def refuse_pickle(path: epath.Path) -> None:
-    """Raises ``WrongWeights`` at a file of a kind that runs code when it is read."""
+    """Raise ``WrongWeights`` for a pickle file, which can execute code when it is read."""
     if path.suffix in PICKLES:
         raise WrongWeights(
-            f"{path} is a pickle, which can run any code when it is read, and expected is a safetensors file; where "
-            f'you trust it, convert it: python -c "import torch; from safetensors.torch import save_file; '
+            f"{path} is a pickle, which can execute any code when it is read; expected a safetensors file. If you "
+            f'trust it, convert it: python -c "import torch; from safetensors.torch import save_file; '
             f"w = torch.load('{path.name}', map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
             f"save_file({{k: v.clone() for k, v in w.items() if hasattr(v, 'clone')}}, '{path.stem}.safetensors')\""
         )
 
 
-def scan_folder(folder: epath.PathLike, stems: Iterable[str]) -> dict[str, Stored]:
-    """The tensors of a folder, in one file named by one of ``stems`` or in several with an index."""
+def scan_folder(folder: epath.PathLike, stems: Iterable[str]) -> dict[str, StoredTensor]:
+    """Read the headers of a folder's weights: one file whose name is one of ``stems``, or several with an index."""
     folder = epath.Path(folder)
     for stem in stems:
         index = folder / f"{stem}.safetensors.index.json"
         if index.exists():
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             if any("/" in file or "\\" in file for file in files):
-                raise WrongWeights(f"{index} names files outside its folder")
+                raise WrongWeights(f"{index} lists files outside its folder; expected file names without a directory")
             return {name: tensor for file in files for name, tensor in scan(folder / file).items()}
         for suffix in ("", ".fp16", ".non_ema"):
             if (folder / f"{stem}{suffix}.safetensors").exists():
@@ -128,137 +131,146 @@ def scan_folder(folder: epath.PathLike, stems: Iterable[str]) -> dict[str, Store
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a parameter of ours lies in their file.
+class SourceTensor:
+    """The source tensor that holds a parameter.
 
-    part: which third of a tensor that holds query, key and value, or None for all of it.
-    as_is: a matrix stored as ours are, (in, out), and not (out, in).
+    part: which third of a tensor that fuses query, key and value, or None for all of it.
+    flax_layout: whether a matrix is stored as (in, out), as Flax does, and not as (out, in).
     """
 
     name: str
     part: int | None = None
-    as_is: bool = False
+    flax_layout: bool = False
 
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
-# PyTorch's words for what Flax calls otherwise.
+# The last part of a parameter's path: Flax's word to PyTorch's.
 LEAVES: tuple[Rule, ...] = ((r"([/.])(kernel|scale|embedding)$", r"\1weight"), (r"/", "."))
 
 
-def place(path: str, rules: Iterable[Rule]) -> Place:
-    """Their name for one of our parameters.
+def source_tensor(path: str, rules: Iterable[Rule]) -> SourceTensor:
+    """Translate a parameter's path to the source name.
 
-    path: ours, such as "text/transformer/layers_0/attention/q/kernel".
-    rules: substitutions, one after another. In what comes out, ``#1`` at the end names the second third of a
-        tensor and ``=`` a matrix stored as ours are.
+    path: such as "text/transformer/layers_0/attention/q/kernel".
+    rules: substitutions (pattern, replacement), applied in order. In their output, ``#1`` at the end denotes the second
+        third of a fused tensor and ``=`` a matrix in Flax's layout.
     """
-    for pattern, theirs in (*rules, *LEAVES):
-        path = re.sub(pattern, theirs, path)
+    for pattern, replacement in (*rules, *LEAVES):
+        path = re.sub(pattern, replacement, path)
     name, _, part = path.removesuffix("=").partition("#")
-    return Place(name, int(part) if part else None, path.endswith("="))
+    return SourceTensor(name, int(part) if part else None, path.endswith("="))
 
 
 @dataclass(frozen=True)
-class File:
-    """Tensors, and how they name what of ours. The tensors may lie in several files of one folder.
+class WeightFile:
+    """Tensors of one file, or of the shards in one folder, and which parameters they hold.
 
-    parts: which of our networks they hold: "text", "vision", "unet", ...
-    rules: of ``place``, for paths that begin with a part.   prefix: what stands before every name.
-    ignored: a pattern of names that may be left over.
-    resized: for a parameter that may be of another length, what makes it so: (array, rows) -> array.
+    parts: the networks whose parameters they are: "text", "vision", "unet", ...
+    rules: of ``source_tensor``, for paths that begin with a part.   prefix: what precedes every source name.
+    unused_pattern: matches the names of tensors that hold no parameter.
+    resizers: by parameter path, how to convert a tensor of another length: (array, rows) -> array.
     """
 
-    stored: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
     parts: tuple[str, ...]
     rules: tuple[Rule, ...]
     prefix: str = ""
-    ignored: str = r"(?!)"
-    resized: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = field(default_factory=dict)
+    unused_pattern: str = r"(?!)"
+    resizers: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = field(default_factory=dict)
 
 
-def match(like: Any, files: Iterable[File]) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
-    """Find every parameter among the tensors, and see that no tensor is left over.
+def match(target: Any, files: Iterable[WeightFile]) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
+    """Find the source tensor of every parameter, and check that every tensor is used.
 
-    like: {part: tree of arrays or shapes}.
-    Returns for each of our paths what reads it, and a line for each tensor that is missing, unexpected or misshapen.
+    target: {part: tree of arrays or shapes}.
+    Returns for each parameter path a function that reads it, and a line for each tensor that is missing, unexpected or
+    of a wrong shape.
     """
-    readers, problems, used = {}, [], set()
+    readers, problems, used_names = {}, [], set()
     files = list(files)
     for file in files:
-        for path, leaf in flat({part: like[part] for part in file.parts if part in like}).items():
-            where = place(path, file.rules)
-            name, wanted = file.prefix + where.name, _theirs(leaf.shape, path, where)
-            used.add(name)
-            tensor, resize = file.stored.get(name), file.resized.get(path)
+        for path, leaf in flat({part: target[part] for part in file.parts if part in target}).items():
+            source = source_tensor(path, file.rules)
+            name, shape = file.prefix + source.name, _source_shape(leaf.shape, path, source)
+            used_names.add(name)
+            tensor, resize = file.tensors.get(name), file.resizers.get(path)
             if tensor is None:
-                problems.append(f"missing     {name}, of shape {wanted}")
-            elif resize and _core(tensor.shape)[1:] == _core(wanted)[1:]:
-                readers[path] = partial(_read, tensor, where, path, leaf.shape, resize)
-            elif _core(tensor.shape) == _core(wanted):
-                readers[path] = partial(_read, tensor, where, path, leaf.shape, None)
+                problems.append(f"missing     {name}, of shape {shape}")
+            elif resize and _squeeze(tensor.shape)[1:] == _squeeze(shape)[1:]:
+                readers[path] = partial(_read, tensor, source, path, leaf.shape, resize)
+            elif _squeeze(tensor.shape) == _squeeze(shape):
+                readers[path] = partial(_read, tensor, source, path, leaf.shape, None)
             else:
-                problems.append(f"misshapen   {name}, {tensor.shape} in place of {wanted}")
-    everything = {name: (tensor, file.ignored) for file in files for name, tensor in file.stored.items()}
-    for name, (tensor, ignored) in everything.items():
-        if name not in used and not re.search(ignored, name):
+                problems.append(f"misshapen   {name}, {tensor.shape} in place of {shape}")
+    patterns = {name: (tensor, file.unused_pattern) for file in files for name, tensor in file.tensors.items()}
+    for name, (tensor, unused_pattern) in patterns.items():
+        if name not in used_names and not re.search(unused_pattern, name):
             problems.append(f"unexpected  {name}, of shape {tensor.shape}")
     return readers, list(dict.fromkeys(problems))
 
 
-def _read(tensor: Stored, where: Place, path: str, shape: tuple[int, ...], resize: Callable | None) -> np.ndarray:
-    """A tensor in our layout and in float32."""
-    value = tensor.read(where.part)
+def _read(
+    tensor: StoredTensor, source: SourceTensor, path: str, shape: tuple[int, ...], resize: Callable | None
+) -> np.ndarray:
+    """Read a tensor in Flax's layout and in float32."""
+    value = tensor.read(source.part)
     if resize is not None:
         value = resize(value.astype(np.float32), shape[0])
-    if path.endswith("/kernel") and not where.as_is:
-        value = _turned(value.reshape(_theirs(shape, path, Place(""))))
+    if path.endswith("/kernel") and not source.flax_layout:
+        value = _transpose(value.reshape(_source_shape(shape, path, SourceTensor(""))))
     return np.asarray(value.reshape(shape), np.float32, order="C")
 
 
-def _turned(value: np.ndarray) -> np.ndarray:
-    """(out, in) as (in, out), or (out, in, h, w) as (h, w, in, out), some outputs at a time: caches like it."""
+def _transpose(value: np.ndarray) -> np.ndarray:
+    """(out, in) to (in, out), or (out, in, h, w) to (h, w, in, out), in blocks of 32 outputs, which fit into caches."""
     axes = (1, 0) if value.ndim == 2 else (2, 3, 1, 0)
-    turned = np.empty([value.shape[axis] for axis in axes], np.float32)
-    for first in range(0, len(value), 32):
-        turned[..., first : first + 32] = value[first : first + 32].transpose(axes)
-    return turned
+    transpose = np.empty([value.shape[axis] for axis in axes], np.float32)
+    for start in range(0, len(value), 32):
+        transpose[..., start : start + 32] = value[start : start + 32].transpose(axes)
+    return transpose
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    """A tree of dicts as one dict, of paths with slashes."""
+    """Flatten a tree of dicts to one dict, whose keys are paths with slashes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its ones: a 1x1 convolution is a matrix, a number may be a vector of one."""
+def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop axes of length 1: a 1x1 convolution equals a matrix, and a scalar may be stored as a vector."""
     return tuple(size for size in shape if size != 1)
 
 
-def _theirs(shape: tuple[int, ...], path: str, where: Place) -> tuple[int, ...]:
-    """The shape in which they store a parameter of ours."""
-    if path.endswith("/kernel") and not where.as_is:
+def _source_shape(shape: tuple[int, ...], path: str, source: SourceTensor) -> tuple[int, ...]:
+    """The shape in which the source stores a parameter of ``shape``."""
+    if path.endswith("/kernel") and not source.flax_layout:
         shape = shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
-    return shape if where.part is None else (3 * shape[0], *shape[1:])
+    return shape if source.part is None else (3 * shape[0], *shape[1:])
 
 
 def read(
-    like: Any, files: Iterable[File], sharding: Sharding, *, source: epath.PathLike, only: Iterable[str] | None = None
+    target: Any,
+    files: Iterable[WeightFile],
+    sharding: Sharding,
+    *,
+    source: epath.PathLike,
+    parts: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Parameters in float32, placed by ``sharding``.
+    """Read parameters in float32, placed by ``sharding``.
 
-    like: {part: tree of arrays or shapes}, of all parts.   only: which parts to read; all if not said.
-    Raises ``WrongWeights`` with every tensor that is wrong, before anything is read.
+    target: {part: tree of arrays or shapes}, of all parts.   source: the path for error messages.
+    parts: which parts to read; default all.
+    Raises ``WrongWeights``, which lists every problem of ``match``, before anything is read.
     """
-    readers, problems = match(like, files)
+    readers, problems = match(target, files)
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise WrongWeights(f"{len(problems)} tensors of {source} are not those of the network:{listed}")
-    wanted = {part: like[part] for part in (like if only is None else only)}
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise WrongWeights(f"{len(problems)} tensors of {source} do not match the network:{lines}")
+    target = {part: target[part] for part in (target if parts is None else parts)}
 
-    def parameter(path: str) -> jax.Array:
+    def read_parameter(path: str) -> jax.Array:
         return jax.block_until_ready(jax.device_put(readers[path](), sharding))
 
     with ThreadPoolExecutor(READERS) as pool:
-        leaves = list(pool.map(parameter, flat(wanted)))
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+        leaves = list(pool.map(read_parameter, flat(target)))
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)

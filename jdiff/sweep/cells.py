@@ -1,8 +1,9 @@
 """A sweep as its file says it, checked whole; its cells by what they are, and which of them are done.
 
-A cell is its resolved config: two that agree in it are one. Cells that differ only in how they draw or are measured
-are of one run, which is trained once. In the sweep's directory, ``runs/KEY`` is a run, ``cells/KEY.json`` what was
-measured of a cell, ``failed/KEY.json`` why a run could not be.
+A cell is its resolved config: two that agree in every key that decides a result are one (``NOT_HASHED`` has the
+others). Cells that differ only in how they draw or are measured are of one run, which is trained once. In the
+sweep's directory, ``runs/KEY`` is a run, ``cells/KEY.json`` what was measured of a cell, ``failed/KEY.json`` why a run
+could not be.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ from jdiff.sweep.algebra import SEED
 from jdiff.training import ema
 
 AFTER = ("sample", "measure")  # sections that say nothing of how a run is trained
+# Keys that decide no result: when a run reports and saves, where its data is stored, which devices train it.
+NOT_HASHED = {
+    "train": ("log_every", "save_every", "sample_every", "keep"),
+    "data": ("directory",),
+    "mesh": None,  # the whole section
+}
 DRAWN = "measure" + SEED
 BETTER = ("higher", "lower")
 Variant = tuple[tuple[str, Any], ...]  # what cells say but for their seeds
@@ -247,6 +254,12 @@ def _check_measure(setup: Experiment | Spiral, measure: Measure, said: Mapping) 
 
 
 def _hash(config: Mapping) -> str:
+    """The key of a config, by all that decides its results: 12 hexadecimal digits of SHA-256."""
+    config = {
+        name: {key: value for key, value in section.items() if key not in NOT_HASHED.get(name, ())}
+        for name, section in config.items()
+        if NOT_HASHED.get(name, ()) is not None
+    }
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 

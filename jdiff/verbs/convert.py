@@ -10,8 +10,8 @@ from etils import epath
 
 from jdiff import runs
 from jdiff.construct import ConfigError
-from jdiff.interop import foreign
-from jdiff.interop.foreign import Hints
+from jdiff.interop import pretrained
+from jdiff.interop.pretrained import Hints
 from jdiff.training.state import TrainState
 
 
@@ -25,7 +25,7 @@ def convert(source: str, destination: str, hints: Hints) -> None:
         raise ConfigError(f"there is no {source}, to be converted")
     if runs.is_run(source):
         raise ConfigError(f"{source} is a run of jdiff already; nothing is to be converted")
-    theirs = foreign.find(source, hints)
+    theirs = pretrained.find(source, hints)
     if theirs is None:
         raise ConfigError(
             f"{source} is nothing that can be converted; expected is a folder with a model_index.json, a config.json "

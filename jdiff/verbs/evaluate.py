@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jdiff import grids, runs
+from jdiff import runs
 from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.contrastive import analogies
@@ -21,6 +21,7 @@ from jdiff.data import records
 from jdiff.diffusion.settings import Settings
 from jdiff.embed import Encoder
 from jdiff.evaluation import emoji, prompt_accuracy, retrieval, shapes
+from jdiff.images import display_scale, heatmap, image_grid, write_image
 from jdiff.sample import Sampler
 
 NUM = {"contrastive": 128, "text_to_image": 256}  # pairs that recall is measured among; prompts that are drawn
@@ -67,7 +68,7 @@ def evaluate(
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(loaded, Encoder):
             figures, picture, captions = of_encoder(setup, loaded, held, num)
-            grids.write(path.parent / "similarity.png", picture, asked | {"captions": captions})
+            write_image(path.parent / "similarity.png", picture, asked | {"captions": captions})
             found = asked | figures
         else:
             found = asked | _sampler(setup, loaded, held, asked, path.parent)
@@ -136,7 +137,7 @@ def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dic
         }
     if setup.source == "shapes":
         found |= _told_apart(encoder, held)
-    return found, grids.heat(text @ image.T, cell=6), captions
+    return found, heatmap(text @ image.T, cell=6), captions
 
 
 def _told_apart(encoder: Encoder, held) -> dict:
@@ -150,7 +151,7 @@ def _told_apart(encoder: Encoder, held) -> dict:
     for name, cases in confusions.items():
         places, *captions = zip(*cases)
         right, wrong = (np.asarray(encoder.embed_texts(list(said))) for said in captions)
-        found[f"{name}_told"] = retrieval.preferred(image[np.searchsorted(shown, places)], right, wrong).mean()
+        found[f"{name}_accuracy"] = retrieval.preferred(image[np.searchsorted(shown, places)], right, wrong).mean()
     return found
 
 
@@ -169,9 +170,9 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
         shown = images[:SHOWN]
         if setup.source != "shapes":
             shown = _beneath(np.stack([held[i]["image"] for i in chosen[:SHOWN]]), shown)
-        picture = grids.grid(shown, columns=COLUMNS, scale=grids.scale_for(setup.image_size, 64))
+        picture = image_grid(shown, columns=COLUMNS, scale=display_scale(setup.image_size, 64))
         about = run | {"captions": captions[:SHOWN], "seed": 0, **dataclasses.asdict(settings)}
-        grids.write(directory / f"guidance_{scale:g}.png", picture, about)
+        write_image(directory / f"guidance_{scale:g}.png", picture, about)
         found["scales"][f"{scale:g}"] = judged(setup, images, [held[i] for i in chosen])
     if setup.source == "shapes":
         scenes = shapes.scenes(held)

@@ -19,7 +19,7 @@ from jdiff.data.records import Rejected
 from jdiff.embed import BATCH, Encoder
 from jdiff.evaluation import retrieval, zero_shot
 from jdiff.evaluation.prompt_accuracy import interval
-from jdiff.interop.foreign import Hints
+from jdiff.interop.pretrained import Hints
 from jdiff.verbs.evaluate import numbers
 
 

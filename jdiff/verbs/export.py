@@ -14,7 +14,7 @@ from jax import export as jax_export
 from safetensors.numpy import save
 
 from jdiff import runs, standalone
-from jdiff.interop.foreign import Hints
+from jdiff.interop.pretrained import Hints
 from jdiff.models.attention import dot_product
 from jdiff.sample import CAPTIONS, Sampler, draw
 

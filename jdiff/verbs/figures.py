@@ -6,11 +6,12 @@ import numpy as np
 from etils import epath
 from jax import numpy as jnp
 
-from jdiff import grids, rng
+from jdiff import rng
 from jdiff.data.decoding import decode, fit
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import Scene, Thing
 from jdiff.diffusion import process, schedules
+from jdiff.images import image_grid, write_image
 
 STEPS = (0, 500, 1000)
 
@@ -32,6 +33,6 @@ def forward(out: str, *, schedule: str, image: str | None) -> epath.Path:
     noised = np.asarray(process.diffuse(x0, eps, level))
     pictures = np.round((noised.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     about = {"figure": "forward", "schedule": schedule, "steps": STEPS, "image": image or "a large red star"}
-    path = grids.write(epath.Path(out) / "forward.png", grids.grid(pictures, columns=len(STEPS)), about)
+    path = write_image(epath.Path(out) / "forward.png", image_grid(pictures, columns=len(STEPS)), about)
     print(f"wrote {path}, the image after {', '.join(map(str, STEPS))} steps of the {schedule} schedule")
     return path

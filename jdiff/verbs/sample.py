@@ -11,9 +11,10 @@ from etils import epath
 from rich.console import Console
 from rich.progress import track
 
-from jdiff import grids, runs
+from jdiff import runs
 from jdiff.construct import ConfigError
-from jdiff.interop.foreign import Hints
+from jdiff.images import display_scale, image_grid, write_animation, write_image
+from jdiff.interop.pretrained import Hints
 
 
 def sample(
@@ -83,7 +84,7 @@ def sample(
         for place, i in enumerate(chosen):
             if paths is not None:
                 _write_trajectory(directory / f"{i:06d}", paths[:, place], wanted[i])
-            grids.write(directory / f"{i:06d}.png", images[place], wanted[i])
+            write_image(directory / f"{i:06d}.png", images[place], wanted[i])
     print(f"wrote {directory}/000000.png to {total - 1:06d}.png, each with its .json")
 
 
@@ -98,8 +99,8 @@ def _there(path: epath.Path, about: dict, trajectory: bool) -> bool:
 
 def _write_trajectory(stem: epath.Path, frames: np.ndarray, about: dict) -> None:
     """The denoiser's view of one image at every step, (steps, h, w, 3), as a strip of ten and as an animation."""
-    scale = grids.scale_for(frames.shape[1])
+    scale = display_scale(frames.shape[1])
     shown = frames[np.linspace(0, len(frames) - 1, min(10, len(frames))).round().astype(int)]
-    strip = grids.grid(shown, columns=len(shown), scale=scale)
-    grids.write(stem.with_name(f"{stem.name}_strip.png"), strip, about | {"trajectory": True})
-    grids.write_animation(stem.with_name(f"{stem.name}.gif"), frames.repeat(scale, 1).repeat(scale, 2))
+    strip = image_grid(shown, columns=len(shown), scale=scale)
+    write_image(stem.with_name(f"{stem.name}_strip.png"), strip, about | {"trajectory": True})
+    write_animation(stem.with_name(f"{stem.name}.gif"), frames.repeat(scale, 1).repeat(scale, 2))

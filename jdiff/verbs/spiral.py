@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from jdiff import grids, rng
+from jdiff import rng
 from jdiff.build import Spiral
 from jdiff.data.spiral import distances
 from jdiff.diffusion import prediction, sampler
 from jdiff.diffusion.tableau import Tableau
+from jdiff.images import write_image
 from jdiff.levels import Level
 from jdiff.models.mlp import MLP
 from jdiff.training.ema import NO_EMA
@@ -46,12 +47,12 @@ class Network:
 def spiral(setup: Spiral, out: str) -> None:
     """Learn the spiral of a config and draw its field and its samples."""
     predict, points, about = network(setup, learnt(setup)), setup.points(), {"figure": "spiral", "config": setup.config}
-    field = grids.write(epath.Path(out) / "spiral_field.png", _field(predict, points, setup), about)
+    field = write_image(epath.Path(out) / "spiral_field.png", _field(predict, points, setup), about)
     drawn = samples(predict, setup)
     found = {name: measured(ends, points) for name, ends in drawn.items()}
     for name, (to, back) in found.items():
         print(f"{name}: {to:.4f} from a point to the data on the mean, {back:.4f} from the data to a point")
-    pictures = grids.write(
+    pictures = write_image(
         epath.Path(out) / "spiral_samples.png", _panels(points, drawn, found), about | {"found": found}
     )
     print(f"wrote {field} and {pictures}, each with its .json")

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jdiff import grids, runs
+from jdiff import runs
 from jdiff.build import Experiment, Spiral
 from jdiff.construct import ConfigError, nearest
 from jdiff.data import records
 from jdiff.evaluation import diversity
+from jdiff.images import display_scale, image_grid, write_image
 from jdiff.sweep import cells, lanes, pool, report
 from jdiff.sweep.cells import AFTER, Cell, Store, Sweep
 from jdiff.sweep.pool import RunsFailed
@@ -221,7 +222,7 @@ def _failing(store: Store, keys: Sequence[str]) -> Iterator[None]:
 
 def _keep(plan: Sweep, store: Store, cell: Cell, found: dict[str, float], picture: np.ndarray | None) -> None:
     if picture is not None:
-        grids.write(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
+        write_image(report.picture_of(store, cell), picture, {"cell": cell.said, "config": cell.config})
     store.finish(cell, found)
     print(f"{plan.words(cell.said)}: {json.dumps(found)}", flush=True)
 
@@ -308,7 +309,7 @@ def _points(own: Sequence[Cell], state: TrainState, average: str | None) -> Meas
         if not np.isfinite(ends).all():
             raise Diverged("what it draws are not numbers")
         to, back = spiral.measured(ends, setup.points())
-        yield cell, {"to_data": to, "from_data": back, "both": (to + back) / 2}, None
+        yield cell, {"sample_to_data": to, "data_to_sample": back, "mean_distance": (to + back) / 2}, None
 
 
 def _contrastive(own: Sequence[Cell], where: str, average: str | None) -> Measured:
@@ -334,7 +335,7 @@ def _diffusion(own: Sequence[Cell], where: str, average: str | None) -> Measured
         found = judged(setup, images, [held[i] for i in chosen] * 2)
         shares = {name: row["share"] for name, row in found.items()}
         spread = diversity.spread(images[: n // 2], images[n // 2 :])
-        picture = grids.grid(images[:SHOWN], columns=COLUMNS, scale=grids.scale_for(setup.image_size, 64))
+        picture = image_grid(images[:SHOWN], columns=COLUMNS, scale=display_scale(setup.image_size, 64))
         yield cell, shares | {"diversity": spread} | _loss(where), picture
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jdiff import grids, runs
+from jdiff import runs
 from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.data import records
@@ -22,6 +22,7 @@ from jdiff.data.pipeline import Batches, own_groups
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion.gaussian_baseline import data_spectrum
 from jdiff.embed import Encoder
+from jdiff.images import display_scale, heatmap, image_grid, write_image
 from jdiff.runs import Model
 from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
@@ -219,14 +220,14 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
         about = {"workdir": str(path), "step": step, "split": split, "captions": captions}
         if setup.train.task == "text_to_image":
             images = setup.sampler(tokenizer, weights).sample(captions, seed=0)
-            picture = grids.grid(images, columns=4, scale=grids.scale_for(setup.image_size))
+            picture = image_grid(images, columns=4, scale=display_scale(setup.image_size))
             about |= {"seed": 0, **dataclasses.asdict(setup.sample)}
         else:
             encoder = Encoder(tokenizer, setup.on_one_device(setup.encoder(tokenizer.vocab_size)), weights)
             images = np.stack([row["image"] for row in rows])
             similarity = encoder.embed_texts(captions) @ encoder.embed_images(images).T
-            picture = grids.heat(np.asarray(similarity), cell=8)
-        grids.write(path / "samples" / f"step_{step}.png", picture, about)
+            picture = heatmap(np.asarray(similarity), cell=8)
+        write_image(path / "samples" / f"step_{step}.png", picture, about)
         writer.image(step, "samples", picture)
 
     return show

@@ -402,19 +402,19 @@ def test_a_verdict_on_one_thing_names_each_attribute():
         "size": True,
         "place": False,
         "blur": False,
-        "whole": False,
+        "prompt_accuracy": False,
     }
     counted = agrees(Scene((RED_CIRCLE,) * 3), Scene((RED_CIRCLE,) * 2))
-    assert counted["shape_and_colour"] and not counted["count"] and not counted["whole"]
+    assert counted["shape_and_colour"] and not counted["count"] and not counted["prompt_accuracy"]
 
 
 def test_a_verdict_on_a_pair_counts_what_is_left_out():
-    assert agrees(PAIR, PAIR) | {"left_out": 1} == dict.fromkeys(agrees(PAIR, PAIR), True)
-    assert agrees(PAIR, PAIR)["left_out"] == 0
-    assert agrees(PAIR, None)["left_out"] == 2
-    assert agrees(PAIR, Scene((BLUE_SQUARE,), place="top"))["left_out"] == 1
+    assert agrees(PAIR, PAIR) | {"num_missing": 1} == dict.fromkeys(agrees(PAIR, PAIR), True)
+    assert agrees(PAIR, PAIR)["num_missing"] == 0
+    assert agrees(PAIR, None)["num_missing"] == 2
+    assert agrees(PAIR, Scene((BLUE_SQUARE,), place="top"))["num_missing"] == 1
     swapped = agrees(PAIR, Scene(PAIR.things[::-1], relation="left of"))
     assert swapped["both_objects"] and swapped["shape_and_colour"] and not swapped["relation"]
     crossed = (Thing("square", "red", "small"), Thing("circle", "blue", "large"))
     crossed = agrees(PAIR, Scene(crossed, relation="left of"))
-    assert crossed["shape"] and crossed["colour"] and not crossed["shape_and_colour"] and crossed["left_out"] == 2
+    assert crossed["shape"] and crossed["colour"] and not crossed["shape_and_colour"] and crossed["num_missing"] == 2

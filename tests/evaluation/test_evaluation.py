@@ -49,9 +49,9 @@ def test_prompt_accuracy_of_pictures_drawn_right_and_wrong():
     images = np.stack([render(scene, np.random.default_rng(i)) for i, scene in enumerate(drawn)])
     table = summary(verdicts(asked, images))
     shares = {name: row["share"] for name, row in table.items()}
-    assert shares["whole"] == shares["colour"] == 0.5
+    assert shares["prompt_accuracy"] == shares["colour"] == 0.5
     assert shares["shape"] == shares["place"] == 1
-    assert table["whole"]["count"] == 2
+    assert table["prompt_accuracy"]["count"] == 2
 
 
 def test_a_drawn_emoji_is_known_by_its_nearest_glyph():
@@ -143,7 +143,7 @@ def test_pairs_are_told_apart_by_what_the_encoder_knows():
         for scene in (Scene(pair[:1], place="top"), Scene(pair, relation="above")):
             records.append({"image": image, "metadata": json.dumps({"scene": scene.to_json()})})
     found = _told_apart(FirstColour(), records)
-    assert found == {"pairs": 2, "order_accuracy": 1, "relation_told": 0, "colour_told": 1, "shape_told": 0}
+    assert found == {"pairs": 2, "order_accuracy": 1, "relation_accuracy": 0, "colour_accuracy": 1, "shape_accuracy": 0}
     assert _told_apart(FirstColour(), records[::2]) == {}
 
 

@@ -1,6 +1,6 @@
-"""Tiny models in other people's layouts, with random weights, written with no library of theirs.
+"""Tiny models in third-party layouts, with random weights, written without the third-party libraries.
 
-What our names make of them is proven where the other libraries are at hand, in tests/parity.
+tests/parity compares them with those libraries.
 """
 
 import json
@@ -30,56 +30,56 @@ def experiment(task, sections):
     return build.experiment({**sections, "train": train})
 
 
-def random_weights(like, seed=0):
+def random_weights(shapes, seed=0):
     generator = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: 0.1 * generator.standard_normal(leaf.shape).astype(np.float32), like)
+    return jax.tree.map(lambda leaf: 0.1 * generator.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 
-def theirs(weights, rules, prefix=""):
-    """Weights of ours under other people's names and in their layout; thirds are put together."""
-    found, thirds = {}, {}
+def to_source_layout(weights, rules, prefix=""):
+    """Parameters as source tensors by their source names; thirds of a fused tensor are concatenated."""
+    source_tensors, thirds = {}, {}
     for path, value in tensors.flat(weights).items():
-        place = tensors.place(path, rules)
-        if path.endswith("/kernel") and not place.as_is:
+        source = tensors.source_tensor(path, rules)
+        if path.endswith("/kernel") and not source.flax_layout:
             value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
-        if place.part is None:
-            found[prefix + place.name] = np.ascontiguousarray(value)
+        if source.part is None:
+            source_tensors[prefix + source.name] = np.ascontiguousarray(value)
         else:
-            thirds.setdefault(prefix + place.name, {})[place.part] = np.ascontiguousarray(value)
-    return found | {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in thirds.items()}
+            thirds.setdefault(prefix + source.name, {})[source.part] = np.ascontiguousarray(value)
+    return source_tensors | {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in thirds.items()}
 
 
 def clip_sections():
-    given = {
+    config = {
         "model_type": "clip",
         "text_config": {**TOWER, "vocab_size": TOKENIZER.vocab_size},
         "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
         "projection_dim": 16,
     }
-    return given, clip_weights.hugging_face_config(given, {})
+    return config, clip_weights.hugging_face_config(config, {})
 
 
 def clip(folder):
-    """A CLIP in Hugging Face's layout. Returns its weights in ours."""
-    given, sections = clip_sections()
+    """A CLIP in Hugging Face's layout. Returns its parameters."""
+    config, sections = clip_sections()
     weights = random_weights(experiment("contrastive", sections).shapes(TOKENIZER))
     write_vocabulary(folder)
-    (folder / "config.json").write_text(json.dumps(given))
-    save_file(theirs(weights, clip_weights.HUGGING_FACE), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(to_source_layout(weights, clip_weights.HUGGING_FACE), folder / "model.safetensors")
     return weights
 
 
 def openai_clip(path):
-    """A CLIP as one file in OpenAI's layout. Returns its weights in ours."""
+    """A CLIP as one file in OpenAI's layout. Returns its parameters."""
     _, sections = clip_sections()
     weights = random_weights(experiment("contrastive", sections).shapes(TOKENIZER))
     write_vocabulary(path.parent)
-    save_file(theirs(weights, clip_weights.OPENAI), path)
+    save_file(to_source_layout(weights, clip_weights.OPENAI), path)
     return weights
 
 
 def stable_diffusion(folder):
-    """A Stable Diffusion in diffusers' layout, whose latents are half of its images. Returns its weights in ours."""
+    """A Stable Diffusion in diffusers' layout, whose latents have half the size of images. Returns its parameters."""
     text = {**TOWER, "vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": 77}
     unet = {
         "block_out_channels": [8, 16],
@@ -126,7 +126,7 @@ def stable_diffusion(folder):
         path = folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True)
         (path.parent / "config.json").write_text(json.dumps(config))
-        save_file(theirs({part: weights[part]}, rules), path)
+        save_file(to_source_layout({part: weights[part]}, rules), path)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     return weights

@@ -1,6 +1,6 @@
-"""Our networks against PyTorch's of the same configuration, on the same random weights, in float32.
+"""jdiff's networks against PyTorch's of the same configuration, on the same random weights, in float32.
 
-Weights go the way that a user's go: written by the other library, found by their folder, read by name.
+As for a user, the weights are written by the third-party library and loaded from their folder.
 """
 
 import pytest
@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="the extra 'parity' is not installed"
 
 from benchmarks import weights
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries' own making
+pytestmark = pytest.mark.filterwarnings("ignore")  # raised by the third-party libraries
 
 
 @pytest.mark.parametrize("name", weights.PARITY)
@@ -21,5 +21,5 @@ def test_outputs_are_equal(name, tmp_path):
 
 
 @pytest.mark.parametrize("second", [False, True], ids=["stable diffusion 1", "stable diffusion 2"])
-def test_whole_pipelines_draw_equal_images(second, tmp_path):
+def test_pipelines_sample_equal_images(second, tmp_path):
     assert weights.images_differ(tmp_path, second=second) <= 2

@@ -21,7 +21,7 @@ from tests.running import jdiff, start
 SPIRAL = """
 from jdiff.sweep import grid, product, seeds
 BASE = "spiral:tiny"
-COMPARE = {"both": "lower"}
+COMPARE = {"mean_distance": "lower"}
 MEASURE = dict(num=50)
 def sweep():
     return product(seeds(3), grid({"sample.eta": (0.0, 1.0)}))
@@ -136,13 +136,13 @@ def test_a_sweep_that_is_killed_twice_ends_as_one_left_alone(tmp_path):
     assert "0 runs to do" in jdiff("sweep", "some.py", "--workdir=killed", cwd=tmp_path).stdout
     assert {path: path.stat().st_mtime_ns for path in (killed / "cells").iterdir()} == times
     said = "".join(path.read_text() for path in (killed / "logs").glob("*.log"))
-    assert len(re.findall(r'^train.seed=\d, sample.eta=\S+: \{"to_data"', said, re.MULTILINE)) == 6
+    assert len(re.findall(r'^train.seed=\d, sample.eta=\S+: \{"sample_to_data"', said, re.MULTILINE)) == 6
 
 
 def test_a_run_that_fails_is_said_and_tried_again_on_request(tmp_path):
     """Of learning rates one of which diverges; others are reported."""
     text = SPIRAL.replace("spiral:tiny", "demo_clip:tiny").replace('"sample.eta": (0.0, 1.0)', AXIS)
-    written(tmp_path, text.replace("both", "loss").replace("seeds(3)", "seeds(1)"))
+    written(tmp_path, text.replace("mean_distance", "loss").replace("seeds(3)", "seeds(1)"))
     for more, left in (((), 2), ((), 0), (("--retry",), 1)):
         done = jdiff("sweep", "some.py", "--workdir=out", *more, cwd=tmp_path, check=False)
         assert done.returncode == 1
@@ -197,7 +197,9 @@ def test_averages_of_one_run_are_measured_each(tmp_path):
         written(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', axes).replace("seeds(3)", "seeds(2)"))
         assert f"{of_runs} runs to do" in jdiff("sweep", "some.py", f"--workdir={name}", cwd=tmp_path).stdout
         rows = csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines())
-        found[name] = {(row["train.seed"], row.get("measure.average", "0.9")): float(row["both"]) for row in rows}
+        found[name] = {
+            (row["train.seed"], row.get("measure.average", "0.9")): float(row["mean_distance"]) for row in rows
+        }
     assert len(found["kept"]) == 6 and len(set(found["kept"].values())) == 6
     for key, both in found["alone"].items():
         assert abs(both - found["kept"][key]) < 1e-4
@@ -209,7 +211,7 @@ def told(tmp_path, values, text=SPIRAL, better="lower"):
     store = cells.Store(tmp_path / "out")
     for cell in plan.cells:
         of_eta = values[[0.0, 1.0].index(cell.said["sample.eta"])]
-        store.finish(cell, {"both": float(of_eta[cell.said["train.seed"]])})
+        store.finish(cell, {"mean_distance": float(of_eta[cell.said["train.seed"]])})
     (verdict,) = report.verdicts(plan, store.done(plan))
     return plan, store, verdict
 
@@ -246,10 +248,10 @@ def test_a_baseline_of_one_axis_is_that_of_each_of_the_others(tmp_path):
     for cell in plan.cells:
         eta, steps, seed = (cell.said[key] for key in ("sample.eta", "sample.steps", "train.seed"))
         off = {(1.0, 1): 1.0, (1.0, 2): -1.0}.get((eta, steps), 0.0) + 0.1 * np.sin(seed + eta)
-        store.finish(cell, {"both": 10 * steps + off})
+        store.finish(cell, {"mean_distance": 10 * steps + off})
     (verdict,) = report.verdicts(plan, store.done(plan))
     assert verdict.sentence == (
-        "both (lower is better), beside sample.eta=0.0. worse: sample.eta=1.0, sample.steps=1. "
+        "mean_distance (lower is better), beside sample.eta=0.0. worse: sample.eta=1.0, sample.steps=1. "
         "better: sample.eta=1.0, sample.steps=2"
     )
     assert [row.beside is None for row in verdict.rows] == [True, True, False, False]
@@ -274,7 +276,7 @@ def test_without_a_baseline_all_are_compared_with_all(tmp_path):
     plan = read(tmp_path, SPIRAL.replace("(0.0, 1.0)", "(0.0, 0.5, 1.0)").replace("seeds(3)", "seeds(6)"))
     store, chance = cells.Store(tmp_path / "out"), np.random.default_rng(0).normal(size=(3, 6))
     for i, cell in enumerate(plan.cells):
-        store.finish(cell, {"both": i % 3 + 0.1 * chance[i % 3, cell.said["train.seed"]]})
+        store.finish(cell, {"mean_distance": i % 3 + 0.1 * chance[i % 3, cell.said["train.seed"]]})
     (verdict,) = report.verdicts(plan, store.done(plan))
     values = [dict(enumerate(i + 0.1 * chance[i])) for i in range(3)]
     for row, found in zip(verdict.rows, values):
@@ -288,7 +290,7 @@ def test_what_one_run_draws_is_no_repetition_of_training(tmp_path):
     store = cells.Store(tmp_path / "out")
     for cell in plan.cells:
         off = 0.1 * np.sin(cell.said["train.seed"] + cell.said["sample.eta"])
-        store.finish(cell, {"both": cell.said["measure.seed"] + cell.said["sample.eta"] + off})
+        store.finish(cell, {"mean_distance": cell.said["measure.seed"] + cell.said["sample.eta"] + off})
     (verdict,) = report.verdicts(plan, store.done(plan))
     assert [row.mean.count for row in verdict.rows] == [5, 5]
     assert abs(verdict.rows[0].mean.mean - 1) < 0.1 and verdict.rows[1].beside.sign == 1
@@ -298,7 +300,7 @@ def test_a_reference_that_is_not_there_yet_is_said(tmp_path):
     plan = read(tmp_path, SPIRAL.replace("MEASURE", 'BASELINE = {"sample.eta": 0.0}\nMEASURE'))
     store = cells.Store(tmp_path / "out")
     for cell in plan.cells[1::2]:
-        store.finish(cell, {"both": 1.0})
+        store.finish(cell, {"mean_distance": 1.0})
     (verdict,) = report.verdicts(plan, store.done(plan))
     assert verdict.sentence.endswith("beside sample.eta=0.0. its reference is not measured: sample.eta=1.0")
 
@@ -319,8 +321,10 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     assert page.count("data:image/png;base64,") == 1
     assert not re.search(r'(src|href)=(?!"data:)', page)
     assert "worse: sample.eta=1.0" in page
-    with pytest.raises(ConfigError, match="did you mean 'both'"):
-        report.write(read(tmp_path, SPIRAL.replace('"both"', '"booth"').replace("seeds(3)", "seeds(6)")), store)
+    with pytest.raises(ConfigError, match="did you mean 'mean_distance'"):
+        report.write(
+            read(tmp_path, SPIRAL.replace('"mean_distance"', '"mean_distances"').replace("seeds(3)", "seeds(6)")), store
+        )
 
 
 def place(code):

@@ -16,8 +16,9 @@ def agrees(asked: Scene, seen: Scene | None) -> dict[str, bool | int]:
 
     Keys: "shape", "colour", "shape_and_colour" and "size" (the things have exactly these, whatever
     their number and arrangement), then "place", "count" or "relation" by the kind of request, "blur",
-    and "whole" (all of it). Requests for a relation add "both_objects" (both are there, by shape, colour and size,
-    and nothing else asked about), "whole_pair" (as "whole") and "left_out" (how many asked things are absent).
+    and "prompt_accuracy" (all of it). Requests for a relation add "both_objects" (both are there, by shape,
+    colour and size, and nothing else asked about), "pair_prompt_accuracy" (as "prompt_accuracy") and
+    "num_missing" (how many asked things are absent).
     """
     things = seen.things if seen else ()
     verdict = {
@@ -27,19 +28,19 @@ def agrees(asked: Scene, seen: Scene | None) -> dict[str, bool | int]:
         == {(thing.shape, thing.colour) for thing in asked.things},
         "size": {thing.size for thing in things} == {thing.size for thing in asked.things},
         "blur": seen is not None and seen.blurry == asked.blurry,
-        "whole": seen == asked,
+        "prompt_accuracy": seen == asked,
     }
     if asked.kind == "one":
         return verdict | {"place": seen is not None and seen.place == asked.place}
     if asked.kind == "count":
         return verdict | {"count": len(things) == len(asked.things)}
-    left_out = (Counter(asked.things) - Counter(things)).total()
+    num_missing = (Counter(asked.things) - Counter(things)).total()
     related = seen is not None and seen.relation == asked.relation and _kinds(seen) == _kinds(asked)
     return verdict | {
         "relation": related,
-        "both_objects": left_out == 0,
-        "whole_pair": verdict["whole"],
-        "left_out": left_out,
+        "both_objects": num_missing == 0,
+        "pair_prompt_accuracy": verdict["prompt_accuracy"],
+        "num_missing": num_missing,
     }
 
 

@@ -1,4 +1,4 @@
-"""Somebody's weights, used as a run is: found, drawn with, measured, converted, trained from."""
+"""Pretrained third-party weights in place of a run: loaded, sampled, evaluated, converted, fine-tuned."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ import jdiff as jdiff_package
 from jdiff import build, runs
 from jdiff.construct import ConfigError
 from jdiff.diffusion.settings import Settings
-from jdiff.interop import foreign, positions
-from jdiff.interop.foreign import Hints
+from jdiff.interop import positions, pretrained
+from jdiff.interop.pretrained import Hints
 from jdiff.interop.tensors import WrongWeights, scan
 from jdiff.verbs.convert import convert
 from jdiff.verbs.evaluate_folder import evaluate_folder
 from tests.interop import toys
 from tests.running import jdiff
 
-ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders of toys, and their weights in our names."""
+    """Toy models on disk, and their parameters."""
     root = tmp_path_factory.mktemp("models")
     weights = {
         "clip": toys.clip(root / "clip"),
@@ -40,35 +40,34 @@ HINTS = {"openai/ViT.safetensors": Hints(activation="quick_gelu")}
 
 
 @pytest.mark.parametrize("name", ["clip", "openai/ViT.safetensors", "sd"])
-def test_what_was_written_is_found_and_converts_to_an_equal_run(name, models, tmp_path):
+def test_model_loads_exactly_and_converts_to_an_equal_run(name, models, tmp_path):
     root, weights = models
     model = runs.find(root / name, HINTS.get(name, Hints()))
-    jax.tree.map(np.testing.assert_array_equal, model.weights(ONE), weights[name])
+    jax.tree.map(np.testing.assert_array_equal, model.weights(SHARDING), weights[name])
     convert(str(root / name), str(tmp_path / "run"), HINTS.get(name, Hints()))
-    again = runs.find(tmp_path / "run")
-    assert again.step == 0
-    assert again.setup == model.setup
-    jax.tree.map(np.testing.assert_array_equal, again.weights(ONE), weights[name])
-    said = ["a cat", "a DOG é", ""]
-    for ours, theirs in zip(again.tokenizer.encode(said), model.tokenizer.encode(said)):
-        np.testing.assert_array_equal(ours, theirs)
+    run = runs.find(tmp_path / "run")
+    assert run.step == 0
+    assert run.setup == model.setup
+    jax.tree.map(np.testing.assert_array_equal, run.weights(SHARDING), weights[name])
+    captions = ["a cat", "a DOG é", ""]
+    jax.tree.map(np.testing.assert_array_equal, run.tokenizer.encode(captions), model.tokenizer.encode(captions))
     with pytest.raises(ConfigError, match="there already"):
         convert(str(root / name), str(tmp_path / "run"), Hints())
 
 
-def test_in_python(models):
+def test_load_in_python(models):
     encoder = jdiff_package.load(models[0] / "openai" / "ViT.safetensors", activation="quick_gelu")
-    found = encoder.embed_texts(["a cat"] * 300)  # more than are embedded at a time
-    assert found.shape == (300, 16)
-    np.testing.assert_allclose(found[0], found[-1], atol=1e-6)
+    vectors = encoder.embed_texts(["a cat"] * 300)  # more than one batch
+    assert vectors.shape == (300, 16)
+    np.testing.assert_allclose(vectors[0], vectors[-1], atol=1e-6)
 
 
-def test_one_part_alone_is_read(models):
+def test_one_network_can_be_read_without_the_others(models):
     root, weights = models
-    assert runs.find(root / "sd").weights(ONE, only=("text",)).keys() == {"text"}
+    assert runs.find(root / "sd").weights(SHARDING, only=("text",)).keys() == {"text"}
 
 
-def test_latents_are_decoded_and_an_image_is_its_seeds_own(models):
+def test_latents_are_decoded_and_an_image_depends_on_its_seed_only(models):
     sampler = runs.load(models[0] / "sd")
     settings = dataclasses.replace(sampler.settings, steps=3)
     images, path = sampler.sample(["a cat", "a dog"], settings=settings, seed=4, trajectory=True)
@@ -81,7 +80,7 @@ def test_latents_are_decoded_and_an_image_is_its_seeds_own(models):
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("arguments", "message"),
     [
         ({"prompts": []}, "0 prompts"),
         ({"prompts": "a cat"}, "must be a list"),
@@ -95,13 +94,13 @@ def test_latents_are_decoded_and_an_image_is_its_seeds_own(models):
     ],
     ids=str,
 )
-def test_what_is_not_said_for_each_image_is_refused(models, said, why):
-    """An image left out, or drawn by its neighbour's seed, would otherwise never be noticed."""
-    with pytest.raises(ValueError, match=why):
-        runs.load(models[0] / "sd").sample(**{"prompts": ["a cat", "a dog"], **said})
+def test_arguments_of_another_length_than_the_prompts_are_refused(models, arguments, message):
+    """A missing image, or one drawn from its neighbour's seed, would be hard to notice."""
+    with pytest.raises(ValueError, match=message):
+        runs.load(models[0] / "sd").sample(**{"prompts": ["a cat", "a dog"], **arguments})
 
 
-def test_sampling_is_as_shipped(models):
+def test_sampling_uses_the_timesteps_of_the_scheduler_config(models):
     """Leading timesteps from 981 to 1, and the last step ends at timestep 0, not at the clean image."""
     setup = runs.find(models[0] / "sd").setup
     settings, schedule = dataclasses.replace(setup.sample, steps=50), setup.schedule()
@@ -114,28 +113,28 @@ def test_sampling_is_as_shipped(models):
         dataclasses.replace(settings, steps=50, steps_offset=20).tableau(schedule)
 
 
-def test_padding_is_read_where_it_was_trained_to_be(models):
-    """The U-Net of Stable Diffusion looks at all 77 states, so a caption's padding matters."""
+def test_unet_attends_to_padding(models):
+    """The U-Net of Stable Diffusion attends to all 77 states, so the padding of a caption matters."""
     sampler = runs.load(models[0] / "sd")
     text = sampler.text.apply({"params": sampler.weights["text"]}, *sampler.tokenizer.encode(["a cat"]))[0]
     mask = sampler.tokenizer.encode(["a cat"])[1]
     latents, time = np.ones((1, *sampler.shape), np.float32), np.array([500.0])
-    changed = np.where(mask[..., None], text, text + 1)
-    for reads in (True, False):
-        unet = sampler.unet.clone(attend_to_padding=reads)
-        a, b = (unet.apply({"params": sampler.weights["unet"]}, latents, time, t, mask) for t in (text, changed))
-        assert (np.abs(a - b).max() > 1e-6) == reads
+    altered_text = np.where(mask[..., None], text, text + 1)
+    for attends in (True, False):
+        unet = sampler.unet.clone(attend_to_padding=attends)
+        a, b = (unet.apply({"params": sampler.weights["unet"]}, latents, time, t, mask) for t in (text, altered_text))
+        assert (np.abs(a - b).max() > 1e-6) == attends
 
 
-def test_the_command_line_draws_from_a_folder(models, tmp_path):
-    done = jdiff("sample", str(models[0] / "sd"), "a cat", "--negative=a dog", "--steps=2", cwd=tmp_path)
-    assert "PNDMScheduler" in done.stdout
+def test_sample_command_accepts_a_folder_of_weights(models, tmp_path):
+    process = jdiff("sample", str(models[0] / "sd"), "a cat", "--negative=a dog", "--steps=2", cwd=tmp_path)
+    assert "PNDMScheduler" in process.stdout
     with Image.open(tmp_path / "images" / "000000.png") as image:
         assert image.size == (16, 16)
     assert json.loads((tmp_path / "images" / "000000.json").read_text())["workdir"] == str(models[0] / "sd")
 
 
-BAD = {
+USER_MISTAKES = {
     ("sample", "clip", "a cat"): "is a dual encoder, which cannot draw",
     ("convert", "openai/ViT.safetensors", "x"): "--activation=quick_gelu",
     ("convert", "clip"): "two paths",
@@ -143,25 +142,25 @@ BAD = {
     ("convert", "nowhere", "x"): "there is no nowhere",
     ("evaluate", "--workdir=sd", "--images=openai"): "measures a dual encoder",
     ("evaluate", "--workdir=clip", "--images=nowhere"): "there is no folder nowhere",
-    ("convert", "clip/model.safetensors", "x"): "name its folder",
+    ("convert", "clip/model.safetensors", "x"): "pass its folder",
 }
 
 
-@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
-def test_a_mistake_gets_one_sentence(arguments, models):
-    done = jdiff(*arguments, cwd=models[0], check=False)
-    assert done.returncode == 2
-    assert BAD[arguments] in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("arguments", USER_MISTAKES, ids=" ".join)
+def test_a_mistake_gives_one_sentence(arguments, models):
+    process = jdiff(*arguments, cwd=models[0], check=False)
+    assert process.returncode == 2
+    assert USER_MISTAKES[arguments] in process.stderr and "Traceback" not in process.stderr
     assert not (models[0] / "x").exists()
 
 
-def changed(folder, file, **values):
+def edit_json(folder, file, **values):
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "why"),
+    ("file", "values", "message"),
     [
         ("unet/config.json", {"freq_shift": 1}, "freq_shift = 1"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
@@ -173,20 +172,20 @@ def changed(folder, file, **values):
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu'"),
     ],
 )
-def test_what_would_be_computed_otherwise_is_refused(file, values, why, tmp_path):
+def test_unsupported_settings_are_refused(file, values, message, tmp_path):
     toys.stable_diffusion(tmp_path / "sd")
-    changed(tmp_path / "sd", file, **values)
-    with pytest.raises(WrongWeights, match=why):
-        foreign.find(tmp_path / "sd")
+    edit_json(tmp_path / "sd", file, **values)
+    with pytest.raises(WrongWeights, match=message):
+        pretrained.find(tmp_path / "sd")
 
 
 def test_wrong_weights_are_listed_with_their_file(tmp_path):
     toys.clip(tmp_path / "clip")
-    found = {name: tensor.read() for name, tensor in scan(tmp_path / "clip" / "model.safetensors").items()}
-    del found["logit_scale"]
-    save_file({**found, "extra": np.zeros(2, np.float32)}, tmp_path / "clip" / "model.safetensors")
+    arrays = {name: tensor.read() for name, tensor in scan(tmp_path / "clip" / "model.safetensors").items()}
+    del arrays["logit_scale"]
+    save_file({**arrays, "extra": np.zeros(2, np.float32)}, tmp_path / "clip" / "model.safetensors")
     with pytest.raises(WrongWeights, match=r"(?s)2 tensors of .*clip.*missing     logit_scale.*unexpected  extra"):
-        runs.find(tmp_path / "clip").weights(ONE)
+        runs.find(tmp_path / "clip").weights(SHARDING)
 
 
 def test_a_tower_at_another_size_has_resized_positions(models):
@@ -194,28 +193,27 @@ def test_a_tower_at_another_size_has_resized_positions(models):
     old = weights["clip"]["vision"]["positions"]
     for name, antialias in (("clip", False), ("openai/ViT.safetensors", True)):
         hints = dataclasses.replace(HINTS.get(name, Hints()), image_size=48)
-        new = runs.find(root / name, hints).weights(ONE)["vision"]["positions"]
+        new = runs.find(root / name, hints).weights(SHARDING)["vision"]["positions"]
         assert new.shape == (37, 64)
-        np.testing.assert_allclose(new, positions.resize(old, 37, first=1, antialias=antialias), rtol=1e-6)
+        np.testing.assert_allclose(new, positions.resize(old, 37, num_prefix_tokens=1, antialias=antialias), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("before", "after"), [(7, 12), (12, 7), (16, 16), (24, 9)])
-def test_antialiased_positions_are_those_of_jax(before, after):
+@pytest.mark.parametrize(("old_side", "new_side"), [(7, 12), (12, 7), (16, 16), (24, 9)])
+def test_antialiased_positions_are_those_of_jax(old_side, new_side):
     """JAX's own cubic resampling widens and normalises its kernel as PyTorch's antialiased one does."""
-    rows = np.random.default_rng(0).standard_normal((before * before, 5))
-    grid = jax.image.resize(rows.reshape(before, before, 5), (after, after, 5), "cubic", antialias=True)
-    np.testing.assert_allclose(
-        positions.resize(rows, after * after, first=0, antialias=True), grid.reshape(-1, 5), atol=1e-5
-    )
+    rows = np.random.default_rng(0).standard_normal((old_side * old_side, 5))
+    grid = jax.image.resize(rows.reshape(old_side, old_side, 5), (new_side, new_side, 5), "cubic", antialias=True)
+    result = positions.resize(rows, new_side * new_side, num_prefix_tokens=0, antialias=True)
+    np.testing.assert_allclose(result, grid.reshape(-1, 5), atol=1e-5)
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 def test_positions_of_a_line_stay_on_it(antialias):
     """Cubic convolution reproduces straight lines away from the edges [keys sec. III]."""
     line = np.repeat(np.arange(16.0), 16)[:, None]
-    found = positions.resize(line, 32 * 32, first=0, antialias=antialias).reshape(32, 32)
-    wanted = (np.arange(32) + 0.5) / 2 - 0.5
-    np.testing.assert_allclose(found[6:-6, 16], wanted[6:-6], atol=1e-9 if antialias else 0.08)
+    result = positions.resize(line, 32 * 32, num_prefix_tokens=0, antialias=antialias).reshape(32, 32)
+    expected = (np.arange(32) + 0.5) / 2 - 0.5
+    np.testing.assert_allclose(result[6:-6, 16], expected[6:-6], atol=1e-9 if antialias else 0.08)
 
 
 def config(**sections):
@@ -226,40 +224,40 @@ def config(**sections):
     return build.experiment({**base, **sections})
 
 
-def test_what_comes_with_a_network(models, tmp_path):
-    """A text tower brings its tokenizer; a U-Net its autoencoder, what it predicts and how it is sampled."""
+def test_init_from_also_sets_what_belongs_to_a_network(models, tmp_path):
+    """A text tower brings its tokenizer; a U-Net its autoencoder, prediction type and sampling settings."""
     start = str(models[0] / "sd")
     setup, starts = runs.with_starts(config(text={"init_from": start}, unet={"init_from": start}), tmp_path)
-    theirs = runs.find(start).setup
-    assert setup.unet() == theirs.unet() and setup.autoencoder() == theirs.autoencoder()
-    assert setup.diffusion == theirs.diffusion and setup.sample == theirs.sample
-    assert setup.config["tokenizer"] == theirs.config["tokenizer"]
+    source_setup = runs.find(start).setup
+    assert setup.unet() == source_setup.unet() and setup.autoencoder() == source_setup.autoencoder()
+    assert setup.diffusion == source_setup.diffusion and setup.sample == source_setup.sample
+    assert setup.config["tokenizer"] == source_setup.config["tokenizer"]
     assert setup.frozen == {"text", "autoencoder"}
-    assert runs.starting_weights(starts, ONE).keys() == {"text", "unet", "autoencoder"}
+    assert runs.starting_weights(starts, SHARDING).keys() == {"text", "unet", "autoencoder"}
 
 
 @pytest.mark.parametrize(
     ("text", "unet", "trained"),
     [({}, {}, {"unet"}), ({"frozen": False}, {}, {"text", "unet"}), ({"frozen": False}, {"frozen": True}, {"text"})],
 )
-def test_only_what_is_not_frozen_moves(text, unet, trained, models, tmp_path):
+def test_only_networks_that_are_not_frozen_are_trained(text, unet, trained, models, tmp_path):
     start = str(models[0] / "sd")
-    more = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}, "mesh": {"data": 1}}
-    setup = config(text={"init_from": start, **text}, unet={"init_from": start, **unet}, **more)
+    other_sections = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}, "mesh": {"data": 1}}
+    setup = config(text={"init_from": start, **text}, unet={"init_from": start, **unet}, **other_sections)
     setup, starts = runs.with_starts(setup, tmp_path)
     tokenizer, mesh = starts["text"].tokenizer, setup.mesh()
-    state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, ONE))
-    before = jax.tree.map(np.asarray, state.best)
+    state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, SHARDING))
+    old_weights = jax.tree.map(np.asarray, state.best)
     tokens, mask = tokenizer.encode(["a cat", "a dog"])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     rows = {"image": images, "tokens": tokens, "mask": mask, "index": np.arange(2, dtype=np.int32)}
-    after = setup.step(tokenizer)(state, rows)[0].best
-    for part in before:
-        moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), before[part], after[part]))
-        assert any(moved) == (part in trained), part
+    new_weights = setup.step(tokenizer)(state, rows)[0].best
+    for part in old_weights:
+        differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), old_weights[part], new_weights[part])
+        assert any(jax.tree.leaves(differs)) == (part in trained), part
 
 
-def test_frozen_towers_need_a_start():
+def test_frozen_towers_need_init_from():
     with pytest.raises(ConfigError, match=r"config.vision.frozen is set, but no config.vision.init_from"):
         build.experiment(
             {
@@ -271,7 +269,7 @@ def test_frozen_towers_need_a_start():
         )
 
 
-def pictures(folder, kinds):
+def write_images(folder, kinds):
     for kind in kinds:
         (folder / kind).mkdir(parents=True)
         for i in range(3):
@@ -279,13 +277,13 @@ def pictures(folder, kinds):
             Image.fromarray(pixels).save(folder / kind / f"{i}.png")
 
 
-def test_a_loaded_clip_tells_kinds_apart(models, tmp_path):
-    pictures(tmp_path / "kinds", ("cat", "big_dog"))
+def test_pretrained_clip_classifies_folders_of_images(models, tmp_path):
+    write_images(tmp_path / "kinds", ("cat", "big_dog"))
     (tmp_path / "kinds" / "cat" / "broken.png").write_bytes(b"?")
-    options = {"hints": Hints(), "templates": None, "num": None, "out": str(tmp_path / "found.json")}
-    found = evaluate_folder(str(models[0] / "clip"), str(tmp_path / "kinds"), **options)
-    assert (found["compared"], found["classes"], found["templates"], found["top5"]) == (6, 2, 80, 1.0)
-    assert json.loads((tmp_path / "found.json").read_text())["top1"] == found["top1"]
+    options = {"hints": Hints(), "templates": None, "num": None, "out": str(tmp_path / "results.json")}
+    metrics = evaluate_folder(str(models[0] / "clip"), str(tmp_path / "kinds"), **options)
+    assert (metrics["compared"], metrics["classes"], metrics["templates"], metrics["top5"]) == (6, 2, 80, 1.0)
+    assert json.loads((tmp_path / "results.json").read_text())["top1"] == metrics["top1"]
     (tmp_path / "mine.txt").write_text("a {}\nno place\n")
     with pytest.raises(ValueError, match="where the name goes"):
         evaluate_folder(
@@ -293,10 +291,10 @@ def test_a_loaded_clip_tells_kinds_apart(models, tmp_path):
         )
 
 
-def test_a_loaded_clip_looks_pictures_up(models, tmp_path):
-    pictures(tmp_path, ("all",))
+def test_pretrained_clip_retrieves_captioned_images(models, tmp_path):
+    write_images(tmp_path, ("all",))
     for i in range(3):
         (tmp_path / "all" / f"{i}.txt").write_text("a cat\na dog\n")
-    options = {"hints": Hints(), "templates": None, "num": 2, "out": str(tmp_path / "found.json")}
-    found = evaluate_folder(str(models[0] / "clip"), str(tmp_path / "all"), **options)
-    assert (found["compared"], found["captions"]) == (2, 4)
+    options = {"hints": Hints(), "templates": None, "num": 2, "out": str(tmp_path / "results.json")}
+    metrics = evaluate_folder(str(models[0] / "clip"), str(tmp_path / "all"), **options)
+    assert (metrics["compared"], metrics["captions"]) == (2, 4)
