@@ -69,7 +69,7 @@ def run(task: str, mesh: dict, **train) -> Run:
     mesh, step = experiment.mesh(), experiment.step(tokenizer)
     state, losses, drawn = experiment.initial_state(tokenizer, mesh, {}), [], None
     own, shares = meshes.local_batch_shards(mesh), meshes.num_batch_shards(mesh)
-    batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, own=own, parts=shares)
+    batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, local_shards=own, num_shards=shares)
     for _ in range(STEPS):
         batch = meshes.place(mesh, next(batches))
         drawn = drawn or _numpy(mesh, _drawn(experiment, batch))

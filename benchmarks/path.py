@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from benchmarks.claims import Claim, settle
-from jdiff.data.shapes.adversary import SHOWN, measure_reader
+from jdiff.data.shapes.adversary import SCENE_PICTURES, measure_reader
 from jdiff.runs import latest_step, saved_experiment
 from jdiff.verbs.evaluate import evaluate
 
@@ -36,7 +36,7 @@ def _reader(quick: bool) -> Iterator[Claim]:
     if not quick:
         found["clean"] = measure_reader(10_000, 1, kinds=("clean",))["clean"]
     for name, (right, total) in found.items():
-        verb = "reads" if name in SHOWN else "refuses"
+        verb = "reads" if name in SCENE_PICTURES else "refuses"
         bound = 0.98 if name == "imperfect" else 0.999
         yield Claim(f"the reader {verb} {name} pictures", right / total, bound, note=f"of {total}")
 

@@ -14,7 +14,7 @@ from rich.progress import track
 from jdiff import runs, storage
 from jdiff.construct import ConfigError
 from jdiff.data.folder import Folder
-from jdiff.data.labelled import Labelled
+from jdiff.data.labelled import LabelledFolder
 from jdiff.data.records import Rejected
 from jdiff.embed import BATCH, Encoder
 from jdiff.evaluation import retrieval, zero_shot
@@ -58,7 +58,7 @@ def evaluate_folder(
         found = _retrieval(encoder, captioned, num)
     else:
         sentences = zero_shot.read_templates(*([templates] if templates else []))
-        found = _zero_shot(encoder, Labelled(images, size, crop), sentences, num)
+        found = _zero_shot(encoder, LabelledFolder(images, size, crop), sentences, num)
     where = epath.Path(path) / "evaluation" if runs.is_run(path) else epath.Path()
     target = epath.Path(out) if out else where / f"{storage.absolute(images).name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def _captioned(images: str, size: int, crop: str) -> Folder | None:
     try:
         return Folder(images, image_size=size, crop=crop, test_fraction=0.0)
     except ValueError as error:
-        if Labelled(images, size, crop).folders():
+        if LabelledFolder(images, size, crop).folders():
             return None
         raise ConfigError(f"{error} Or sort the images into one folder for each kind.") from error
 
@@ -120,7 +120,7 @@ def _retrieval(encoder: Encoder, folder: Folder, num: int | None) -> dict[str, A
     return {"compared": len(image), "captions": len(text), **retrieval.recall(text, image, of=of)}
 
 
-def _zero_shot(encoder: Encoder, folder: Labelled, templates: list[str], num: int | None) -> dict[str, Any]:
+def _zero_shot(encoder: Encoder, folder: LabelledFolder, templates: list[str], num: int | None) -> dict[str, Any]:
     """Accuracy of the nearest name."""
     names = folder.names()
     if len(names) < 2:

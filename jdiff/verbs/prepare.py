@@ -15,7 +15,7 @@ from jdiff.data import records
 def prepare(setup: Experiment) -> None:
     """Write the records that a config names, and say what was left out and why."""
     builder = setup.dataset()
-    if builder.prepared():
+    if builder.has_records():
         print(f"prepared already: {builder.data_dir}")
     else:
         print(f"writing {builder.builder_config.name} to {builder.data_dir}")
@@ -30,7 +30,7 @@ def prepare(setup: Experiment) -> None:
             builder.on_item = show
             records.prepare(builder)
     report = records.prepare(builder)
-    for split, count in sorted(report.written.items()):
+    for split, count in sorted(report.num_examples.items()):
         print(f"  {split}: {count} captioned images")
     if report.rejected:
         reasons = Counter(item.reason.split(":")[0] for item in report.rejected)

@@ -18,7 +18,7 @@ from jdiff import runs
 from jdiff.build import Experiment
 from jdiff.construct import ConfigError
 from jdiff.data import records
-from jdiff.data.pipeline import Batches, own_groups
+from jdiff.data.pipeline import Batches, local_groups
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.diffusion.gaussian_baseline import data_spectrum
 from jdiff.embed import Encoder
@@ -52,7 +52,7 @@ def train(setup: Experiment, workdir: str) -> None:
         raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shares} devices cannot share evenly")
     own = meshes.local_batch_shards(mesh)
     try:
-        own_groups(train.batch_size, train.group, own, shares)
+        local_groups(train.batch_size, train.group, own, shares)
     except ValueError as error:
         why = f"config.train.group is {train.group}, but this process reads what its devices hold: {error}"
         raise ConfigError(why) from error
@@ -92,8 +92,8 @@ def train(setup: Experiment, workdir: str) -> None:
             seed=train.seed,
             start_step=start,
             group=train.group,
-            own=own,
-            parts=shares,
+            local_shards=own,
+            num_shards=shares,
         )
         with ExitStack() as stack:
             stack.enter_context(closing(batches))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jdiff.data.labelled import Labelled
+from jdiff.data.labelled import LabelledFolder
 from jdiff.data.records import Rejected
 from jdiff.evaluation.retrieval import recall
 from jdiff.evaluation.zero_shot import accuracy, class_vectors, read_templates
@@ -48,7 +48,7 @@ def test_kinds_are_folders_dealt_in_turn(tmp_path):
             Image.new("RGB", (9, 7), (i, 0, 0)).save(tmp_path / kind / "deep" / f"{i}.png")
     (tmp_path / "a" / "9.png").write_bytes(b"?")
     (tmp_path / "classes.txt").write_text("a\tan aye-aye\n")
-    folder = Labelled(tmp_path, 8)
+    folder = LabelledFolder(tmp_path, 8)
     assert folder.names() == ["an aye-aye", "b two"]
     found = list(folder.examples())
     assert [None if isinstance(x, Rejected) else x[1] for x in found] == [None, 1, 0, 1, 0, 0]
