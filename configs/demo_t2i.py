@@ -1,11 +1,11 @@
-"""The text-to-image model of `make demo`: a small U-Net that draws one object where its sentence says.
+"""The text-to-image model of `make demo`: a small U-Net for prompts of one object and its place.
 
-Aim     whole prompts of unseen scenes right >= 90 %, shape and colour >= 95 %, by the exact reader.
+Aim     prompt accuracy >= 90 % on unseen scenes, shape and colour >= 95 %, by the exact reader.
 Run     jdiff train --config=demo_t2i --workdir=runs/shapes, after demo_clip
 Takes   about 10 minutes on 2 CPU cores (0.22 s a step).
-Expect  places and colours after 400 steps, large shapes after 1,000, small ones last.
-Seen    2026-11-25, 256 prompts of 136 unseen scenes, guidance 2: whole prompt 96 %, shape and colour 96 %.
-        What mattered is in benchmarks/RESULTS.md.
+Expect  right places and colours after 400 steps, large shapes after 1,000, small ones last.
+Seen    2026-11-25, 256 prompts of 136 unseen scenes, guidance scale 2: prompt accuracy 96 %, shape and
+        colour 96 %. benchmarks/RESULTS.md has ablations.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""A text-to-image model of one's own captioned images; --config.data.path names their folder.
+"""A text-to-image model trained on your own captioned images; --config.data.path names their folder.
 
-Aim     pictures like the folder's, following their captions.
+Aim     images in the style of the folder's that follow their captions.
 Run     jdiff train --config=folder_t2i --workdir=runs/mine, after folder_clip
 Takes   hours on 2 CPU cores, minutes on a GPU.
-Expect  colours after 1,000 steps, forms after some thousands.
+Expect  colours after 1,000 steps, shapes after several thousand.
 Seen
 """
 

@@ -1,9 +1,9 @@
-"""Somebody's Stable Diffusion, taught one's own captioned images; --config.data.path names their folder.
+"""Fine-tune pretrained Stable Diffusion weights on your own captioned images; --config.data.path names their folder.
 
-Aim     pictures like the folder's, following their captions.
+Aim     images in the style of the folder's that follow their captions.
 Run     jdiff prepare --config=tune_t2i && jdiff train --config=tune_t2i --workdir=runs/tuned
 Takes   a GPU of 40 GB or more in float32.
-Expect  the folder's look within some hundred steps; the text tower stays as it came, unless ``frozen=False``.
+Expect  the folder's style within a few hundred steps; the text tower keeps its weights unless ``frozen=False``.
 Seen
 """
 

@@ -1,10 +1,10 @@
-"""The text tower's depth and the batch of the dual encoder of `make demo`, stopped early.
+"""Text tower depth and batch size of the dual encoder of `make demo`, in short training runs.
 
-Aim     [clip sec. 2.4] in miniature: the text tower hardly matters, the batch does.
+Aim     [clip sec. 2.4] in miniature: the size of the text tower hardly matters, the batch size does.
 Run     jdiff sweep clip_text --workdir=sweeps/clip_text
 Takes   about 20 minutes on 2 CPU cores.
-Seen    2026-11-27, 5 seeds: a batch of 128 finds .94, of 64 .91, of 32 .74; one layer at 128 .73, of one seed .32.
-        docs/ablations.md has all of it.
+Seen    2026-11-27, 5 seeds: recall .94 at a batch of 128, .91 at 64, .74 at 32; one layer at 128 .73, with one seed
+        at .32. docs/ablations.md has all results.
 """
 
 from jdiff.sweep import grid, product, seeds

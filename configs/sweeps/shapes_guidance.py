@@ -1,10 +1,10 @@
-"""Guidance: what it gives to the prompt, and takes from variety, by the sampler of `make demo`.
+"""Guidance scale: prompt accuracy against diversity, for the model of `make demo`.
 
-Aim     [cfg fig. 4] in miniature: up to some scale prompts are followed better, and pictures are ever more alike.
+Aim     [cfg fig. 4] in miniature: prompt accuracy rises up to some scale, and diversity falls.
 Run     jdiff sweep shapes_guidance --workdir=sweeps/shapes_guidance, after make demo
 Takes   5 to 9 minutes on 2 CPU cores.
-Seen    2026-11-27, 16 seeds: prompt_accuracy .89 at 1, .97 at 3, .60 at 8; diversity falls to 2 and rises from 5 on.
-        docs/ablations.md has all of it.
+Seen    2026-11-27, 16 seeds: prompt_accuracy .89 at 1, .97 at 3, .60 at 8; diversity falls up to 2 and rises from 5 on.
+        docs/ablations.md has all results.
 """
 
 from jdiff.sweep import grid, product, seeds
