@@ -20,8 +20,8 @@ NAMES = "classes.txt"
 class LabelledFolder:
     """Labelled images: every folder in ``path`` is a class, and every image below it is an example of that class.
 
-    A class has the name of its folder, with spaces for underscores, unless a line "FOLDER<tab>NAME" of ``classes.txt``
-    in ``path`` gives it another.
+    A class's name is its folder's, with spaces for underscores, or NAME if ``classes.txt`` in ``path`` has a line
+    "FOLDER<tab>NAME".
 
     image_size, crop: as for ``decoding.fit``.
     """

@@ -106,7 +106,7 @@ class Tokenizer:
 
     @property
     def max_caption_tokens(self) -> int:
-        """The most tokens of a caption that are kept: the context length without start and end tokens."""
+        """The context length without start and end tokens; a longer caption is truncated."""
         return self.context_length - len(self._start) - 1
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """The denoising U-Net: residual blocks conditioned on the timestep, and cross-attention to the caption.
 
-Stable Diffusion 1.x and 2.x [ldm] are configurations of it: its layers, their order and their constants are theirs.
+Its layers, their order and their constants are those of Stable Diffusion 1.x and 2.x [ldm], which are configurations.
 ``patch_size``, ``pooled`` and ``scale_shift_norm`` go beyond them. The network takes a timestep and does not depend
 on the noise schedule.
 """

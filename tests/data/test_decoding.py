@@ -62,13 +62,13 @@ def test_lossy_kinds_nearly_keep_a_colour(kind):
         assert np.abs(decoded[row, column].astype(int) - colour).max() <= 6
 
 
-def test_bilevel():
+def test_bilevel_png_is_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 255)
     assert decode(file(image)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-def test_grey():
+def test_grey_png_becomes_rgb():
     assert decode(file(Image.new("L", (1, 1), 77))).tolist() == [[[77, 77, 77]]]
 
 
@@ -132,7 +132,7 @@ def test_sixteen_bit_grey_with_a_transparent_value():
     assert decode(data)[0, :, 0].tolist() == [255, 100]
 
 
-def test_float_tiff():
+def test_float_tiff_is_scaled_and_refused_outside_0_to_1():
     assert decode(file(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
     with pytest.raises(Undecodable, match="outside 0 to 1"):
         decode(file(Image.fromarray(np.array([[0, 7]], np.float32)), "TIFF"))
@@ -152,7 +152,7 @@ def test_cmyk_jpeg_inverted_by_adobe_shows_its_colours(inks, colour):
     assert np.abs(decode(data).astype(int) - colour).max() <= 3
 
 
-def test_cmyk_tiff():
+def test_cmyk_tiff_becomes_rgb():
     assert decode(file(Image.new("CMYK", (1, 1), (255, 0, 0, 0)), "TIFF")).tolist() == [[[0, 255, 255]]]
 
 
@@ -277,19 +277,19 @@ def refusal(data: bytes, **options) -> str:
     return reason
 
 
-def test_empty():
+def test_an_empty_file_is_refused():
     assert refusal(b"") == "The file is empty."
 
 
 @pytest.mark.parametrize(
     "data", [b"hello, world", b"\0" * 1000, b"<html><body>404</body></html>", b"%!PS-Adobe-3.0 EPSF\n"]
 )
-def test_not_an_image(data):
+def test_other_data_is_refused_as_not_an_image(data):
     assert "not an image" in refusal(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM"])
-def test_truncated_anywhere(kind):
+def test_a_truncated_file_is_refused(kind):
     noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     data = file(noise, kind)
     for length in [1, 2, 10, *range(20, len(data) - 60, max(1, len(data) // 40))]:
@@ -323,7 +323,7 @@ def test_a_size_between_our_limit_and_pillows_is_refused():
     assert "pixels" in refusal(png(10_000, 10_000, 8, 2, b""))  # Pillow warns here; a warning is an error in tests
 
 
-def test_no_size():
+def test_an_image_of_width_zero_is_refused():
     assert refusal(png(0, 5, 8, 2, b""))
 
 

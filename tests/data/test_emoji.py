@@ -182,7 +182,7 @@ def test_flags_have_their_bands(examples_by_name):
 
 
 @needs_font
-def test_tones_darken(examples_by_name):
+def test_skin_tones_darken_in_their_order(examples_by_name):
     hands = [examples_by_name[f"raised hand, {tone} skin tone"].image for tone in TONES]
     brightness = [hand[30:44, 26:38].mean() for hand in hands]
     assert brightness == sorted(brightness, reverse=True)

@@ -96,7 +96,7 @@ def test_texts_in_a_sequence_of_records_as_in_coco(prepare_set):
     assert ("nested 1", "nested") in {example.captions for example in read(source)[0].values()}
 
 
-def test_nested_features(prepare_set):
+def test_nested_features_are_found_by_path(prepare_set):
     source = TfdsSet("tiny_pictures", prepare_set("photo"))
     assert (source.identity()["image_key"], source.identity()["text_key"]) == ("photo/view", "photo/text")
     examples, rejected = read(source)
@@ -153,7 +153,7 @@ def test_code_that_needs_tensorflow(tmp_path):
         TfdsSet("coco_captions", str(tmp_path))
 
 
-def test_unknown_names(tmp_path):
+def test_unknown_names_are_refused_with_similar_ones(tmp_path):
     with pytest.raises(ValueError, match="TFDS has no data set 'mnit'.*did you mean .*mnist"):
         TfdsSet("mnit", str(tmp_path))
     with pytest.raises(ValueError, match="TFDS cannot open 'not a name!!'"):

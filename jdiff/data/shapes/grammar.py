@@ -105,7 +105,7 @@ def _full_count(scene: Scene):
 def _full_relation(scene: Scene):
     """Most captions, and all that an opening can precede, begin with the more salient thing.
 
-    So the word of the relation alone mostly reveals on which side that thing is, which makes relations easier to learn.
+    So the relation's word mostly tells on which side that thing is, which makes relations easier to learn.
     """
     first, second = scene.things
     ways = [(first, scene.relation, second), (second, CONVERSES[scene.relation], first)]

@@ -51,13 +51,15 @@ class Shapes:
     def __post_init__(self):
         unknown = set(self.world) - set(KINDS)
         if unknown or not self.world:
-            raise ValueError(f"world is {self.world}, expected one or more of {', '.join(KINDS)}.")
+            raise ValueError(f"config.data.world is {self.world}, expected one or more of {', '.join(KINDS)}.")
         if not 0 <= self.partial <= 1:
-            raise ValueError(f"partial is {self.partial}, expected a share of captions between 0 and 1.")
+            raise ValueError(f"config.data.partial is {self.partial}, expected a share of captions between 0 and 1.")
         if self.group < 1:
-            raise ValueError(f"group is {self.group}, expected 1 scene or more.")
+            raise ValueError(f"config.data.group is {self.group}, expected 1 scene or more.")
         if self.image_size < 16:
-            raise ValueError(f"image_size is {self.image_size}; below 16 pixels the shapes cannot be told apart.")
+            raise ValueError(
+                f"config.data.image_size is {self.image_size}; below 16 pixels the shapes cannot be distinguished."
+            )
 
     @property
     def disable_shuffling(self) -> bool:
