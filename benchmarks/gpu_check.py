@@ -169,7 +169,7 @@ def traced(setup: build.Experiment, tokenizer: tokenizers.Tokenizer) -> jax.stag
     b, n, side = setup.train.batch_size, setup.context_length, setup.image_size
     shapes = {"image": ((b, side, side, 3), np.uint8), "tokens": ((b, n), np.int32)}
     shapes |= {"mask": ((b, n), bool), "index": ((b,), np.int32)}
-    place = meshes.over_batch(setup.mesh())
+    place = meshes.batch_sharding(setup.mesh())
     rows = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
     step = setup.step(tokenizer)
     return step.func.trace(*step.args, setup.state_like(tokenizer, setup.mesh()), rows)
@@ -238,7 +238,7 @@ def _beside_the_cpu() -> Iterator[Claim]:
 
 
 def _sampled(setup: build.Experiment, tokenizer, state, captions: list[str], count: int) -> Iterator[Claim]:
-    sampler = setup.sampler(tokenizer, state.best)
+    sampler = setup.sampler(tokenizer, state.inference_params)
     began = time.perf_counter()
     first = sampler.sample(captions[:count])
     yield Claim("sampling, seconds of the first call, with compiling", time.perf_counter() - began)

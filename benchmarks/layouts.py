@@ -130,7 +130,7 @@ def main(task: str, address: str, process: str, file: str) -> None:
     runtime.setup()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", EACH)
-    distributed.join(distributed.Cluster("auto", address, PROCESSES, int(process), PROCESSES * EACH))
+    distributed.initialize(distributed.Cluster("auto", address, PROCESSES, int(process), PROCESSES * EACH))
     found = run(task, {"data": PROCESSES, "fsdp": EACH})
     if distributed.is_primary_process():
         np.savez(file, params=found.params, losses=found.losses, **found.drawn)

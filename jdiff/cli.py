@@ -90,10 +90,10 @@ def _define_train() -> None:
 
 
 def _train() -> None:
-    from jdiff.runtime.distributed import Cluster, join
+    from jdiff.runtime.distributed import Cluster, initialize
 
     f = flags.FLAGS
-    join(Cluster(f.cluster, f.coordinator, f.num_processes, f.process_id, f.devices, f.wait))
+    initialize(Cluster(f.cluster, f.coordinator, f.num_processes, f.process_id, f.devices, f.wait))
     from jdiff.verbs.train import train
 
     train(_experiment(), _needed("workdir"))
@@ -393,11 +393,11 @@ def main() -> None:
         print(USAGE.format(configs=", ".join(shipped_configs())))
         return
     from jdiff.construct import nearest
-    from jdiff.runtime.distributed import CannotJoin
+    from jdiff.runtime.distributed import ClusterError
     from jdiff.sweep.pool import RunsFailed, Stopped
     from jdiff.training.loop import Diverged, Interrupted
 
-    mistakes = (ValueError, FileNotFoundError, CannotJoin, Diverged, flags.Error)
+    mistakes = (ValueError, FileNotFoundError, ClusterError, Diverged, flags.Error)
     try:
         if verb not in VERBS:
             raise UsageError(f"'{verb}' is no verb of jdiff; {nearest(verb, VERBS)}")

@@ -244,10 +244,10 @@ def restore_weights(
     """
     names = saved_experiment(workdir).ema_config().names
     average = average or (names[0] if names else ema.NO_EMA)
-    kept = [average] if average in names else [name for name in names if name.startswith(ema.WIDTH)]
+    kept = [average] if average in names else [name for name in names if name.startswith(ema.WIDTH_PREFIX)]
     with checkpoints(workdir) as store:
         part = "params" if average == ema.NO_EMA else "ema"
-        found = store.restore_parts(sharding, part, "frozen", ema_names=kept)
+        found = store.restore_items(sharding, part, "frozen", ema_names=kept)
         if average == ema.NO_EMA:
             learnt = found["params"] or {}
         elif average in names:
@@ -264,19 +264,19 @@ FAR = 0.1  # of a profile, from which on what is made of snapshots is not what w
 def _made_average(workdir, average: str, names: Sequence[str], step: int, newest: dict, sharding: Sharding) -> Any:
     """An average of a width that was not kept, of all that were."""
     known = f"{workdir} keeps {', '.join(names) or 'no averages'}"
-    width = ema.width_of(average)
+    width = ema.parse_width(average)
     if width is None:
         raise ConfigError(
-            f"there is no average {average}: {known}, and of snapshots {ema.WIDTH}W is made, W between 0 and "
-            f"{ema.WIDEST:.4f}"
+            f"there is no average {average}: {known}, and of snapshots {ema.WIDTH_PREFIX}W is made, W between 0 and "
+            f"{ema.MAX_WIDTH:.4f}"
         )
-    widths = {name: ema.width_of(name) for name in names if name.startswith(ema.WIDTH)}
+    widths = {name: ema.parse_width(name) for name in names if name.startswith(ema.WIDTH_PREFIX)}
     if not widths:
         raise ConfigError(f"{average} can only be made of averages of widths, config.ema.widths; {known}")
     with snapshots(workdir) as store:
         steps = [at for at in store.steps if at < step]
         kept = [(at, name) for at in (*steps, step) for name in widths]
-        shares, off = ema.combination([(at, widths[name]) for at, name in kept], step, width)
+        shares, off = ema.fit_profile([(at, widths[name]) for at, name in kept], step, width)
         if off > FAR:
             raise ConfigError(
                 f"{average} is {off:.0%} off when made of {len(steps)} snapshots and the newest checkpoint; take "

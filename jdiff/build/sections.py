@@ -23,7 +23,7 @@ from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.levels import Level
-from jdiff.training.ema import WIDEST, EmaConfig
+from jdiff.training.ema import MAX_WIDTH, EmaConfig
 from jdiff.training.optimizers import adamw
 from jdiff.training.state import TrainState
 
@@ -186,7 +186,7 @@ class Config:
         """The state of no steps yet."""
         averages, optimizer = self.ema_config(), self.optimizer()
         used = averages.names[0] if averages.names else None
-        return TrainState(jnp.int32(0), params, optimizer.init(params), averages.begin(params), frozen, used)
+        return TrainState(jnp.int32(0), params, optimizer.init(params), averages.init(params), frozen, used)
 
     def check_train(self, counts: Sequence[str]) -> None:
         """The train section. counts: its keys that must be 1 or more."""
@@ -199,8 +199,8 @@ class Config:
         ema = self.ema
         if not all(0 < decay < 1 for decay in ema.decays):
             raise ConfigError(f"config.ema.decays is {ema.decays}; each must be between 0 and 1")
-        if not all(0 < width < WIDEST for width in ema.widths):
-            raise ConfigError(f"config.ema.widths is {ema.widths}; each must be between 0 and {WIDEST:.4f}")
+        if not all(0 < width < MAX_WIDTH for width in ema.widths):
+            raise ConfigError(f"config.ema.widths is {ema.widths}; each must be between 0 and {MAX_WIDTH:.4f}")
         if len(set(self.ema_config().names)) < len(self.ema_config().names):
             raise ConfigError("config.ema has one average twice")
         if ema.snapshot_every < 0 or (ema.snapshot_every and not ema.widths):

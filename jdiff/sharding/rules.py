@@ -64,11 +64,11 @@ def table(mesh: Mesh, params: Any) -> str:
             layout = ", ".join(axis or "-" for axis in axes) or "replicated"
             lines.append(f"{len(sizes):5} tensors {sum(sizes) / 1e6:9.3f} M  {layout:14} {pattern}")
     for path, leaf in leaves:
-        used = _spec(mesh, path, leaf.shape)
+        spec = _spec(mesh, path, leaf.shape)
         lines += [
             f"{path} {leaf.shape} is not sharded by {axis}, whose size {mesh.shape[axis]} does not divide its dimension"
             for axis in _axes(path)
-            if axis and mesh.shape[axis] > 1 and axis not in used
+            if axis and mesh.shape[axis] > 1 and axis not in spec
         ]
     return "\n".join(lines)
 

@@ -239,7 +239,7 @@ def _check_measure(setup: Experiment | Spiral, measure: Measure, said: Mapping) 
     if DRAWN in said and setup.train.task == "contrastive":
         raise ConfigError(f"{DRAWN} is {measure.seed}, but of a dual encoder nothing is drawn; train.seed repeats it")
     names = (ema.NO_EMA, *setup.ema_config().names)
-    made = isinstance(setup, Experiment) and setup.ema.snapshot_every and ema.width_of(str(measure.average))
+    made = isinstance(setup, Experiment) and setup.ema.snapshot_every and ema.parse_width(str(measure.average))
     if measure.average not in (None, *names) and not made:
         raise ConfigError(
             f"measure.average is {measure.average}, but the run will have {', '.join(names)} (config.ema)"

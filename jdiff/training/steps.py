@@ -49,7 +49,7 @@ def _apply(
     params = constrain(optax.apply_updates(state.params, updates))
     new_ema = ema.update(state.ema, params, state.step)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=new_ema)
-    return state, report | metrics.from_report({"grad_norm": optax.tree.norm(gradients)})
+    return state, report | metrics.from_values({"grad_norm": optax.tree.norm(gradients)})
 
 
 def _mean(loss_fn: Callable, state: TrainState, batch: dict, parts: Parts) -> tuple[Params, metrics.Metrics]:
@@ -60,7 +60,7 @@ def _mean(loss_fn: Callable, state: TrainState, batch: dict, parts: Parts) -> tu
 
     def of(state: TrainState, part: dict) -> tuple[Params, metrics.Metrics]:
         (loss, report), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, part)
-        return gradients, metrics.from_report(report | {"loss": loss})
+        return gradients, metrics.from_values(report | {"loss": loss})
 
     gradients, report = parts.sum(of, state, batch)
     return jax.tree.map(lambda g: g / parts.count, gradients) if parts.count > 1 else gradients, report
@@ -125,7 +125,7 @@ def contrastive_step(
                 params["text"] = jax.tree.map(lambda old, new: jnp.where(held, old, new), old, params["text"])
             return params
 
-        return _apply(state, gradients | of_towers, metrics.from_report(report), optimizer, ema, constrain)
+        return _apply(state, gradients | of_towers, metrics.from_values(report), optimizer, ema, constrain)
 
     return step
 

@@ -100,7 +100,7 @@ def learnt(setup: Spiral) -> TrainState:
 
 def network(setup: Spiral, state: TrainState, average: str | None = None) -> Network:
     """What has been learnt. average: of config.ema, its first if not said, or "none"."""
-    used = {None: state.best, NO_EMA: state.params} | state.ema
+    used = {None: state.inference_params, NO_EMA: state.params} | state.ema
     return Network(setup.mlp(), used[average]["mlp"])
 
 

@@ -139,4 +139,4 @@ def _own(setups: Sequence[Experiment | Spiral], states: TrainState, i: int) -> T
     """One lane's state, its averages by its own names; those of all are by the names of the first."""
     names, called, state = setups[i].ema_config().names, setups[0].ema_config().names, lanes.lane(states, i)
     averages = {name: state.ema[first] for name, first in zip(names, called, strict=True)}
-    return state.replace(ema=averages, used=names[0] if names else None)
+    return state.replace(ema=averages, ema_name=names[0] if names else None)

@@ -72,7 +72,7 @@ def train(setup: Experiment, workdir: str) -> None:
     with runs.checkpoints(path, keep=train.keep) as store:
         if not new:
             state = store.restore(setup.state_like(tokenizer, mesh))
-            merged = from_checkpoint(store.restore_parts(meshes.replicated(mesh), "metrics")["metrics"])
+            merged = from_checkpoint(store.restore_items(meshes.replicated(mesh), "train_metrics")["train_metrics"])
         start = int(state.step)
         if start >= train.steps:
             _say(f"{workdir} has all its {train.steps} steps already")
@@ -96,7 +96,7 @@ def train(setup: Experiment, workdir: str) -> None:
         )
         with ExitStack() as stack:
             stack.enter_context(closing(batches))
-            writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.Stop())
+            writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.StopSignals())
             kept = setup.every.snapshot and stack.enter_context(runs.snapshots(path, resume_step=start))
             loop.train(
                 state,
@@ -107,7 +107,7 @@ def train(setup: Experiment, workdir: str) -> None:
                 checkpoints=store,
                 writer=writer,
                 show_samples=partial(show_samples, writer),
-                stop=stop.asked,
+                stop=stop.poll,
                 snapshots=kept or None,
                 steps_per_dispatch=train.steps_per_dispatch,
                 merged=merged,
@@ -122,7 +122,7 @@ def _placed(mesh: Mesh, batches: Iterable[dict], steps_per_dispatch: int) -> Ite
         yield from (meshes.place(mesh, batch) for batch in batches)
     else:
         for together in zip(*[iter(batches)] * steps_per_dispatch):
-            yield meshes.place(mesh, jax.tree.map(lambda *rows: np.stack(rows), *together), rows_at=1)
+            yield meshes.place(mesh, jax.tree.map(lambda *rows: np.stack(rows), *together), batch_axis=1)
 
 
 def _say(text: str) -> None:
@@ -212,7 +212,7 @@ def _shower(setup: Experiment, tokenizer: Tokenizer, path: epath.Path, builder: 
     captions = [row["captions"][0].decode() for row in rows]
 
     def show(writer: Writer | None, state: TrainState) -> None:
-        weights = meshes.gather_to_local_device(setup.mesh(), state.best)
+        weights = meshes.gather_to_local_device(setup.mesh(), state.inference_params)
         if writer is None:
             return
         step = int(state.step)

@@ -249,11 +249,11 @@ def test_only_what_is_not_frozen_moves(text, unet, trained, models, tmp_path):
     setup, starts = runs.with_starts(setup, tmp_path)
     tokenizer, mesh = starts["text"].tokenizer, setup.mesh()
     state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, ONE))
-    before = jax.tree.map(np.asarray, state.best)
+    before = jax.tree.map(np.asarray, state.inference_params)
     tokens, mask = tokenizer.encode(["a cat", "a dog"])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     rows = {"image": images, "tokens": tokens, "mask": mask, "index": np.arange(2, dtype=np.int32)}
-    after = setup.step(tokenizer)(state, rows)[0].best
+    after = setup.step(tokenizer)(state, rows)[0].inference_params
     for part in before:
         moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), before[part], after[part]))
         assert any(moved) == (part in trained), part

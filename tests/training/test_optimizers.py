@@ -104,10 +104,12 @@ def test_every_float_hyperparameter_may_be_traced(name):
     def update(hyperparameters):
         return one_step(OPTIMIZERS[name](steps=9, warmup_steps=0, **hyperparameters), grads, params)
 
-    both = jax.jit(jax.vmap(update))(values)
+    vmapped_updates = jax.jit(jax.vmap(update))(values)
     for i in range(2):
-        alone = update({key: float(value[i]) for key, value in values.items()})
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), both, alone)
+        expected = update({key: float(value[i]) for key, value in values.items()})
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), vmapped_updates, expected
+        )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
