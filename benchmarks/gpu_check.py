@@ -140,7 +140,7 @@ def _trained(task: str, platform: str, towers: dict, steps: int, rate: float):
     tokens, mask = tokenizer.encode([example.captions[0] for example in examples])
     rows = {"image": np.stack([e.image for e in examples]), "tokens": tokens, "mask": mask}
     rows = {name: np.resize(x, (count, *x.shape[1:])) for name, x in rows.items()}
-    batch = meshes.place(setup.mesh(), rows | {"index": np.arange(count, dtype=np.int32)})
+    batch = meshes.place_batch(setup.mesh(), rows | {"index": np.arange(count, dtype=np.int32)})
     ends = []
     for _ in range(2):  # of the same seed
         state = setup.initial_state(tokenizer, setup.mesh(), jax.tree.map(jnp.copy, towers))

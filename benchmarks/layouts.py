@@ -70,7 +70,7 @@ def run(task: str, mesh: dict, **train) -> Run:
     own, shares = meshes.local_batch_shards(mesh), meshes.num_batch_shards(mesh)
     batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, own=own, parts=shares)
     for _ in range(STEPS):
-        batch = meshes.place(mesh, next(batches))
+        batch = meshes.place_batch(mesh, next(batches))
         drawn = drawn or _numpy(mesh, _drawn(experiment, batch))
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"].compute()))

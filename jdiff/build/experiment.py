@@ -260,7 +260,7 @@ class Experiment(Config):
         return _attending(network, attention.kernel(mesh.devices.flat[0], dot_product, mesh))
 
     def mesh(self) -> jax.sharding.Mesh:
-        return construct("mesh", meshes.make, self.section("mesh"))
+        return construct("mesh", meshes.make_mesh, self.section("mesh"))
 
     def parts(self) -> parts.GradientAccumulation | parts.DeterministicReduction:
         """How a batch is divided for its gradient."""

@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that shard the rows of a batch
 
 
-def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> Mesh:
     """A mesh of data x fsdp x tensor devices; one of the sizes may be -1, for all devices that remain.
 
     slices: groups of devices with a slow network between them, such as the slices of a TPU multislice, or processes.
@@ -82,7 +82,7 @@ def local_batch_shards(mesh: Mesh) -> tuple[int, ...]:
     return tuple(sorted({i for rows in local_slices for i in range(num_batch_shards(mesh))[rows]}))
 
 
-def place(mesh: Mesh, batch: dict[str, np.ndarray], batch_axis: int = 0) -> dict[str, jax.Array]:
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], batch_axis: int = 0) -> dict[str, jax.Array]:
     """Turn the rows that this process reads into arrays of the global batch, sharded over the mesh."""
     sharding, local_shards = batch_sharding(mesh, batch_axis), local_batch_shards(mesh)
 

@@ -53,7 +53,7 @@ def placement(mesh: Mesh, tree: Any) -> Any:
     )
 
 
-def table(mesh: Mesh, params: Any) -> str:
+def placement_table(mesh: Mesh, params: Any) -> str:
     """A text table: each rule with the parameters that it decides for, then those that an axis does not divide."""
     leaves = [(_path(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
     _check_rules(mesh, (path for path, _ in leaves))

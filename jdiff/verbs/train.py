@@ -82,7 +82,7 @@ def train(setup: Experiment, workdir: str) -> None:
         _say(f"{train.task} training of {weights / 1e6:.2f} M parameters on {mesh.size} x {device}")
         if mesh.size > 1:
             _say(f"mesh {dict(mesh.shape)}; parameters lie on it by jdiff/sharding/rules.py:")
-            _say(rules.table(mesh, {**state.params, **state.frozen}))
+            _say(rules.placement_table(mesh, {**state.params, **state.frozen}))
         _say(f"steps {start} to {train.steps} of {train.batch_size} out of {len(dataset)} images; saving to {path}")
         batches = Batches(
             dataset,
@@ -119,10 +119,10 @@ def train(setup: Experiment, workdir: str) -> None:
 def _placed(mesh: Mesh, batches: Iterable[dict], steps_per_dispatch: int) -> Iterator[dict]:
     """Batches on a mesh, those of several steps, where these are taken at a time, one above the other."""
     if steps_per_dispatch == 1:
-        yield from (meshes.place(mesh, batch) for batch in batches)
+        yield from (meshes.place_batch(mesh, batch) for batch in batches)
     else:
         for together in zip(*[iter(batches)] * steps_per_dispatch):
-            yield meshes.place(mesh, jax.tree.map(lambda *rows: np.stack(rows), *together), batch_axis=1)
+            yield meshes.place_batch(mesh, jax.tree.map(lambda *rows: np.stack(rows), *together), batch_axis=1)
 
 
 def _say(text: str) -> None:

@@ -40,7 +40,7 @@ def rows(n, heads=2, d=16, dtype=jnp.float32, seed=0):
 @pytest.mark.parametrize(("mask", "causal"), [(MASK, False), (None, True), (None, False)], ids=str)
 def test_flash_kernel_equals_plain_attention(mesh, mask, causal):
     """Value and gradients, on one device and under shard_map, where each device has its own rows and heads."""
-    mesh = meshes.make(**mesh) if mesh else None
+    mesh = meshes.make_mesh(**mesh) if mesh else None
 
     def loss(query, key, value, attend):
         return jnp.mean(attend(query, key, value, mask=mask, causal=causal) * rows(128, seed=3))

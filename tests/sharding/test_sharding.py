@@ -65,7 +65,7 @@ def trained(config, layout, steps=3, **train):
     mesh, step, losses = setup.mesh(), setup.step(Words()), []
     state = setup.initial_state(Words(), mesh, {})
     for i in range(steps):
-        state, metrics = step(state, meshes.place(mesh, batch(i)))
+        state, metrics = step(state, meshes.place_batch(mesh, batch(i)))
         losses.append(float(metrics["loss"].compute()))
     return losses, state
 
@@ -229,7 +229,7 @@ STRANGE = {"unet": {"strange": {"kernel": np.ones((8, 4))}, "conv_1": {"kernel":
 
 @pytest.mark.parametrize("layout", [{"data": 1}, {"data": 4}], ids=str)
 def test_parameter_without_rule_is_replicated_with_one_warning_where_no_parameter_is_sharded(layout):
-    mesh = meshes.make(**layout)
+    mesh = meshes.make_mesh(**layout)
     state = TrainState(np.int32(0), STRANGE, optax.adam(0.1).init(STRANGE), {"0.9": STRANGE}, {})
     with pytest.warns(rules.UnshardedParameter, match=r"rules\.py matches unet/strange/kernel;") as warnings:
         shardings = rules.placement(mesh, state)
@@ -242,23 +242,23 @@ def test_warning_of_parameter_without_rule_is_printed_once():
     with catch_warnings(record=True) as warnings:
         simplefilter("default")
         for _ in range(2):
-            rules.placement(meshes.make(data=1), STRANGE)
-        rules.table(meshes.make(data=1), STRANGE)
+            rules.placement(meshes.make_mesh(data=1), STRANGE)
+        rules.placement_table(meshes.make_mesh(data=1), STRANGE)
     assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("layout", [{"data": 1, "fsdp": 2}, {"data": 1, "tensor": 2}], ids=str)
 def test_parameter_without_rule_is_an_error_where_parameters_are_sharded(layout):
-    for function in (rules.placement, rules.table):
+    for function in (rules.placement, rules.placement_table):
         with pytest.raises(rules.MissingShardingRule, match=r"jdiff/sharding/rules\.py matches unet/strange/kernel;"):
-            function(meshes.make(**layout), STRANGE)
+            function(meshes.make_mesh(**layout), STRANGE)
 
 
 @pytest.mark.parametrize(("name", "parts"), [("demo_clip", ("text", "vision", "logit_scale")), ("demo_t2i", ("unet",))])
 def test_table_of_a_config(name, parts):
     """Goldens: rewrite them on purpose, and review the diff."""
     mesh, shapes = build.experiment(CONTRASTIVE | {"mesh": ALL_AXES}).mesh(), dict(shipped_shapes())[name]
-    text = rules.table(mesh, {part: shapes[part] for part in parts}) + "\n"
+    text = rules.placement_table(mesh, {part: shapes[part] for part in parts}) + "\n"
     assert text == (Path(__file__).parent / f"{name}.txt").read_text()
 
 
@@ -302,7 +302,7 @@ def test_shards_that_are_not_contiguous_reach_their_devices(monkeypatch, batch_a
 
     monkeypatch.setattr(jax, "make_array_from_callback", make_array)
     rows = np.arange(5 * 6 * 2).reshape(5, 6, 2)[slice(None) if batch_axis else 0]
-    shape, (last, first) = meshes.place(meshes.make(data=4), {"rows": rows}, batch_axis)["rows"]
+    shape, (last, first) = meshes.place_batch(meshes.make_mesh(data=4), {"rows": rows}, batch_axis)["rows"]
     assert shape == ((5, 12, 2) if batch_axis else (12, 2))
     np.testing.assert_array_equal(np.concatenate([first, last], batch_axis), rows)
 

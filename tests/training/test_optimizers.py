@@ -116,7 +116,7 @@ def test_every_float_hyperparameter_may_be_traced(name):
 def test_every_optimizer_state_is_placed_and_saved(name, tmp_path):
     """Moments are sharded as their parameters are; counters and coefficients are replicated; all are restored."""
     params, transform = normal(1), optimizer(name)
-    mesh = meshes.make(data=1, fsdp=4, tensor=2)
+    mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
     params = {"unet": {"time1": params["dense"], "conv_1": params["conv_1"], "tokens": params["tokens"]}}
     state = TrainState(jnp.int32(3), params, transform.init(params), {}, {})
     state = jax.device_put(state, rules.placement(mesh, state))

@@ -58,7 +58,7 @@ def run(workdir, *, stop_at=None, save_every=100, config=CONFIG):
             for step in itertools.count(start):
                 if step == stop_at:
                     signal.raise_signal(signal.SIGINT)
-                yield meshes.place(mesh, batch(step))
+                yield meshes.place_batch(mesh, batch(step))
 
         start = int(state.step)
         writer = metrics.Writer(epath.Path(workdir), start_step=start)
@@ -161,7 +161,7 @@ def test_logit_scale_is_at_most_100_and_can_decrease_again():
     state = setup.initial_state(Words(), mesh, {})
     state = state.replace(params=state.params | {"logit_scale": jnp.float32(9.0)})
     for i in range(4):  # random pairs: a large scale is confidently wrong about them
-        state, _ = step(state, meshes.place(mesh, batch(i)))
+        state, _ = step(state, meshes.place_batch(mesh, batch(i)))
         scales.append(float(jnp.exp(state.params["logit_scale"])))
     np.testing.assert_allclose(scales[0], 100, rtol=1e-5)
     assert scales[3] < 99.9
@@ -181,7 +181,7 @@ def test_frozen_text_tower_stays_bit_identical_and_then_learns():
                 if not jnp.abs(moment).max() > 0
             ]
             assert zero_moments == ["transformer/layers_0/attention/k/bias"]  # softmax is invariant to it
-        state, _ = step(state, meshes.place(mesh, batch(i)))
+        state, _ = step(state, meshes.place_batch(mesh, batch(i)))
 
     def is_unchanged(tower, i):
         return jax.tree.all(jax.tree.map(np.array_equal, states[i][tower], states[i + 1][tower]))
