@@ -54,7 +54,7 @@ def run_of_shapes(runs: str) -> Path | None:
 def asked(path: Path, count: int) -> tuple[list[str], list[Scene], np.ndarray]:
     """Captions that a run is asked for, their scenes, and the test pictures (n, h, w, 3) that they are of."""
     held = records.records(runs.saved_experiment(path).dataset(), "test")
-    chosen, scenes = shapes.sharp(held, count), shapes.scenes(held)
+    chosen, scenes = shapes.sharp_indices(held, count), shapes.scenes(held)
     pictures = np.stack([held[i]["image"] for i in chosen])
     return [shapes.full_caption(held[i]) for i in chosen], [scenes[i] for i in chosen], pictures
 

@@ -115,7 +115,7 @@ def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dic
     """Recall both ways, what is told apart, and the arithmetic of meanings; the similarity matrix as a picture, and the
     captions that it is of."""
     if setup.source == "shapes":
-        chosen = shapes.distinct(held, num)
+        chosen = shapes.distinct_indices(held, num)
         captions = [shapes.full_caption(held[i]) for i in chosen]
         cases, answers = shapes.analogies(), shapes.candidates()
     else:
@@ -142,7 +142,7 @@ def of_encoder(setup: Experiment, encoder: Encoder, held, num: int) -> tuple[dic
 
 def _told_apart(encoder: Encoder, held) -> dict:
     """How many pictures of two things lie nearer to their caption than to one with a single matter exchanged."""
-    confusions = shapes.confusions(held)
+    confusions = shapes.hard_negative_captions(held)
     shown = sorted({place for cases in confusions.values() for place, _, _ in cases})
     if not shown:
         return {}
@@ -151,7 +151,9 @@ def _told_apart(encoder: Encoder, held) -> dict:
     for name, cases in confusions.items():
         places, *captions = zip(*cases)
         right, wrong = (np.asarray(encoder.embed_texts(list(said))) for said in captions)
-        found[f"{name}_accuracy"] = retrieval.preferred(image[np.searchsorted(shown, places)], right, wrong).mean()
+        found[f"{name}_accuracy"] = retrieval.prefers_correct_caption(
+            image[np.searchsorted(shown, places)], right, wrong
+        ).mean()
     return found
 
 
@@ -185,7 +187,7 @@ def _sampler(setup: Experiment, sampler: Sampler, held, asked: dict, directory: 
 def prompts(setup: Experiment, held, num: int) -> tuple[list[int], list[str]]:
     """Which examples a text-to-image run is measured on, and what it is asked to draw for each."""
     if setup.source == "shapes":
-        chosen = shapes.sharp(held, num)
+        chosen = shapes.sharp_indices(held, num)
         return chosen, [shapes.full_caption(held[i]) for i in chosen]
     chosen = list(range(min(num, len(held))))
     return chosen, [held[i]["captions"][0].decode() for i in chosen]
@@ -209,7 +211,7 @@ def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
     At the config's guidance scale; the counts tell how many pictures could be read.
     """
     found = {}
-    for name, cases in shapes.avoidances().items():
+    for name, cases in shapes.negative_prompt_cases().items():
         cases = [cases[i % len(cases)] for i in range(num)]
         found[name] = []
         for negative in ([""] * num, [case.negative for case in cases]):
@@ -219,7 +221,7 @@ def _negatives(sampler: Sampler, num: int) -> dict[str, list[dict]]:
                 seed=range(num),
                 progress=_progress(sampler.settings),
             )
-            found[name].append(prompt_accuracy.shown([case.shown for case in cases], images))
+            found[name].append(prompt_accuracy.occurrence_rate([case.is_shown for case in cases], images))
     return found
 
 

@@ -117,7 +117,7 @@ def _retrieval(encoder: Encoder, folder: Folder, num: int | None) -> dict[str, A
     image, captions = _embedded(encoder, examples, num)
     of = np.repeat(np.arange(len(image)), [len(said) for said in captions])
     text = np.asarray(encoder.embed_texts([caption for said in captions for caption in said]))
-    return {"compared": len(image), "captions": len(text), **retrieval.recall(text, image, of=of)}
+    return {"compared": len(image), "captions": len(text), **retrieval.recall(text, image, image_index=of)}
 
 
 def _zero_shot(encoder: Encoder, folder: Labelled, templates: list[str], num: int | None) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _zero_shot(encoder: Encoder, folder: Labelled, templates: list[str], num: in
     if len(names) < 2:
         raise ConfigError(f"{folder.path} has {len(names)} folder of a kind; there must be two to be told apart")
     image, labels = _embedded(encoder, folder.examples(), num)
-    classes = zero_shot.class_vectors(encoder.embed_texts, names, templates)
+    classes = zero_shot.class_embeddings(encoder.embed_texts, names, templates)
     found = zero_shot.accuracy(image, classes, np.array(labels))
     low, high = interval(round(found["top1"] * len(image)), len(image))
     return {

@@ -334,7 +334,7 @@ def _diffusion(own: Sequence[Cell], where: str, average: str | None) -> Measured
         images = sampler.sample(captions * 2, settings=setup.sample, seed=seeds)
         found = judged(setup, images, [held[i] for i in chosen] * 2)
         shares = {name: row["share"] for name, row in found.items()}
-        spread = diversity.spread(images[: n // 2], images[n // 2 :])
+        spread = diversity.pairwise_diversity(images[: n // 2], images[n // 2 :])
         picture = image_grid(images[:SHOWN], columns=COLUMNS, scale=display_scale(setup.image_size, 64))
         yield cell, shares | {"diversity": spread} | _loss(where), picture
 
