@@ -3,7 +3,8 @@
 Aim     [clip sec. 2.4] in miniature: the size of the text tower matters little, the batch size much.
 Run     jdiff sweep clip_text --workdir=sweeps/clip_text
 Takes   about 20 minutes on 2 CPU cores.
-Seen    2026-11-27, 5 seeds, text_to_image@1: batch size 128 .94, 64 .91, 32 .74; one layer at 128 .73, one seed of it .32.
+Seen    2026-11-27, 5 seeds, text_to_image@1: batch size 128 .94, 64 .91, 32 .74; one layer at 128 .73, one of its
+        seeds .32.
         All results are in docs/ablations.md.
 """
 

@@ -1,6 +1,7 @@
 """Prediction type, noise schedule and loss weighting, on the spiral.
 
-Aim     [distillation table 1] and [ddpm sec. 3.2]: eps and v are good prediction types, x0 is not; [minsnr] trains faster.
+Aim     [distillation table 1] and [ddpm sec. 3.2]: eps and v are good prediction types, x0 is not;
+        [minsnr] trains faster.
 Run     jdiff sweep spiral_targets --workdir=sweeps/spiral_targets --jobs=2
 Takes   about 16 minutes on 2 CPU cores.
 Seen    2026-11-27, 5 seeds: eps not distinguishable from v, x0 worse, linear worse, min-SNR much worse.
