@@ -41,7 +41,7 @@ test-slurm: setup
 parity: setup
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test,parity]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps open_clip_torch  # for CLIP's vocabulary alone
-	$(VENV)/bin/python -m pytest --quiet tests/parity
+	$(VENV)/bin/python -m pytest --quiet -m "not slow" tests/parity
 
 gpu-check: setup
 	$(VENV)/bin/python -m benchmarks gpu_check

@@ -10,7 +10,6 @@ from jdiff.runtime import backend
 
 NAMES = {
     "mathematics": "sampling: one program for everything, its cost, and how many steps a picture needs",
-    "mutants": "wrong formulas, and which test kills each",
     "path": "the demo and the shapes runs",
     "gpu_check": "training and sampling at full size on a GPU, and tiny on whatever else there is",
     "weights": "other people's weights against their own libraries, which the extra 'parity' installs",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import steps
-from benchmarks.claims import Claim, settle
+from benchmarks.claims import Claim, report
 from jdiff import build, rng, runs
 from jdiff.cli import shipped_configs
 from jdiff.data.spiral import spiral
@@ -43,7 +43,7 @@ def measure(*, quick: bool, runs: str) -> int:
     """Print the tables; quickly, only the first. Returns the exit status."""
     path = steps.run_of_shapes(runs)
     more = [] if quick else [_drawn(path) if path else [], _learnt()]
-    return settle("choices", chain(_ends(), *more))
+    return report("choices", chain(_ends(), *more))
 
 
 def _ends() -> Iterator[Claim]:

@@ -18,9 +18,8 @@ from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.diffusion.tableau import grid, stack_tableaux
-from tests import truths
-from tests.diffusion import orders
-from tests.diffusion.orders import MEAN, STD
+from reference import papers
+from reference.orders import MEAN, STD
 
 STEPS = 10
 FRACTION = 0.3  # what the perfect network says of a variance, where it is asked
@@ -43,9 +42,8 @@ class Found:
 
 
 def claims(quick: bool) -> Iterator[Claim]:
-    """All claims of this page; quickly, of some cells, and without the orders, which the tests measure too."""
+    """All claims of this page; quickly, of some cells. Orders of convergence are tests."""
     yield from _cells(quick)
-    yield from () if quick else _orders()
     yield from _posterior()
 
 
@@ -75,7 +73,7 @@ def _cells(quick: bool) -> Iterator[Claim]:
 
 def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str) -> None:
     """All methods and spacings of one schedule and type, as one batch of one program."""
-    unknown = truths.gaussian_unknown(STD)
+    unknown = papers.gaussian_denoising_mse(STD)
     cells, levels = [], {name: grid(schedule, spacing(schedule, STEPS)).level for name, spacing in SPACINGS.items()}
     for spacing, method in product(SPACINGS, METHODS):
         cell = f"{named}, {spacing}, {method}"
@@ -109,13 +107,13 @@ def _measure(found: Found, schedule: Schedule, prediction_type: str, named: str)
         level = levels[spacing]
         options = {key: value for key, value in method.items() if key != "solver"}
         if "variance" in options:
-            options |= {"unknown": unknown, "fraction": FRACTION}
-        right = truths.solved(
+            options |= {"denoising_mse": unknown, "fraction": FRACTION}
+        right = papers.sample_path(
             method["solver"],
             level.alpha,
             level.sigma,
             xt[own],
-            truths.gaussian_answers(MEAN, STD),
+            papers.gaussian_answers(MEAN, STD),
             lambda row, own=own: noise[row, own],
             **options,
         )
@@ -142,13 +140,6 @@ def _run(schedule: Schedule, prediction_type: str, tableau, xt, keys):
     return run(tableau, xt, keys)
 
 
-def _orders() -> Iterator[Claim]:
-    for name, solver in SOLVERS.items():
-        measured = orders.of_distributions(name) if solver.stochastic else orders.of_images(name)
-        text = f"{name}: {'weak ' if solver.stochastic else ''}order, of {solver.order}"
-        yield Claim(text, float(measured[-1]), solver.order - 0.15)
-
-
 def _posterior() -> Iterator[Claim]:
     """DDIM of eta 1 over every timestep of DDPM's schedule, beside Bayes' rule."""
     schedule = schedules.linear()
@@ -156,7 +147,7 @@ def _posterior() -> Iterator[Claim]:
     alpha_bar = np.append(schedule.alpha_bar[::-1], 1.0)
     off = 0.0
     for i in range(999):  # the last row ends at the clean image, where nothing is left to draw
-        bayes = partial(truths.gaussian_posterior, alpha_bar[i], alpha_bar[i + 1])
+        bayes = partial(papers.gaussian_posterior, alpha_bar[i], alpha_bar[i + 1])
         _, variance = bayes(0.0, 0.0)
         right = (bayes(1.0, 0.0)[0], bayes(0.0, 1.0)[0], np.sqrt(variance))
         xt_coef = rows.eps_coef[i] / rows.level.sigma[i]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
 from itertools import chain
 
-from benchmarks import exactness, mutants, one_program, steps
-from benchmarks.claims import Claim, settle
+from benchmarks import exactness, one_program, steps
+from benchmarks.claims import Claim, report
 
 
 def measure(*, quick: bool, runs: str) -> int:
@@ -18,17 +16,5 @@ def measure(*, quick: bool, runs: str) -> int:
         claims.append([Claim("a trained run to sample from", None, note="`make demo` trains one")])
     else:
         claims.append(one_program.claims(path, quick))
-    if not quick:
-        claims += [_parity(), mutants.claims(), steps.claims(path) if path else []]
-    return settle("mathematics", chain(*claims))
-
-
-def _parity() -> Iterator[Claim]:
-    """The tests beside diffusers' schedulers."""
-    text = "tests beside diffusers' schedulers that pass"
-    if not (find_spec("torch") and find_spec("diffusers")):
-        yield Claim(text, None, note="`make parity` installs them")
-        return
-    cases = mutants.tested(["tests/parity/test_same_schedules.py"], mutants.ROOT)
-    passed = sum(len(case) == 0 for case in cases)  # a case has a child where it failed or was skipped
-    yield Claim(text, passed, len(cases), note=f"of {len(cases)}")
+        claims += [] if quick else [steps.claims(path)]
+    return report("mathematics", chain(*claims))

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from benchmarks.claims import Claim, settle
+from benchmarks.claims import Claim, report
 from jdiff.diffusion import exact
 from jdiff.diffusion.schedules import linear
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.diffusion.tableau import grid
-from tests import truths
+from reference import papers
 
 MEAN, STD, COUNT = 0.3, 0.25, 20_000
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -89,8 +89,8 @@ def rows() -> Iterator[Claim]:
                     print(f"{name}, {spacing}, {steps}: refused, {refusal}")
                     continue
                 tableau = SOLVERS[solver].rows(grid(linear(1000), visited), **options)
-                answers = truths.gaussian_answers(MEAN, STD)
-                _, variance = truths.moments_of_rows(tableau, MEAN, STD, answers, (0.0, 1.0))
+                answers = papers.gaussian_answers(MEAN, STD)
+                _, variance = papers.moments_of_rows(tableau, MEAN, STD, answers, (0.0, 1.0))
                 right = np.sqrt(variance)
                 # Four standard errors of a deviation where there is noise, and float32's rounding of their tables.
                 luck = 4 / np.sqrt(2 * COUNT) if SOLVERS[solver].stochastic or options else 0.0
@@ -101,4 +101,4 @@ def rows() -> Iterator[Claim]:
 
 def measure(*, quick: bool, runs: str) -> int:
     """Print the table. Returns the exit status."""
-    return settle("schedulers", rows())
+    return report("schedulers", rows())

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import layouts
-from benchmarks.claims import Claim, settle
+from benchmarks.claims import Claim, report
 from jdiff.contrastive.loss import FORMS, KINDS, Loss
 
 WIDTH, LARGE, CHUNK = 512, 65_536, 512
@@ -25,7 +25,7 @@ def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim. Returns the exit status."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    return settle("sharding", chain(_losses(quick), () if quick else _layouts()))
+    return report("sharding", chain(_losses(quick), () if quick else _layouts()))
 
 
 LAYOUTS = {

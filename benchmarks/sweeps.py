@@ -20,7 +20,7 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import one_program
-from benchmarks.claims import Claim, settle
+from benchmarks.claims import Claim, report
 from jdiff import build, runs, sample
 from jdiff.build.sections import plain
 from jdiff.cli import shipped_configs
@@ -40,7 +40,7 @@ DRAWN = [(steps, scale) for steps in (5, 10, 20, 50) for scale in (1.0, 3.0)]  #
 
 def measure(*, quick: bool, runs: str) -> int:
     """Returns the exit status."""
-    return settle("sweeps", _claims(quick))
+    return report("sweeps", _claims(quick))
 
 
 def _claims(quick: bool) -> Iterator[Claim]:

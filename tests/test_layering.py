@@ -1,11 +1,12 @@
-"""The layers of the house: a package imports strictly lower ones and itself; some libraries have one room."""
+"""Import rules: each package imports lower layers only, some libraries stay in one package, and oracles stand alone."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "jdiff"
+REPOSITORY = Path(__file__).parent.parent
+ROOT = REPOSITORY / "jdiff"
 LAYERS = (
     ("rng", "levels", "storage", "standalone"),
     ("diffusion", "contrastive", "data"),
@@ -18,7 +19,7 @@ LAYERS = (
     ("verbs",),
     ("cli",),
 )
-LEVEL = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {package: height for height, packages in enumerate(LAYERS) for package in packages}
 ONLY_IN = {
     "flax": ("models", "training"),
     "orbax": ("training/checkpoint.py",),
@@ -39,7 +40,7 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(path):
+def package(path):
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
@@ -48,19 +49,37 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
-    here = room(path)
+    importer = package(path)
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "jdiff" and len(parts) > 1 and here != "__init__":
-            there = parts[1]
-            assert there in LEVEL, f"{name}: a new room needs a layer"
-            assert there == here or LEVEL[there] < LEVEL[here], f"{here} imports {name}"
-        for library, rooms in ONLY_IN.items():
+        if parts[0] == "jdiff" and len(parts) > 1 and importer != "__init__":
+            dependency = parts[1]
+            assert dependency in LEVEL, f"{name}: a new package needs a layer"
+            assert dependency == importer or LEVEL[dependency] < LEVEL[importer], f"{importer} imports {name}"
+        for library, packages in ONLY_IN.items():
             if name == library or name.startswith(library + "."):
-                allowed = any(str(path.relative_to(ROOT)).startswith(place) for place in rooms)
-                assert allowed, f"{library} is imported in {path.relative_to(ROOT)}"
+                is_allowed = any(str(path.relative_to(ROOT)).startswith(place) for place in packages)
+                assert is_allowed, f"{library} is imported in {path.relative_to(ROOT)}"
 
 
-def test_every_room_has_a_layer():
-    rooms = {room(path) for path in FILES} - {"__init__"}
-    assert rooms <= set(LEVEL)
+def test_every_package_has_a_layer():
+    packages = {package(path) for path in FILES} - {"__init__"}
+    assert packages <= set(LEVEL)
+
+
+# What the files of a folder must not import.
+FORBIDDEN_IMPORTS = {
+    "reference": ("jdiff", "tests", "benchmarks"),
+    "benchmarks": ("tests",),
+    "tests": ("benchmarks",),
+}
+# Tests of the benchmarks; the second has trained runs for them to measure.
+TESTS_OF_BENCHMARKS = ("tests/test_benchmarks.py", "tests/test_path.py")
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN_IMPORTS)
+def test_oracles_benchmarks_and_tests_are_independent(folder):
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        if str(path.relative_to(REPOSITORY)) not in TESTS_OF_BENCHMARKS:
+            forbidden = {name for name in imports(path) if name.partition(".")[0] in FORBIDDEN_IMPORTS[folder]}
+            assert not forbidden, path.relative_to(REPOSITORY)

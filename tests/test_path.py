@@ -284,7 +284,7 @@ def test_spiral_figure(folder):
 def test_claims_are_measured_on_any_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     claims = [*path._encoders(Path("runs")), *path._samplers(Path("runs"), quick=False), *path._emoji(Path("runs"))]
-    measured = {claim.text for claim in claims if claim.measured is not None}
+    measured = {claim.text for claim in claims if claim.value is not None}
     assert measured >= {"demo: whole right", "demo, guidance 8: whole", "demo, compositions: whole"}
     assert measured >= {"demo: blur shown, as the negative prompt", "demo: arithmetic of meanings"}
     assert not any(text.startswith(("shapes_t2i", "emoji")) for text in measured)

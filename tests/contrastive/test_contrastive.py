@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jdiff.contrastive.analogies import Analogy, accuracy, nearest
 from jdiff.contrastive.loss import FORMS, KINDS
-from tests import truths
+from reference import papers
 
 AXES = ("data", "fsdp")
 SCALE, BIAS = {"softmax": 1 / 0.07, "sigmoid": 10.0}, {"softmax": 0.0, "sigmoid": -10.0}
@@ -42,7 +42,7 @@ def slopes(kind):
             for step in (1e-5, -1e-5):
                 moved = [x.copy() for x in arguments]
                 moved[k][place] += step
-                ends.append(truths.contrastive(kind, *moved))
+                ends.append(papers.contrastive(kind, *moved))
             slope[place] = (ends[0] - ends[1]) / 2e-5
         found.append(slope)
     return found
@@ -56,7 +56,7 @@ def test_every_form_is_the_papers_loss_and_gradient(kind, devices, form, options
     given = [jnp.asarray(x, jnp.float32) for x in (*pairs(), SCALE[kind], BIAS[kind])]
     graded = jax.jit(jax.value_and_grad(made(kind, form, devices, **options), argnums=(0, 1, 2, 3), has_aux=True))
     (value, report), found = graded(*given)
-    truth = truths.contrastive(kind, *pairs(), SCALE[kind], BIAS[kind])
+    truth = papers.contrastive(kind, *pairs(), SCALE[kind], BIAS[kind])
     np.testing.assert_allclose(value, truth, rtol=1e-6)
     for mine, right in zip(found, slopes(kind)):
         np.testing.assert_allclose(mine, right, atol=1e-6)

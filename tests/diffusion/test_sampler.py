@@ -16,9 +16,9 @@ from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS, ddim, ddpm
 from jdiff.diffusion.tableau import grid, stack_tableaux, with_guidance
 from jdiff.levels import Level
-from tests import truths
+from reference import papers
+from reference.orders import MEAN, STD
 from tests.diffusion import orders
-from tests.diffusion.orders import MEAN, STD
 
 GAUSSIAN = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
 EXACT = exact.denoiser(GAUSSIAN)
@@ -52,7 +52,7 @@ def test_equations_9_to_11_against_the_moments_of_gaussian_data(make, method, et
     timesteps = trailing(schedule, steps)
     n = 40_000 if steps < 1000 else 4_000
     samples = np.asarray(draw(make(grid(schedule, timesteps)), n))
-    mean, variance = truths.strided_moments(schedule.alpha_bar[timesteps], MEAN, STD**2, method=method, eta=eta or 0.0)
+    mean, variance = papers.strided_moments(schedule.alpha_bar[timesteps], MEAN, STD**2, method=method, eta=eta or 0.0)
     # Four standard errors of a mean and of a std of n draws.
     std = np.sqrt(variance)
     np.testing.assert_allclose(samples.mean(), mean, atol=4 * std / np.sqrt(n))
@@ -65,7 +65,7 @@ def test_the_recursion_itself_reproduces_published_figures():
 
     def std(steps, **method):
         space = np.round(np.linspace(0, 999, steps)).astype(int)[::-1]  # its "N sections" of 1000
-        return np.sqrt(truths.strided_moments(alpha_bar[space], MEAN, STD**2, **method)[1])
+        return np.sqrt(papers.strided_moments(alpha_bar[space], MEAN, STD**2, **method)[1])
 
     np.testing.assert_allclose(std(50, method="ddim"), 0.2266, atol=0.002)
     np.testing.assert_allclose(std(50, method="ddim", eta=1.0), 0.207, atol=0.002)
@@ -101,12 +101,12 @@ def test_a_learned_variance_lies_between_its_bounds():
     np.testing.assert_allclose(found(learned, 0.0), found(ddpm(chosen)), atol=1e-6)
     np.testing.assert_allclose(found(learned, 1.0), found(ddpm(chosen, variance="large")), atol=1e-5)
     z = noises(keys, 10, (1,))
-    right = truths.solved(
+    right = papers.sample_path(
         "ddpm",
         chosen.level.alpha,
         chosen.level.sigma,
         np.asarray(sampler.initial_noise(keys, (1,))),
-        truths.gaussian_answers(MEAN, STD),
+        papers.gaussian_answers(MEAN, STD),
         lambda i: z[i],
         variance="learned",
         fraction=0.5,
@@ -127,7 +127,7 @@ def noises(keys, rows, shape):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_equations_19_to_27_each_method_as_its_paper_writes_it(name, spacing, steps):
-    """Every row against the method's own loop in float64, from the papers (truths), on the same levels and noise."""
+    """Every row against the method's own loop in float64 (``reference.papers``), on the same levels and noise."""
     schedule = linear(1000)
     chosen = steps_of(schedule, steps, spacing)
     tableau = SOLVERS[name].rows(chosen)
@@ -135,8 +135,8 @@ def test_equations_19_to_27_each_method_as_its_paper_writes_it(name, spacing, st
     xt = np.linspace(-2, 2, 5)[:, None]
     found = sampler.sample(EXACT, tableau, jnp.asarray(xt, jnp.float32), keys=keys)[0]
     z = noises(keys, tableau.rows, (1,))
-    right = truths.solved(
-        name, chosen.level.alpha, chosen.level.sigma, xt, truths.gaussian_answers(MEAN, STD), lambda i: z[i]
+    right = papers.sample_path(
+        name, chosen.level.alpha, chosen.level.sigma, xt, papers.gaussian_answers(MEAN, STD), lambda i: z[i]
     )
     # Heun's differences of two answers, times a stride of sigma / alpha of a hundred, keep four digits of float32.
     np.testing.assert_allclose(found, right, atol=1e-3 * np.abs(right).max() if name == "heun" else 2e-5)
@@ -146,15 +146,15 @@ def test_equations_19_to_27_each_method_as_its_paper_writes_it(name, spacing, st
 def test_equation_10_with_every_variance(variance):
     """As the test before, with what is unknown of x0 in closed form."""
     chosen = steps_of(linear(1000), 5)
-    unknown = truths.gaussian_unknown(STD)
+    unknown = papers.gaussian_denoising_mse(STD)
     tableau = ddpm(chosen, variance=variance, denoising_mse=lambda level: unknown(level.alpha, level.sigma))
     keys = jax.random.split(jax.random.key(0), 5)
     xt = np.linspace(-2, 2, 5)[:, None]
     found = sampler.sample(EXACT, tableau, jnp.asarray(xt, jnp.float32), keys=keys)[0]
     z = noises(keys, tableau.rows, (1,))
-    level, answers = chosen.level, truths.gaussian_answers(MEAN, STD)
-    right = truths.solved(
-        "ddpm", level.alpha, level.sigma, xt, answers, lambda i: z[i], variance=variance, unknown=unknown
+    level, answers = chosen.level, papers.gaussian_answers(MEAN, STD)
+    right = papers.sample_path(
+        "ddpm", level.alpha, level.sigma, xt, answers, lambda i: z[i], variance=variance, denoising_mse=unknown
     )
     np.testing.assert_allclose(found, right, atol=2e-5)
 
@@ -176,8 +176,8 @@ def test_networks_of_every_type_and_schedule(name, options, prediction_type):
     chosen = steps_of(schedule, 20)
     xt, keys = jnp.linspace(-2, 2, 5)[:, None], jax.random.split(jax.random.key(0), 5)
     found = sampler.sample(denoise, SOLVERS["dpmpp_2m"].rows(chosen), xt, keys=keys)[0]
-    right = truths.solved(
-        "dpmpp_2m", chosen.level.alpha, chosen.level.sigma, np.asarray(xt), truths.gaussian_answers(MEAN, STD), None
+    right = papers.sample_path(
+        "dpmpp_2m", chosen.level.alpha, chosen.level.sigma, np.asarray(xt), papers.gaussian_answers(MEAN, STD), None
     )
     np.testing.assert_allclose(found, right, atol=5e-5)
 
@@ -255,7 +255,7 @@ def test_weak_order_of_convergence(name):
 def test_draws_have_the_moments_of_their_rows(name):
     """What the sampler draws is what (9) says of the rows: noise of unit variance, new in every row."""
     tableau = SOLVERS[name].rows(steps_of(linear(1000), 10, "karras"))
-    mean, variance = truths.moments_of_rows(tableau, MEAN, STD, truths.gaussian_answers(MEAN, STD), (0.0, 1.0))
+    mean, variance = papers.moments_of_rows(tableau, MEAN, STD, papers.gaussian_answers(MEAN, STD), (0.0, 1.0))
     found = np.asarray(draw(tableau))
     np.testing.assert_allclose(found.mean(), mean, atol=4 * np.sqrt(variance / 40_000))
     np.testing.assert_allclose(found.std(), np.sqrt(variance), rtol=4 / np.sqrt(80_000))
@@ -281,8 +281,8 @@ def test_every_method_starts_at_pure_noise(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tableau))
         found = sampler.sample(EXACT, tableau, jnp.asarray(xt, jnp.float32), keys=keys)[0]
         z = noises(keys, tableau.rows, (1,))
-        right = truths.solved(
-            name, chosen.level.alpha, chosen.level.sigma, xt, truths.gaussian_answers(MEAN, STD), lambda i, z=z: z[i]
+        right = papers.sample_path(
+            name, chosen.level.alpha, chosen.level.sigma, xt, papers.gaussian_answers(MEAN, STD), lambda i, z=z: z[i]
         )
         np.testing.assert_allclose(found, right, atol=1e-3 * np.abs(right).max() if name == "heun" else 5e-5)
 

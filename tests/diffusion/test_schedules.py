@@ -9,7 +9,7 @@ import pytest
 
 from jdiff.diffusion.schedules import SCHEDULES, SPACINGS, cosine, linear, make, scaled_linear, trailing
 from jdiff.levels import Level
-from tests import truths
+from reference import papers
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 
@@ -19,7 +19,7 @@ def test_equation_1_linear_alpha_bar():
     schedule = linear(1000)
     for t, alpha_bar in zip(GOLDENS["linear"]["t"], GOLDENS["linear"]["alpha_bar"]):
         np.testing.assert_allclose(schedule.alpha_bar[t], alpha_bar, rtol=1e-12)
-        np.testing.assert_allclose(schedule.alpha_bar[t], truths.linear_alpha_bar(t), rtol=1e-12)
+        np.testing.assert_allclose(schedule.alpha_bar[t], papers.linear_alpha_bar(t), rtol=1e-12)
 
 
 def test_scaled_linear_is_stable_diffusions():

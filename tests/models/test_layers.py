@@ -11,7 +11,7 @@ import pytest
 from jdiff.models import layers
 from jdiff.models.attention import Attention, dot_product
 from jdiff.models.convolution import Conv
-from tests import truths
+from reference import papers
 
 GENERATOR = np.random.default_rng(0)
 
@@ -26,14 +26,14 @@ def test_group_norm_in_one_pass_equals_two(offset):
     x = random(2, 4, 6, 8) + offset
     scale, bias = random(8), random(8)
     y = layers.GroupNorm(4, 1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
-    truth = truths.group_norm(*(np.float64(a) for a in (x,)), 4, np.float64(scale), np.float64(bias), 1e-5)
+    truth = papers.group_norm(*(np.float64(a) for a in (x,)), 4, np.float64(scale), np.float64(bias), 1e-5)
     np.testing.assert_allclose(y, truth, atol=2e-5 if offset == 0 else 5e-4)
 
 
 def test_modulated_group_norm_scales_and_shifts_what_the_norm_gives():
     x, scale, bias, more, moved = random(2, 4, 6, 8), random(8), random(8), random(2, 8), random(2, 8)
     y = layers.GroupNorm(4).apply({"params": {"scale": scale, "bias": bias}}, x, (more, moved))
-    plain = truths.group_norm(np.float64(x), 4, np.float64(scale), np.float64(bias), 1e-5)
+    plain = papers.group_norm(np.float64(x), 4, np.float64(scale), np.float64(bias), 1e-5)
     truth = plain * (1 + np.float64(more)[:, None, None]) + np.float64(moved)[:, None, None]
     np.testing.assert_allclose(y, truth, atol=5e-5)
 
@@ -70,7 +70,7 @@ def test_attention_against_rows_written_out(causal, masked):
     for b in range(2):
         for h in range(3):
             rows = (np.float64(a[b, :, h]) for a in (query, key, value))
-            truth = truths.attention(*rows, None if mask is None else np.asarray(mask[b]), causal)
+            truth = papers.attention(*rows, None if mask is None else np.asarray(mask[b]), causal)
             np.testing.assert_allclose(seen[b, :, h], truth, atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_group_norm_takes_moments_in_float32():
     """Of images in half precision, whose mean is large beside how they vary; only the answer is rounded."""
     x = (3 + 0.1 * random(2, 16, 16, 8)).astype(jnp.bfloat16)
     params = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
-    y, truth = layers.GroupNorm(4).apply(params, x), truths.group_norm(np.float64(x), 4, np.ones(8), np.zeros(8), 1e-5)
+    y, truth = layers.GroupNorm(4).apply(params, x), papers.group_norm(np.float64(x), 4, np.ones(8), np.zeros(8), 1e-5)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float64(y), truth, rtol=2**-8, atol=1e-4)
 

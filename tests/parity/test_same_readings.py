@@ -16,11 +16,11 @@ pytest.importorskip("transformers", reason="the extra 'parity' is not installed"
 import torch
 import transformers
 
-from benchmarks import references
 from jdiff import runs
 from jdiff.data import tokenizer as tokenizers
 from jdiff.interop import clip_weights, diffusers_weights, positions
 from jdiff.interop.foreign import Hints
+from reference import torch_models
 from tests.interop import toys
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries' own making
@@ -39,7 +39,7 @@ def test_single_files_are_what_diffusers_converts(second, tmp_path):
     """Our names for a single file, turned into diffusers' by its own converter, are the model that diffusers wrote."""
     from diffusers.loaders import single_file_utils as theirs
 
-    pipeline = references.stable_diffusion(tmp_path / "folder", second=second)
+    pipeline = torch_models.stable_diffusion(tmp_path / "folder", second=second)
     model = runs.find(tmp_path / "folder")
     weights = jax.tree.map(np.asarray, model.weights(ONE))
     text_rules = clip_weights.OPENAI if second else clip_weights.HUGGING_FACE
@@ -64,7 +64,7 @@ def test_single_files_are_what_diffusers_converts(second, tmp_path):
     equal(bare, {name.removeprefix("text_model."): v for name, v in pipeline.text_encoder.state_dict().items()})
     # Files hold more: averages, tables, and in the second version a last layer that is not listened to.
     stored["model_ema.decay"], stored["betas"] = torch.zeros(1), torch.zeros(1000)
-    references.save(stored, tmp_path / "single.safetensors")
+    torch_models.save(stored, tmp_path / "single.safetensors")
     hints = Hints(tokenizer=tmp_path / "folder" / "tokenizer", prediction_type="v" if second else None)
     single = runs.find(tmp_path / "single.safetensors", hints)
     jax.tree.map(np.testing.assert_array_equal, single.weights(ONE), weights)

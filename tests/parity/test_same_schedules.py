@@ -10,9 +10,9 @@ from jdiff.diffusion.prediction import Denoised
 from jdiff.diffusion.schedules import cosine, leading, linear, make, scaled_linear, trailing
 from jdiff.diffusion.solvers import SOLVERS, ddim
 from jdiff.diffusion.tableau import grid
-from tests import truths
+from reference import papers
+from reference.orders import MEAN, STD
 from tests.diffusion import orders
-from tests.diffusion.orders import MEAN, STD
 
 torch = pytest.importorskip("torch", reason="the extra 'parity' is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the extra 'parity' is not installed")
@@ -160,7 +160,7 @@ def test_their_ddim_loses_its_stride_where_steps_do_not_divide():
     """Trailing, 150 steps, Gaussian data: in float64 a deviation of .2410 is left, as ours has it; theirs is .2796."""
     schedule, steps = linear(1000), 150
     timesteps = trailing(schedule, steps)
-    _, variance = truths.strided_moments(schedule.alpha_bar[timesteps], MEAN, STD**2, method="ddim")
+    _, variance = papers.strided_moments(schedule.alpha_bar[timesteps], MEAN, STD**2, method="ddim")
     np.testing.assert_allclose(np.sqrt(variance), 0.2410, atol=1e-3)
     scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
@@ -169,10 +169,10 @@ def test_their_ddim_loses_its_stride_where_steps_do_not_divide():
     x = torch.tensor(start)
     for t in scheduler.timesteps:
         alpha_bar = schedule.alpha_bar[t]
-        eps = truths.gaussian_answers(MEAN, STD)(x.numpy(), np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))[1]
+        eps = papers.gaussian_answers(MEAN, STD)(x.numpy(), np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))[1]
         x = scheduler.step(torch.tensor(eps), t, x).prev_sample
     slope = float(x[1] - x[0]) / 2  # the flow of a Gaussian is a straight line, so this is the deviation
     np.testing.assert_allclose(slope, 0.2796, atol=1e-3)
     rows = ddim(grid(schedule, timesteps))
-    ours = truths.moments_of_rows(rows, MEAN, STD, truths.gaussian_answers(MEAN, STD), (0.0, 1.0))
+    ours = papers.moments_of_rows(rows, MEAN, STD, papers.gaussian_answers(MEAN, STD), (0.0, 1.0))
     np.testing.assert_allclose(np.sqrt(ours[1]), np.sqrt(variance), rtol=1e-9)

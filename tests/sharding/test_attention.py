@@ -1,17 +1,13 @@
 """Attention by platform: what each kernel takes, and the flash kernel beside the formula, as a CPU interprets it."""
 
-import re
-from collections import Counter
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 
-from benchmarks import gpu_check
 from jdiff import build
 from jdiff.models.attention import dot_product
 from jdiff.sharding import attention
@@ -96,30 +92,6 @@ def test_what_cudnn_is_given_to_make_lengths_even_is_not_seen(n, m, masked, monk
     found = attention.kernel(HOPPER, dot_product)(*given, mask=mask, causal=n == m)
     assert found.shape == right.shape
     np.testing.assert_allclose(found.astype(np.float32), right.astype(np.float32), atol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("task", "device", "platform", "calls"),
-    [
-        ("contrastive", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 24, "__cudnn$fmhaSoftmaxBackward": 24}),
-        ("text_to_image", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 34, "__cudnn$fmhaSoftmaxBackward": 22}),
-        ("text_to_image", TPU, "tpu", {"tpu_custom_call": 3}),
-    ],
-    ids=["CLIP, GPU", "U-Net, GPU", "U-Net, TPU"],
-)
-def test_steps_of_full_size_are_lowered_for_an_accelerator(task, device, platform, calls, monkeypatch):
-    """CLIP B/16 and 300 M parameters with 77 tokens, as far as JAX goes before the device's own compiler: 12 layers of
-    each tower; 11 of self-attention and 11 of the text, which is not trained. What JAX asks of a GPU is answered."""
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda least: float(least) <= 9.0)
-    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda one: one == "9.0")
-    theirs = attention.kernel
-    monkeypatch.setattr(attention, "kernel", lambda _, otherwise, mesh=None: theirs(device, otherwise, mesh))
-    full = gpu_check.config(task, full=True, batch_size=8)
-    setup = build.experiment(full | {"tokenizer": {"context_length": 77}, "mesh": {"data": 1}})
-    _, tokenizer = gpu_check.drawn(setup.image_size, setup.context_length)
-    program = gpu_check.traced(setup, tokenizer).lower(lowering_platforms=(platform,)).as_text()
-    assert Counter(re.findall(r"custom_call @([\w$]+)", program)) == calls
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Reference models of transformers and diffusers with random weights, written to disk in every layout.
+"""Models of transformers and diffusers with random weights, written to disk in every layout.
 
-Every tensor is drawn anew, zero-initialised ones included, so that none goes unnoticed; matrices keep the variance
-of what passes through them, so that deep networks stay of order one.
+Every tensor is random, zero-initialised ones included, so that a wrong one shows in the outputs; matrices preserve
+variance, so that deep networks stay of order one.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ MARKS = {"bos_token_id": VOCABULARY[START], "eos_token_id": VOCABULARY[END]}
 PROMPTS = ("a cat, blue", "two DOGs?")
 
 
-def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The module with every weight drawn anew."""
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The module with every weight random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
                 inputs = tensor[0].numel() if tensor.ndim > 1 else 100
-                drawn = tensor.normal_(generator=generator).div_(inputs**0.5)
+                values = tensor.normal_(generator=generator).div_(inputs**0.5)
                 if tensor.ndim == 1 and "norm" in name and name.endswith("weight"):
-                    drawn.add_(1)
+                    values.add_(1)
     return module.eval()
 
 
 def write_vocabulary(folder: Path) -> None:
-    """CLIP's kind of vocabulary, of few words, as Hugging Face keeps it."""
+    """A vocabulary like CLIP's, of few words, in Hugging Face's files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(VOCABULARY))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, MERGES)]) + "\n")
 
 
 def clip(text: dict, vision: dict, *, activation: str, projection: int) -> transformers.CLIPModel:
-    """A random CLIP of transformers. text, vision: what differs from its defaults."""
+    """A random CLIP of transformers. text, vision: overrides of its defaults."""
     config = transformers.CLIPConfig(
         text_config={"hidden_act": activation, "vocab_size": len(VOCABULARY), **MARKS, **text},
         vision_config={"hidden_act": activation, **vision},
         projection_dim=projection,
     )
-    return randomised(transformers.CLIPModel(config))
+    return randomize(transformers.CLIPModel(config))
 
 
 def openai_layout(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -80,40 +80,40 @@ def openai_layout(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         "mlp.fc1": "mlp.c_fc",
         "mlp.fc2": "mlp.c_proj",
     }
-    found = {}
+    state = {}
     for name, value in weights.items():
         if name == "text_projection.weight":
-            found["text_projection"] = value.T
+            state["text_projection"] = value.T
         elif name == "visual_projection.weight":
-            found["visual.proj"] = value.T
+            state["visual.proj"] = value.T
         elif "q_proj" in name:
             new = name.replace("self_attn.q_proj.", "attn.in_proj_")
-            for theirs, ours in pieces.items():
-                new = new.replace(theirs, ours)
-            found[new] = torch.cat([weights[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+            for old_part, new_part in pieces.items():
+                new = new.replace(old_part, new_part)
+            state[new] = torch.cat([weights[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
         elif "k_proj" not in name and "v_proj" not in name:
             new = words.get(name, name)
-            for theirs, ours in pieces.items():
-                new = new.replace(theirs, ours)
-            found[new] = value
-    return {name: value.detach().contiguous().clone() for name, value in found.items()}
+            for old_part, new_part in pieces.items():
+                new = new.replace(old_part, new_part)
+            state[new] = value
+    return {name: value.detach().contiguous().clone() for name, value in state.items()}
 
 
 def resnet_weights(layers: tuple[int, ...], width: int, embed_dim: int, image_size: int) -> dict[str, torch.Tensor]:
     """Random weights of CLIP's ResNet tower under OpenAI's names."""
     generator = torch.Generator().manual_seed(1)
-    found: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
 
     def normal(name: str, *shape: int) -> None:
         inputs = int(np.prod(shape[1:])) if len(shape) > 1 else 100
-        found[f"visual.{name}"] = torch.randn(shape, generator=generator) / inputs**0.5
+        state[f"visual.{name}"] = torch.randn(shape, generator=generator) / inputs**0.5
 
     def norm(name: str, c: int) -> None:
         for part in ("weight", "bias", "running_mean"):
             normal(f"{name}.{part}", c)
-        found[f"visual.{name}.weight"] += 1
-        found[f"visual.{name}.running_var"] = 0.5 + torch.rand(c, generator=generator)
-        found[f"visual.{name}.num_batches_tracked"] = torch.tensor(7)
+        state[f"visual.{name}.weight"] += 1
+        state[f"visual.{name}.running_var"] = 0.5 + torch.rand(c, generator=generator)
+        state[f"visual.{name}.num_batches_tracked"] = torch.tensor(7)
 
     inputs = 3
     for i, features in enumerate((width // 2, width // 2, width), 1):
@@ -124,11 +124,11 @@ def resnet_weights(layers: tuple[int, ...], width: int, embed_dim: int, image_si
         planes = width * 2 ** (stage - 1)
         for i in range(blocks):
             name = f"layer{stage}.{i}"
-            for conv, (out, of, size) in enumerate(
+            for conv, (features, input_features, size) in enumerate(
                 ((planes, inputs, 1), (planes, planes, 3), (4 * planes, planes, 1)), 1
             ):
-                normal(f"{name}.conv{conv}.weight", out, of, size, size)
-                norm(f"{name}.bn{conv}", out)
+                normal(f"{name}.conv{conv}.weight", features, input_features, size, size)
+                norm(f"{name}.bn{conv}", features)
             if i == 0:
                 normal(f"{name}.downsample.0.weight", 4 * planes, inputs, 1, 1)
                 norm(f"{name}.downsample.1", 4 * planes)
@@ -139,7 +139,7 @@ def resnet_weights(layers: tuple[int, ...], width: int, embed_dim: int, image_si
         normal(f"attnpool.{part}.bias", inputs)
     normal("attnpool.c_proj.weight", embed_dim, inputs)
     normal("attnpool.c_proj.bias", embed_dim)
-    return found
+    return state
 
 
 def resnet_forward(weights: Mapping[str, torch.Tensor], images: torch.Tensor, heads: int) -> torch.Tensor:
@@ -198,7 +198,7 @@ def siglip(text: dict, vision: dict) -> transformers.SiglipModel:
     """A random SigLIP of transformers."""
     sizes = {"vocab_size": 64, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 1}
     config = transformers.SiglipConfig(text_config={**sizes, **text}, vision_config=vision)
-    return randomised(transformers.SiglipModel(config))
+    return randomize(transformers.SiglipModel(config))
 
 
 def write_siglip_tokenizer(folder: Path) -> None:
@@ -211,7 +211,7 @@ def write_siglip_tokenizer(folder: Path) -> None:
     model.save(str(folder / "tokenizer.json"))
 
 
-def unet(*, second: bool, channels=(32, 64, 64), context: int = 32, **more) -> diffusers.UNet2DConditionModel:
+def unet(*, second: bool, channels=(32, 64, 64), context: int = 32, **overrides) -> diffusers.UNet2DConditionModel:
     """A random U-Net in the form of Stable Diffusion 1, or of its second version."""
     levels = len(channels)
     settings = {
@@ -223,10 +223,10 @@ def unet(*, second: bool, channels=(32, 64, 64), context: int = 32, **more) -> d
         "attention_head_dim": tuple(c // 16 for c in channels) if second else 4,
         "use_linear_projection": second,
     }
-    return randomised(diffusers.UNet2DConditionModel(**{**settings, **more}))
+    return randomize(diffusers.UNet2DConditionModel(**{**settings, **overrides}))
 
 
-def autoencoder(channels=(32, 64), **more) -> diffusers.AutoencoderKL:
+def autoencoder(channels=(32, 64), **overrides) -> diffusers.AutoencoderKL:
     """A random KL autoencoder in Stable Diffusion's form."""
     levels = len(channels)
     settings = {
@@ -236,7 +236,7 @@ def autoencoder(channels=(32, 64), **more) -> diffusers.AutoencoderKL:
         "layers_per_block": 2,
         "latent_channels": 4,
     }
-    return randomised(diffusers.AutoencoderKL(**{**settings, **more}))
+    return randomize(diffusers.AutoencoderKL(**{**settings, **overrides}))
 
 
 def text_encoder(*, second: bool, width: int = 128, layers: int = 3) -> transformers.CLIPTextModel:
@@ -250,7 +250,7 @@ def text_encoder(*, second: bool, width: int = 128, layers: int = 3) -> transfor
         hidden_act="gelu" if second else "quick_gelu",
         **MARKS,
     )
-    return randomised(transformers.CLIPTextModel(config))
+    return randomize(transformers.CLIPTextModel(config))
 
 
 def stable_diffusion(folder: Path, *, second: bool) -> diffusers.StableDiffusionPipeline:

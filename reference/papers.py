@@ -1,4 +1,4 @@
-"""The papers' formulas once more, in float64 NumPy, written from the papers; this file never imports jdiff."""
+"""The papers' formulas in float64 NumPy, written from the papers."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def gaussian_posterior(alpha_bar_t, alpha_bar_s, xt, x0):
 
 
 def strided_moments(alpha_bars, mean, variance, *, method, eta=0.0):
-    """Mean and variance of what an exact denoiser's sampler makes of N(0, 1), for data N(mean, variance).
+    """Mean and variance of the samples that an exact denoiser gives from N(0, 1), for data N(mean, variance).
 
     For Gaussian data the exact answers are affine in xt, so each step keeps the sample Gaussian, and its two
     moments follow a recursion. alpha_bars: of the timesteps visited, noisiest first; the clean image comes after.
@@ -43,14 +43,14 @@ def strided_moments(alpha_bars, mean, variance, *, method, eta=0.0):
             lean = np.sqrt(max(1 - prev - std**2, 0.0)) / np.sqrt(1 - ab)
             slope = np.sqrt(prev) * gain + lean * (1 - np.sqrt(ab) * gain)
             offset = (np.sqrt(prev) - lean * np.sqrt(ab)) * const
-            added = std**2
+            noise_var = std**2
         else:
             beta = 1 - ab / prev
             x0_coef = np.sqrt(prev) * beta / (1 - ab)
             xt_coef = np.sqrt(1 - beta) * (1 - prev) / (1 - ab)
             slope, offset = x0_coef * gain + xt_coef, x0_coef * const
-            added = 0.0 if prev == 1.0 else (beta if method == "large" else beta * (1 - prev) / (1 - ab))
-        now_mean, now_var = slope * now_mean + offset, slope**2 * now_var + added
+            noise_var = 0.0 if prev == 1.0 else (beta if method == "large" else beta * (1 - prev) / (1 - ab))
+        now_mean, now_var = slope * now_mean + offset, slope**2 * now_var + noise_var
     return now_mean, now_var
 
 
@@ -87,10 +87,10 @@ def attention(query, key, value, mask=None, causal=False):
 def group_norm(x, groups, scale, bias, epsilon):
     """Each image and group of channels brought to mean 0, variance 1, in two passes. x: (b, h, w, c)."""
     b, h, w, c = x.shape
-    grouped = x.reshape(b, h * w, groups, c // groups)
-    mean = grouped.mean((1, 3), keepdims=True)
-    variance = ((grouped - mean) ** 2).mean((1, 3), keepdims=True)
-    return ((grouped - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * scale + bias
+    by_group = x.reshape(b, h * w, groups, c // groups)
+    mean = by_group.mean((1, 3), keepdims=True)
+    variance = ((by_group - mean) ** 2).mean((1, 3), keepdims=True)
+    return ((by_group - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * scale + bias
 
 
 def gaussian_answers(mean, std):
@@ -103,8 +103,8 @@ def gaussian_answers(mean, std):
     return answers
 
 
-def gaussian_unknown(std):
-    """Var[x0 | xt] of data of this deviation."""
+def gaussian_denoising_mse(std):
+    """Var[x0 | xt] of data N(mean, std^2), a function of (alpha, sigma)."""
     return lambda alpha, sigma: std**2 * sigma**2 / ((alpha * std) ** 2 + sigma**2)
 
 
@@ -113,9 +113,9 @@ def _ancestral(alpha, sigma, x, answers, noise, eta=0.0):
     for i in range(len(alpha) - 1):
         x0, eps = answers(x, alpha[i], sigma[i])
         s, t = sigma[i] / alpha[i], sigma[i + 1] / alpha[i + 1]
-        up = min(t, eta * np.sqrt(t**2 * (s**2 - t**2) / s**2))
-        down = np.sqrt(t**2 - up**2)
-        x = alpha[i + 1] * (x / alpha[i] + (down - s) * eps + (up * noise(i) if up else 0))
+        sigma_up = min(t, eta * np.sqrt(t**2 * (s**2 - t**2) / s**2))
+        sigma_down = np.sqrt(t**2 - sigma_up**2)
+        x = alpha[i + 1] * (x / alpha[i] + (sigma_down - s) * eps + (sigma_up * noise(i) if sigma_up else 0))
     return x
 
 
@@ -125,11 +125,11 @@ def ddpm_variances(alpha_s, sigma_s, alpha_t, sigma_t):
     return beta * sigma_s**2 / sigma_t**2, beta
 
 
-def _ddpm(alpha, sigma, x, answers, noise, variance="small", unknown=None, fraction=0.5):
+def _ddpm(alpha, sigma, x, answers, noise, variance="small", denoising_mse=None, fraction=0.5):
     """DDPM algorithm 2 on a stride, as its equation 7.
 
     variance: "small", "large"; "learned": Improved DDPM equation 15 of a fraction; "analytic": Analytic-DPM equation 7,
-    the posterior's variance and what is unknown of x0 times the square of x0's coefficient in the mean.
+    the posterior's variance plus Var[x0 | xt] (``denoising_mse``) times the square of x0's coefficient in the mean.
     """
     for i in range(len(alpha) - 1):
         x0, _ = answers(x, alpha[i], sigma[i])
@@ -138,13 +138,13 @@ def _ddpm(alpha, sigma, x, answers, noise, variance="small", unknown=None, fract
         mean, small = gaussian_posterior(alpha[i] ** 2, alpha[i + 1] ** 2, x, x0)
         _, beta = ddpm_variances(alpha[i + 1], sigma[i + 1], alpha[i], sigma[i])
         x0_coef = alpha[i + 1] * beta / sigma[i] ** 2
-        chosen = {
+        variances = {
             "small": small,
             "large": beta,
             "learned": np.exp(fraction * np.log(beta) + (1 - fraction) * np.log(small)),
-            "analytic": small + x0_coef**2 * (unknown(alpha[i], sigma[i]) if unknown else 0),
+            "analytic": small + x0_coef**2 * (denoising_mse(alpha[i], sigma[i]) if denoising_mse else 0),
         }
-        x = mean + np.sqrt(chosen[variance]) * noise(i)
+        x = mean + np.sqrt(variances[variance]) * noise(i)
     return x
 
 
@@ -176,17 +176,17 @@ def _euler_maruyama(alpha, sigma, x, answers, noise):
 
 def _adams_bashforth(alpha, sigma, x, answers, noise, order=4):
     """k-diffusion's LMS: each Lagrange polynomial through the last eps, integrated over sigma / alpha."""
-    y, seen, ratio = x / alpha[0], [], sigma / alpha
+    y, eps_history, ratio = x / alpha[0], [], sigma / alpha
     for i in range(len(alpha) - 1):
-        seen.insert(0, answers(alpha[i] * y, alpha[i], sigma[i])[1])
-        seen = seen[:order]
-        for j in range(len(seen)):
+        eps_history.insert(0, answers(alpha[i] * y, alpha[i], sigma[i])[1])
+        eps_history = eps_history[:order]
+        for j in range(len(eps_history)):
             basis = np.poly1d([1.0])
-            for k in range(len(seen)):
+            for k in range(len(eps_history)):
                 if k != j:
                     basis *= np.poly1d([1.0, -ratio[i - k]]) / (ratio[i - j] - ratio[i - k])
             area = basis.integ()
-            y = y + (area(ratio[i + 1]) - area(ratio[i])) * seen[j]
+            y = y + (area(ratio[i + 1]) - area(ratio[i])) * eps_history[j]
     return alpha[-1] * y
 
 
@@ -194,16 +194,16 @@ def _dpmpp_2m(alpha, sigma, x, answers, noise):
     """DPM-Solver++ algorithm 2: D = (1 + 1/2r) x_i - 1/2r x_(i-1), r = h_(i-1) / h_i; the last step is of order 1."""
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
-    before = None
+    previous_x0 = None
     for i in range(len(alpha) - 1):
         x0, _ = answers(x, alpha[i], sigma[i])
         h = lam[i + 1] - lam[i]
-        mixed = x0
-        if before is not None and np.isfinite(h):
+        extrapolation = x0
+        if previous_x0 is not None and np.isfinite(h):
             r = (lam[i] - lam[i - 1]) / h
-            mixed = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * mixed
-        before = x0
+            extrapolation = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous_x0
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * extrapolation
+        previous_x0 = x0
     return x
 
 
@@ -211,71 +211,73 @@ def _dpmpp_2m_sde(alpha, sigma, x, answers, noise):
     """DPM-Solver++ section 5: SDE-DPM-Solver++(2M)."""
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
-    before = None
+    previous_x0 = None
     for i in range(len(alpha) - 1):
         x0, _ = answers(x, alpha[i], sigma[i])
         h = lam[i + 1] - lam[i]
         if np.isinf(h):
             return alpha[i + 1] * x0
-        lost = 1 - np.exp(-2 * h)
-        ahead = sigma[i + 1] / sigma[i] * np.exp(-h) * x + alpha[i + 1] * lost * x0
-        if before is not None:
+        gain = 1 - np.exp(-2 * h)
+        ahead = sigma[i + 1] / sigma[i] * np.exp(-h) * x + alpha[i + 1] * gain * x0
+        if previous_x0 is not None:
             r = (lam[i] - lam[i - 1]) / h
-            ahead = ahead + alpha[i + 1] * lost * (x0 - before) / (2 * r)
-        x = ahead + sigma[i + 1] * np.sqrt(lost) * noise(i)
-        before = x0
+            ahead = ahead + alpha[i + 1] * gain * (x0 - previous_x0) / (2 * r)
+        x = ahead + sigma[i + 1] * np.sqrt(gain) * noise(i)
+        previous_x0 = x0
     return x
 
 
 def _exponential_integral(nodes, values, low, high):
     """The integral of exp(lambda - high) times the polynomial through (nodes, values), by 40 points of Gauss."""
-    at, weight = np.polynomial.legendre.leggauss(40)
-    at, weight = (at + 1) / 2 * (high - low) + low, weight / 2 * (high - low)
+    points, weight = np.polynomial.legendre.leggauss(40)
+    points, weight = (points + 1) / 2 * (high - low) + low, weight / 2 * (high - low)
     total = 0.0
     for j, node in enumerate(nodes):
-        basis = np.prod([(at - other) / (node - other) for k, other in enumerate(nodes) if k != j], axis=0)
-        total = total + np.sum(weight * np.exp(at - high) * basis) * values[j]
+        basis = np.prod([(points - other) / (node - other) for k, other in enumerate(nodes) if k != j], axis=0)
+        total = total + np.sum(weight * np.exp(points - high) * basis) * values[j]
     return total
 
 
 def _unipc(alpha, sigma, x, answers, noise, order, corrects=True):
-    """UniPC algorithm 1 in its own two stages: predict, ask, correct, and predict again from what was corrected.
+    """UniPC algorithm 1 in its two stages: predict, evaluate, correct, and predict again from the corrected sample.
 
     Without the correction, DPM-Solver++ of as many steps as its polynomial says. B(h) = expm1(h) halves the second
-    moment where two points are used to predict, or one beside the new one to correct. Orders fall towards the end.
+    moment where two points predict, or where one beside the new one corrects. Orders fall towards the end.
     """
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
     n = len(alpha) - 1
-    seen, base, used = [], x, 0  # base: where the step began whose end x predicts
+    x0_history, base, order_used = [], x, 0  # base: the start of the step whose end x predicts
     for i in range(n):
         new = answers(x, alpha[i], sigma[i])[0]
-        if corrects and used:
+        if corrects and order_used:
             h = lam[i] - lam[i - 1]
-            if used == 1:
-                slope = -np.expm1(-h) * (seen[0] + (new - seen[0]) / 2)
+            if order_used == 1:
+                slope = -np.expm1(-h) * (x0_history[0] + (new - x0_history[0]) / 2)
             else:
-                nodes = [lam[i], *(lam[i - 1 - j] for j in range(used))]
-                slope = _exponential_integral(nodes, [new, *seen[:used]], lam[i - 1], lam[i])
+                nodes = [lam[i], *(lam[i - 1 - j] for j in range(order_used))]
+                slope = _exponential_integral(nodes, [new, *x0_history[:order_used]], lam[i - 1], lam[i])
             x = sigma[i] / sigma[i - 1] * base + alpha[i] * slope
-        seen.insert(0, new)
+        x0_history.insert(0, new)
         base, h = x, lam[i + 1] - lam[i]
-        used = min(order, i + 1, n - i) if sigma[-1] == 0 else min(order, i + 1)
-        if used == 1:
+        order_used = min(order, i + 1, n - i) if sigma[-1] == 0 else min(order, i + 1)
+        if order_used == 1:
             slope = -np.expm1(-h) * new
-        elif used == 2:
+        elif order_used == 2:
             r = (lam[i] - lam[i - 1]) / h
-            slope = -np.expm1(-h) * (new + (new - seen[1]) / (2 * r))
+            slope = -np.expm1(-h) * (new + (new - x0_history[1]) / (2 * r))
         else:
-            slope = _exponential_integral([lam[i - j] for j in range(used)], seen[:used], lam[i], lam[i + 1])
+            slope = _exponential_integral(
+                [lam[i - j] for j in range(order_used)], x0_history[:order_used], lam[i], lam[i + 1]
+            )
         x = sigma[i + 1] / sigma[i] * base + alpha[i + 1] * slope
     return x
 
 
 def moments_of_rows(rows, mean, std, answers, start):
-    """Mean and variance of what rows of equation (9) make of a normal variable, for answers that are straight lines.
+    """Mean and variance of a normal variable after rows of jdiff's equation (9), for answers that are affine in x.
 
-    Then all that a row reads is jointly normal: x and what rows before found, kept here as a mean and a covariance.
+    Then x and the d of earlier rows are jointly normal; their mean and covariance are carried along.
     rows: an object of columns xt_coef, x0_coef, eps_coef, noise_coef (n,), weights (n, depth), level.alpha and .sigma.
     answers: of ``gaussian_answers(mean, std)``.   start: mean and variance of x.
     """
@@ -285,16 +287,16 @@ def moments_of_rows(rows, mean, std, answers, start):
     for i in range(len(rows.xt_coef)):
         ends = [answers(x, rows.level.alpha[i], rows.level.sigma[i]) for x in (0.0, 1.0)]
         at_0, at_1 = (rows.x0_coef[i] * x0 + rows.eps_coef[i] * eps for x0, eps in ends)
-        told = np.zeros((depth + 1, depth + 1))  # first x and the d's after the answer, then x after the row
-        told[0, 0] = 1
-        told[1, 0] = at_1 - at_0
-        told[2:, 1:-1] = np.eye(depth - 1)
+        observe = np.zeros((depth + 1, depth + 1))  # first x and the d's after the answer, then x after the row
+        observe[0, 0] = 1
+        observe[1, 0] = at_1 - at_0
+        observe[2:, 1:-1] = np.eye(depth - 1)
         shift = np.zeros(depth + 1)
         shift[1] = at_0
         step = np.eye(depth + 1)
         step[0] = [rows.xt_coef[i], *rows.weights[i]]
-        m = step @ (told @ m + shift)
-        cov = step @ told @ cov @ told.T @ step.T
+        m = step @ (observe @ m + shift)
+        cov = step @ observe @ cov @ observe.T @ step.T
         cov[0, 0] += rows.noise_coef[i] ** 2
     return m[0], cov[0, 0]
 
@@ -314,20 +316,20 @@ _LOOPS = {
     "unipc_2": partial(_unipc, order=2),
     "unipc_3": partial(_unipc, order=3),
 }
-_NOISY = ("euler_ancestral", "euler_maruyama", "dpmpp_2m_sde")
+_STOCHASTIC = ("euler_ancestral", "euler_maruyama", "dpmpp_2m_sde")
 
 
-def solved(name, alpha, sigma, x, answers, noise, **options):
-    """What a method makes of x, the options being its loop's own.
+def sample_path(name, alpha, sigma, x, answers, noise, **options):
+    """A sample by the named method from x; options go to its loop.
 
-    At pure noise, an SNR below 1e-6, most have no coordinate: there all but DDPM take a step of DDIM, whose eta is 1 in
-    methods with noise, and begin at the level after it.
+    At pure noise, an SNR below 1e-6, sigma / alpha and lambda are infinite or nearly: there every method but DDPM takes
+    a step of DDIM, of eta 1 if it is stochastic, and starts at the next level.
     """
     if name == "ddpm" or alpha[0] ** 2 >= 1e-6 * sigma[0] ** 2:
         return _LOOPS[name](alpha, sigma, x, answers, noise, **options)
     x0, eps = answers(x, alpha[0], sigma[0])
     beta = 1 - (alpha[0] / alpha[1]) ** 2
-    std = options.get("eta", float(name in _NOISY)) * np.sqrt(beta) * sigma[1] / sigma[0]
+    std = options.get("eta", float(name in _STOCHASTIC)) * np.sqrt(beta) * sigma[1] / sigma[0]
     x = alpha[1] * x0 + np.sqrt(max(sigma[1] ** 2 - std**2, 0)) * eps + (std * noise(0) if std else 0)
     if len(alpha) == 2:
         return x
