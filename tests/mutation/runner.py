@@ -39,8 +39,10 @@ def run(mutant, cache):
     }
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
+        # Concurrent runs share the cache, and one may read what another is still writing.
+        warnings = ("-W", "ignore:Error reading persistent compilation cache")
         plugins = ("-p", "tests.mutation.plugin", "-p", "no:cacheprovider", "-p", "no:xdist")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", *plugins, f"--junitxml={report}", *files]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", *warnings, *plugins, f"--junitxml={report}", *files]
         process = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
         if not report.exists():
             raise RuntimeError(f"mutant {mutant.name!r}: pytest did not run\n{process.stdout}{process.stderr}")

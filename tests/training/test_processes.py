@@ -10,7 +10,7 @@ import pytest
 
 from jdiff.runtime import distributed
 from jdiff.runtime.distributed import CannotJoin, Cluster
-from tests.running import ended, hosts, jdiff, start
+from tests.running import jdiff, start, start_distributed, wait
 
 RUN = ("train", "--config=demo_clip:tiny", "--config.train.steps=1000", "--config.train.log_every=2")
 RUN += ("--config.train.save_every=1000", "--config.train.sample_every=1000")
@@ -26,10 +26,10 @@ def reports(workdir):
 def stopped(processes, workdir, after):
     """Let a run report so often, then stop one of its processes. Returns the step that all have stopped at."""
     while len(reports(workdir)) < after:
-        assert all(process.poll() is None for process in processes), ended(processes)
+        assert all(process.poll() is None for process in processes), wait(processes)
         time.sleep(0.05)
     os.kill(processes[-1].pid, signal.SIGTERM)
-    statuses, errors = ended(processes)
+    statuses, errors = wait(processes)
     assert statuses == [75] * len(processes), errors
     (step,) = {text.split("stopped at step ")[1].split(",")[0] for text in errors}
     assert step in [path.name for path in (workdir / "checkpoints").iterdir()]
@@ -49,7 +49,7 @@ def test_two_hosts_stop_together_and_one_goes_on(folder, monkeypatch):
     alone, both = folder / "runs" / "alone", folder / "runs" / "both"
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     spread = (*RUN, "--workdir=runs/both", "--config.mesh.data=2", "--config.mesh.fsdp=2", "--devices=4")
-    first = stopped(hosts(*spread, "--config.mesh.slices=2", cwd=folder), both, after=2)
+    first = stopped(start_distributed(*spread, "--config.mesh.slices=2", cwd=folder), both, after=2)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
     last = stopped([start(*spread, cwd=folder)], both, after=first // 2 + 3)
     assert last > first
@@ -64,7 +64,7 @@ def test_two_hosts_stop_together_and_one_goes_on(folder, monkeypatch):
 def test_hosts_that_were_told_otherwise_do_not_begin(folder, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     each = ((), ("--config.train.seed=1",))
-    statuses, errors = ended(hosts(*RUN, "--workdir=runs/unlike", cwd=folder, each=each))
+    statuses, errors = wait(start_distributed(*RUN, "--workdir=runs/unlike", cwd=folder, process_arguments=each))
     assert statuses == [2, 2]
     assert all("process 1 has another config than process 0" in text for text in errors), errors
     assert not (folder / "runs" / "unlike").exists()
@@ -72,7 +72,7 @@ def test_hosts_that_were_told_otherwise_do_not_begin(folder, monkeypatch):
 
 def test_a_host_that_waits_in_vain_says_so(folder):
     alone = ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--wait=1")
-    (status,), (errors,) = ended([start(*RUN, "--workdir=runs/vain", *alone, cwd=folder)])
+    (status,), (errors,) = wait([start(*RUN, "--workdir=runs/vain", *alone, cwd=folder)])
     assert status == 1
     who = "process 1 of 2, coordinator 127.0.0.1:1"
     assert errors.splitlines() == [
