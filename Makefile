@@ -1,6 +1,8 @@
-# make demo   sets up and runs the main job: prepare, train both models, sample, evaluate
-# make test   sets up and passes the tests; PYTHON=python3.12 uses another Python, in an environment of its own
-# make test-slurm   trains on a real SLURM of two nodes, installed as root into a container that may be thrown away
+# make demo         installs jdiff and runs the demo: prepare, train both models, sample, evaluate
+# make test         installs jdiff and runs the tests; PYTHON=python3.12 uses another Python, in a separate environment
+# make test-slurm   tests launch/slurm.sbatch on a real SLURM of two nodes; installs SLURM as root, so use a container
+# make parity       compares networks and samplers with transformers and diffusers, on random weights
+# make gpu-check    trains and samples at full size on the local GPU: images/s, memory, agreement with the CPU
 
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
@@ -29,7 +31,7 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 test-slurm: setup
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null
@@ -37,8 +39,8 @@ test-slurm: setup
 
 parity: setup
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test,parity]"
-	$(VENV)/bin/python -m pip install --quiet --no-deps open_clip_torch  # for CLIP's vocabulary alone
-	$(VENV)/bin/python -m pytest --quiet tests/parity
+	$(VENV)/bin/python -m pip install --quiet --no-deps open_clip_torch  # only for CLIP's vocabulary
+	$(VENV)/bin/python -m pytest --quiet -m "not slow" tests/parity
 
 gpu-check: setup
 	$(VENV)/bin/python -m benchmarks gpu_check

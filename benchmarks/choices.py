@@ -1,7 +1,7 @@
-"""``python -m benchmarks choices``: what docs/diffusion.md advises, measured where it is cheap to.
+"""``python -m benchmarks choices``: what docs/diffusion.md advises, measured where that is cheap.
 
-How far each solver and grid ends from where the flow of a known mixture ends; what a run that draws shapes draws right
-with each variance and guidance; and how well a spiral is learnt with each schedule, prediction type and weighting.
+The error of each solver and spacing against the probability flow of a known mixture; the prompt accuracy of a run of
+shapes with each variance and guidance; and the error on a spiral with each schedule, prediction type and weighting.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import steps
-from benchmarks.claims import Claim, settle
-from jdiff import build, rng, runs
-from jdiff.cli import shipped_configs
-from jdiff.data.spiral import spiral
+from benchmarks.claims import Claim, report
+from jdiff import figures, rng
+from jdiff.commands.flags import shipped_configs
+from jdiff.data.spiral import spiral_points
 from jdiff.diffusion import exact, sampler, schedules
 from jdiff.diffusion.settings import Settings
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.diffusion.spacing import SPACINGS
-from jdiff.verbs import spiral as learning
+from jdiff.inference.calibrate import measure_denoising_mse
+from jdiff.runs import directory
+from jdiff.tasks import make_task
+from jdiff.tasks.points import mean_distances
 
 STEPS = (5, 10, 20, 50)
 SEEDS = 2
@@ -37,38 +40,7 @@ CHOICES = (
     *({"weighting": name} for name in ("min_snr", "snr", "sigmoid", "p2")),
     {"timestep_sampling": "linear"},
 )
-
-
-def measure(*, quick: bool, runs: str) -> int:
-    """Print the tables; quickly, only the first. Returns the exit status."""
-    path = steps.run_of_shapes(runs)
-    more = [] if quick else [_drawn(path) if path else [], _learnt()]
-    return settle("choices", chain(_ends(), *more))
-
-
-def _ends() -> Iterator[Claim]:
-    """Mean distance from where the flow ends, of 500 points on a fuzzy spiral, over the steps."""
-    points = jnp.asarray(spiral(200))
-    denoise = exact.denoiser(exact.mixture(points, jnp.full(200, 0.03), jnp.full(200, 1 / 200)))
-    keys = rng.image_keys(jnp.arange(500))
-    start = sampler.initial_noise(keys, (2,))
-
-    def ends(schedule: str, **said) -> np.ndarray:
-        tableau = Settings(**said, eta=0.0).tableau(schedules.make(schedule, continuous=True))
-        return np.asarray(jax.jit(lambda xt: sampler.sample(denoise, tableau, xt, keys=keys)[0])(start))
-
-    for schedule in ("linear", "cosine"):
-        right = ends(schedule, solver="unipc_3", steps=1000, spacing="logsnr")
-        for solver, spacing in product((n for n, s in SOLVERS.items() if not s.stochastic and n != "euler"), SPACINGS):
-            off = [
-                np.linalg.norm(ends(schedule, solver=solver, steps=n, spacing=spacing) - right, axis=-1).mean()
-                for n in STEPS
-            ]
-            note = "of 5; " + ", ".join(f"{error:.4f} of {n}" for n, error in zip(STEPS[1:], off[1:]))
-            yield Claim(f"{schedule}, {solver}, {spacing}: distance from the flow's end", float(off[0]), note=note)
-
-
-GUIDED = (
+GUIDANCES = (
     *({"guidance_scale": scale} for scale in (1.0, 2.0, 4.0, 8.0)),
     {"guidance_scale": 8.0, "guidance_rescale": 0.7},
     {"guidance_scale": 8.0, "apg_parallel": 0.0, "apg_norm": 0.1},
@@ -77,37 +49,68 @@ GUIDED = (
 )
 
 
-def _drawn(path: Path) -> Iterator[Claim]:
-    """The share of whole prompts right, by DDPM's variance and by guidance, of the same prompts and seeds."""
-    model, (captions, scenes, pictures) = runs.load(path), steps.asked(path, 128)
-    model = replace(model, denoising_mse=model.measure_denoising_mse(pictures, captions))
-    ddpm = [
+def measure(*, quick: bool, runs: str) -> int:
+    """Print the tables; quickly, only the first. Returns the exit status."""
+    run = steps.find_shapes_run(runs)
+    slow_claims = [] if quick else [_prompt_accuracy(run) if run else [], _training_choices()]
+    return report("choices", chain(_solver_errors(), *slow_claims))
+
+
+def _solver_errors() -> Iterator[Claim]:
+    """Mean distance from the end of the probability flow, of 500 points on a fuzzy spiral, by solver and steps."""
+    points = jnp.asarray(spiral_points(200))
+    denoise = exact.denoiser(exact.mixture(points, jnp.full(200, 0.03), jnp.full(200, 1 / 200)))
+    keys = rng.image_keys(jnp.arange(500))
+    start = sampler.initial_noise(keys, (2,))
+
+    def sample(schedule: str, **settings) -> np.ndarray:
+        tableau = Settings(**settings, eta=0.0).tableau(schedules.make(schedule, continuous=True))
+        return np.asarray(jax.jit(lambda xt: sampler.sample(denoise, tableau, xt, keys=keys)[0])(start))
+
+    solvers = [name for name, solver in SOLVERS.items() if not solver.stochastic and name != "euler"]
+    for schedule in ("linear", "cosine"):
+        flow_end = sample(schedule, solver="unipc_3", steps=1000, spacing="logsnr")
+        for solver, spacing in product(solvers, SPACINGS):
+            errors = [
+                np.linalg.norm(sample(schedule, solver=solver, steps=n, spacing=spacing) - flow_end, axis=-1).mean()
+                for n in STEPS
+            ]
+            note = "with 5 steps; " + ", ".join(f"{error:.4f} with {n}" for n, error in zip(STEPS[1:], errors[1:]))
+            text = f"{schedule}, {solver}, {spacing}: distance from the end of the flow"
+            yield Claim(text, float(errors[0]), note=note)
+
+
+def _prompt_accuracy(run: Path) -> Iterator[Claim]:
+    """Prompt accuracy by DDPM's variance and by guidance, of the same prompts and seeds."""
+    model, (captions, scenes, images) = directory.load(run), steps.captioned_test_images(run, 128)
+    model = replace(model, denoising_mse=measure_denoising_mse(model, images, captions))
+    variances = [
         {"solver": "ddpm", "steps": count, "variance": variance}
         for count in (5, 10)
         for variance in ("small", "large", "analytic")
     ]
-    for said in (*ddpm, *({"solver": "dpmpp_2m", "steps": 20, **guided} for guided in GUIDED)):
-        settings = replace(model.settings, **{"eta": 0.0, **said})
-        drawn = model.sample(captions, settings=settings, seed=0)
-        right = np.mean(steps.whole(scenes, drawn))
-        name = ", ".join(f"{key} {value}" for key, value in said.items())
-        yield Claim(f"{path.name}, {name}: whole prompt right", float(right), note=f"of {len(scenes)}")
+    for changes in (*variances, *({"solver": "dpmpp_2m", "steps": 20, **guidance} for guidance in GUIDANCES)):
+        settings = replace(model.settings, **{"eta": 0.0, **changes})
+        samples = model.sample(captions, settings=settings, seed=0)
+        accuracy = np.mean(steps.shows_prompt(scenes, samples))
+        name = ", ".join(f"{key} {value}" for key, value in changes.items())
+        yield Claim(f"{run.name}, {name}: prompt accuracy", float(accuracy), note=f"of {len(scenes)}")
 
 
-def _learnt() -> Iterator[Claim]:
-    """Mean distances of samples and data after 5,000 steps, by one choice at a time."""
+def _training_choices() -> Iterator[Claim]:
+    """Mean distance between samples and data after 5,000 steps on a spiral, with one choice changed at a time."""
     get_config = runpy.run_path(str(shipped_configs()["spiral"]))["get_config"]
     for choice in CHOICES:
-        found = []
+        distances = []
         for seed in range(SEEDS):
             config = get_config()
             config.diffusion.update(choice)
             config.train.update(steps=5000, seed=seed)
-            setup = build.spiral(config)
-            drawn = learning.samples(learning.network(setup, learning.learnt(setup)), setup)
-            found.append([np.mean(learning.measured(drawn[way], setup.points())) for way in ("DDPM", "DDIM")])
-        ddpm, ddim = np.array(found).T
+            task = make_task(config)
+            samples = figures.spiral_samples(task.model(task.train()), task)
+            distances.append([np.mean(mean_distances(samples[name], task.points())) for name in ("DDPM", "DDIM")])
+        ddpm, ddim = np.array(distances).T
         note = f"DDPM ({ddpm.min():.4f} to {ddpm.max():.4f}); "
         note += f"DDIM {ddim.mean():.4f} ({ddim.min():.4f} to {ddim.max():.4f})"
-        said = ", ".join(f"{key} {value}" for key, value in choice.items())
-        yield Claim(f"spiral, {said}: mean distance to and from the data", float(ddpm.mean()), note=note)
+        name = ", ".join(f"{key} {value}" for key, value in choice.items())
+        yield Claim(f"spiral, {name}: mean distance to and from the data", float(ddpm.mean()), note=note)

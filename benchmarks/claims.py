@@ -1,4 +1,4 @@
-"""A claim is a number that the README states, the bound it must keep, and what was measured now."""
+"""A claim: a number that the README states, the bound that it must keep, and the value measured now."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Claim:
-    """measured: None where what it is measured on does not exist yet.   bound: the least that holds (or the most).
+    """A measured value and its bound.
 
-    at_best: the favourable end of its interval, for a sample too small to settle it; held to the bound in its place.
+    value: None where it cannot be measured, as without a trained run.   bound: a minimum, or with at_most a maximum.
+    at_best: the favourable end of a confidence interval; a sample too small to decide is compared by it instead.
     """
 
     text: str
-    measured: float | None
+    value: float | None
     bound: float | None = None
     at_most: bool = False
     at_best: float | None = None
@@ -32,20 +33,20 @@ class Claim:
 
     @property
     def holds(self) -> bool | None:
-        """None where there is nothing to hold: no measurement, or a figure that is only stated."""
-        if self.measured is None or self.bound is None:
+        """Whether the value keeps its bound; None without a value or a bound."""
+        if self.value is None or self.bound is None:
             return None
-        value = self.measured if self.at_best is None else self.at_best
+        value = self.value if self.at_best is None else self.at_best
         return value <= self.bound if self.at_most else value >= self.bound
 
     @property
-    def said(self) -> str:
-        """What was measured, in words."""
-        return "not run" if self.measured is None else f"{self.measured:.4g} {self.note}".strip()
+    def text_of_value(self) -> str:
+        """The value and its note, as printed."""
+        return "not run" if self.value is None else f"{self.value:.4g} {self.note}".strip()
 
 
-def surroundings() -> dict[str, str]:
-    """The device and the versions a figure was measured with."""
+def environment() -> dict[str, str]:
+    """The device, and the versions of Python and of packages."""
     names = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
     device = jax.devices()[0]
     return {
@@ -55,21 +56,21 @@ def surroundings() -> dict[str, str]:
     }
 
 
-def settle(name: str, claims: Iterable[Claim]) -> int:
-    """Print each claim as it is measured, so that a run cut short leaves figures too, and the table at the end.
+def report(name: str, claims: Iterable[Claim]) -> int:
+    """Print each claim when it is measured, so that an interrupted run leaves its figures, and a table at the end.
 
-    Writes results/NAME.json; returns the exit status: 1 where a claim does not hold.
+    Writes results/NAME.json. Returns the exit status: 1 if a claim does not hold.
     """
-    where, settled = surroundings(), []
+    versions, measurements = environment(), []
     for claim in claims:
-        print(f"{claim.text}: {claim.said}", flush=True)
-        settled.append(claim)
-    table = Table("claim", "measured", "bound", "holds", title=", ".join(f"{k} {v}" for k, v in where.items()))
-    for claim in settled:
+        print(f"{claim.text}: {claim.text_of_value}", flush=True)
+        measurements.append(claim)
+    table = Table("claim", "measured", "bound", "holds", title=", ".join(f"{k} {v}" for k, v in versions.items()))
+    for claim in measurements:
         bound = "" if claim.bound is None else f"{'<=' if claim.at_most else '>='} {claim.bound:.4g}"
-        table.add_row(claim.text, claim.said, bound, {True: "yes", False: "NO", None: ""}[claim.holds])
+        table.add_row(claim.text, claim.text_of_value, bound, {True: "yes", False: "NO", None: ""}[claim.holds])
     Console(width=140).print(table)
     RESULTS.mkdir(exist_ok=True)
-    rows = [asdict(claim) | {"holds": claim.holds} for claim in settled]
-    (RESULTS / f"{name}.json").write_text(json.dumps({"surroundings": where, "claims": rows}, indent=2) + "\n")
-    return int(any(claim.holds is False for claim in settled))
+    rows = [asdict(claim) | {"holds": claim.holds} for claim in measurements]
+    (RESULTS / f"{name}.json").write_text(json.dumps({"environment": versions, "claims": rows}, indent=2) + "\n")
+    return int(any(claim.holds is False for claim in measurements))

@@ -1,4 +1,4 @@
-"""How much work a function is, counted from what it is written as, and not from what a compiler made of it."""
+"""FLOPs of a function, counted from its jaxpr, before any compiler optimisation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from jax.extend import core
 
 
 def products(function: Callable, *shapes) -> float:
-    """Floating point operations of the matrix products and convolutions of a function, two for each multiplication.
+    """FLOPs of the matrix products and convolutions of a function, two for each multiply-add.
 
-    shapes: of what it takes. A loop's work is counted once, and that of every branch, of which gradients of
-    convolutions have one for each platform: so this is for functions without gradients.
+    A loop's body is counted once, and every branch is counted. Gradients of convolutions have a branch for each
+    platform, so count functions without gradients.
+
+    shapes: of the arguments.
     """
-    return _in(jax.make_jaxpr(function)(*shapes).jaxpr)
+    return _products_in(jax.make_jaxpr(function)(*shapes).jaxpr)
 
 
-def _in(jaxpr: core.Jaxpr) -> float:
+def _products_in(jaxpr: core.Jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
-        out = math.prod(equation.outvars[0].aval.shape)
+        output_size = math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "dot_general":
-            (summed, _), _ = equation.params["dimension_numbers"]
-            total += 2 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in summed)
+            (contracting_axes, _), _ = equation.params["dimension_numbers"]
+            total += 2 * output_size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracting_axes)
         elif equation.primitive.name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-            total += 2 * out * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+            total += 2 * output_size * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
         else:
-            total += sum(_in(inner) for inner in core.jaxprs_in_params(equation.params))
+            total += sum(_products_in(inner) for inner in core.jaxprs_in_params(equation.params))
     return total

@@ -1,6 +1,6 @@
-"""Twenty steps of training on one layout of devices after another: ``python -m benchmarks sharding`` compares them.
+"""Twenty steps of training on one mesh of devices, for ``python -m benchmarks sharding``, which compares meshes.
 
-As a program, one process of a run of several: python -m benchmarks.layouts OBJECTIVE HOST:PORT PROCESS FILE
+As a program, one process of a run of several: python -m benchmarks.layouts TASK HOST:PORT PROCESS FILE
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jdiff import build, rng, runtime
-from jdiff.cli import shipped_configs
+from jdiff import rng, runtime
+from jdiff.commands.flags import shipped_configs
 from jdiff.data import tokenizer as tokenizers
 from jdiff.data.pipeline import Batches
 from jdiff.data.shapes.source import Shapes
 from jdiff.diffusion import loss as diffusion
-from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
+from jdiff.tasks import make_task
+from jdiff.tasks.task import ImageTextTask
 
-STEPS, PROCESSES, EACH = 20, 2, 4
+STEPS, PROCESSES, DEVICES_PER_PROCESS = 20, 2, 4
 TASKS = {"contrastive": "demo_clip", "text_to_image": "demo_t2i"}
 TRAIN = {"batch_size": 16, "steps": STEPS}
 
 
-class Run(NamedTuple):
-    """What a run drew for its first step, by name, its parameters at the end, and its losses."""
+class RunResults(NamedTuple):
+    """draws: random numbers of the first step, by name.   params: at the end, flat.   losses: of every step."""
 
-    drawn: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
     params: np.ndarray
     losses: np.ndarray
 
@@ -45,96 +47,102 @@ def _data() -> tuple[list[dict], tokenizers.Tokenizer]:
     examples = list(Shapes(train=128).examples("train"))
     captions = [example.captions[0] for example in examples]
     rows = [{"image": example.image, "captions": [example.captions[0].encode()]} for example in examples]
-    return rows, tokenizers.train(captions, vocab_size=400, context_length=16)
+    return rows, tokenizers.train_tokenizer(captions, vocab_size=400, context_length=16)
 
 
-def setup(task: str, mesh: dict, **train) -> build.Experiment:
-    """The demo's model, in its tiny variant, whose learning rate is at its height from the first step."""
-    text = _config("contrastive")["text"]
-    own = {"text": text, "tokenizer": {"context_length": 16}, "mesh": mesh}
-    config = _config(task)
-    said = {"optimizer": config["optimizer"] | {"warmup_steps": 1}, "train": config["train"] | TRAIN | train}
-    return build.experiment(config | own | said)
+def demo_task(name: str, mesh: dict, **train) -> ImageTextTask:
+    """The demo's task in its tiny variant, with one warmup step."""
+    config = _config(name)
+    config |= {"text": _config("contrastive")["text"], "tokenizer": {"context_length": 16}, "mesh": mesh}
+    config |= {"optimizer": config["optimizer"] | {"warmup_steps": 1}, "train": config["train"] | TRAIN | train}
+    return make_task(config).with_tokenizer(_data()[1])
 
 
-def _config(task: str) -> dict:
-    config = runpy.run_path(str(shipped_configs()[TASKS[task]]))["get_config"]("tiny").to_dict()
+def _config(task_name: str) -> dict:
+    config = runpy.run_path(str(shipped_configs()[TASKS[task_name]]))["get_config"]("tiny").to_dict()
     config["data"] = {"image_size": 32}
     return config
 
 
-def run(task: str, mesh: dict, **train) -> Run:
-    """Train on a layout. Every process of it calls this."""
-    experiment, (rows, tokenizer) = setup(task, mesh, **train), _data()
-    mesh, step = experiment.mesh(), experiment.step(tokenizer)
-    state, losses, drawn = experiment.initial_state(tokenizer, mesh, {}), [], None
-    own, shares = meshes.local_batch_shards(mesh), meshes.num_batch_shards(mesh)
-    batches = Batches(rows, tokenizer, batch_size=TRAIN["batch_size"], seed=0, own=own, parts=shares)
+def run(task_name: str, mesh_sizes: dict, **train) -> RunResults:
+    """Train on a mesh. Every process of it calls this."""
+    task, (rows, tokenizer) = demo_task(task_name, mesh_sizes, **train), _data()
+    mesh = task.config.mesh.make()
+    step, state = task.compiled_step(mesh), task.initial_state(mesh, {})
+    losses, draws = [], None
+    batches = Batches(
+        rows,
+        tokenizer,
+        batch_size=TRAIN["batch_size"],
+        seed=0,
+        local_shards=meshes.local_batch_shards(mesh),
+        num_shards=meshes.num_batch_shards(mesh),
+    )
     for _ in range(STEPS):
-        batch = meshes.place(mesh, next(batches))
-        drawn = drawn or _numpy(mesh, _drawn(experiment, batch))
+        batch = meshes.place_batch(mesh, next(batches))
+        draws = draws or _numpy(mesh, _draws_of_first_step(task, mesh, batch))
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"].compute()))
     batches.close()
     params = [leaf.ravel() for leaf in jax.tree.leaves(_numpy(mesh, state.params))]
-    return Run(drawn, np.concatenate(params), np.array(losses))
+    return RunResults(draws, np.concatenate(params), np.array(losses))
 
 
-def _drawn(experiment: build.Experiment, batch: dict) -> dict:
-    """What the first step draws for its batch, as ``training.steps`` does; nothing where nothing is drawn."""
-    if experiment.train.task == "contrastive":
+def _draws_of_first_step(task: ImageTextTask, mesh: Mesh, batch: dict) -> dict:
+    """The random numbers of the first step, as ``DiffusionObjective`` draws them; a contrastive step draws none."""
+    if task.name == "contrastive":
         return {}
-    parts, dropout = experiment.parts(), experiment.diffusion.caption_dropout
+    section, schedule, seed = task.config.diffusion, task.schedule(), task.config.train.seed
 
     def draw(rows: dict) -> dict:
         def keys(name: str) -> jax.Array:
-            return rng.example_keys(rng.stream(experiment.train.seed, name), 0, rows["index"])
+            return rng.example_keys(rng.stream(seed, name), 0, rows["index"])
 
-        timestep, noise = diffusion.draw(
-            keys("noise"),
-            rows["image"].astype(np.float32),
-            experiment.schedule(),
-            TIMESTEP_SAMPLINGS[experiment.diffusion.timestep_sampling],
+        images = rows["image"].astype(np.float32)
+        timestep, noise = diffusion.draw_timesteps_and_noise(
+            keys("noise"), images, schedule, section.timestep_sampling_function()
         )
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys("caption_dropout"))
-        return {"timestep": timestep, "noise": noise, "caption_dropout": dropped}
+        is_dropped = jax.vmap(lambda key: jax.random.bernoulli(key, section.caption_dropout))(keys("caption_dropout"))
+        return {"timestep": timestep, "noise": noise, "caption_dropout": is_dropped}
 
-    if experiment.train.deterministic_reduction:
+    if task.config.train.deterministic_reduction:
         return jax.jit(draw)(batch)
-    return jax.jit(lambda batch: parts.each(lambda _, rows: draw(rows), None, batch))(batch)
+    return jax.jit(lambda batch: task.reduction(mesh).map(draw, batch))(batch)
 
 
-def _numpy(mesh, tree):
+def _numpy(mesh: Mesh, tree):
     return jax.tree.map(np.asarray, meshes.gather_to_local_device(mesh, tree))
 
 
-def in_processes(task: str) -> Run:
-    """A run of ``PROCESSES`` processes with ``EACH`` devices, cut by data and fsdp."""
+def run_in_processes(task_name: str) -> RunResults:
+    """A run of ``PROCESSES`` processes with ``DEVICES_PER_PROCESS`` devices, sharded along data and fsdp."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "run.npz")
-        command = [sys.executable, "-m", "benchmarks.layouts", task, address]
+        command = [sys.executable, "-m", "benchmarks.layouts", task_name, address]
         processes = [subprocess.Popen([*command, str(i), file]) for i in range(PROCESSES)]
         try:
             if any([process.wait() for process in processes]):
-                raise RuntimeError("a process of the run has failed; what it says is above")
+                raise RuntimeError("a process of the run failed; its error is printed above")
         finally:
             for process in processes:
                 process.kill()
-        found = dict(np.load(file))
-    return Run({k: v for k, v in found.items() if k not in Run._fields}, found["params"], found["losses"])
+        arrays = dict(np.load(file))
+    draws = {name: array for name, array in arrays.items() if name not in RunResults._fields}
+    return RunResults(draws, arrays["params"], arrays["losses"])
 
 
-def main(task: str, address: str, process: str, file: str) -> None:
+def main(task_name: str, address: str, process: str, file: str) -> None:
     runtime.setup()
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", EACH)
-    distributed.join(distributed.Cluster("auto", address, PROCESSES, int(process), PROCESSES * EACH))
-    found = run(task, {"data": PROCESSES, "fsdp": EACH})
+    jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
+    num_devices = PROCESSES * DEVICES_PER_PROCESS
+    distributed.initialize(distributed.Cluster("auto", address, PROCESSES, int(process), num_devices))
+    results = run(task_name, {"data": PROCESSES, "fsdp": DEVICES_PER_PROCESS})
     if distributed.is_primary_process():
-        np.savez(file, params=found.params, losses=found.losses, **found.drawn)
+        np.savez(file, params=results.params, losses=results.losses, **results.draws)
 
 
 if __name__ == "__main__":

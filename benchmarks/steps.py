@@ -1,4 +1,4 @@
-"""How many steps a picture needs: the share of prompts that each method draws right with so many."""
+"""Prompt accuracy by the number of sampling steps, for each method."""
 
 from __future__ import annotations
 
@@ -11,93 +11,92 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.claims import RESULTS, Claim
-from jdiff import runs
-from jdiff.data import records
 from jdiff.data.shapes.world import Scene
 from jdiff.evaluation import prompt_accuracy, shapes
+from jdiff.runs import directory
 
 PROMPTS, BATCH = 512, 64
-FEW = (2, 5, 10, 20, 50)
-# For each method of the figure, what it is beside its name, and the steps it is drawn with.
+FEW_STEPS = (2, 5, 10, 20, 50)
+# For each method of the figure, its settings, and the numbers of steps that it samples with.
 METHODS = {
-    "ddpm": ({"solver": "ddpm"}, (*FEW, 1000)),
-    "ddim": ({"solver": "ddim", "eta": 0.0}, FEW),
-    "heun": ({"solver": "heun"}, FEW),
-    "dpmpp_2m": ({"solver": "dpmpp_2m"}, FEW),
-    "dpmpp_2m_sde": ({"solver": "dpmpp_2m_sde"}, FEW),
-    "unipc_3": ({"solver": "unipc_3"}, FEW),
+    "ddpm": ({"solver": "ddpm"}, (*FEW_STEPS, 1000)),
+    "ddim": ({"solver": "ddim", "eta": 0.0}, FEW_STEPS),
+    "heun": ({"solver": "heun"}, FEW_STEPS),
+    "dpmpp_2m": ({"solver": "dpmpp_2m"}, FEW_STEPS),
+    "dpmpp_2m_sde": ({"solver": "dpmpp_2m_sde"}, FEW_STEPS),
+    "unipc_3": ({"solver": "unipc_3"}, FEW_STEPS),
 }
-BEST, HELD_AGAINST = ("dpmpp_2m", 20), (("ddim", 50), ("ddpm", 1000))
+BEST, REFERENCES = ("dpmpp_2m", 20), (("ddim", 50), ("ddpm", 1000))
 
 
-def claims(path: Path) -> Iterator[Claim]:
-    """The shares, and the bound on what few steps of the best multistep method lose. Draws docs/steps.png."""
-    right = {}
-    for key, verdicts in _verdicts(path):
-        right[key] = np.array(verdicts)
+def claims(run: Path) -> Iterator[Claim]:
+    """The accuracies, and a bound on what the best multistep method loses with few steps. Plots docs/steps.png."""
+    verdicts = {}
+    for key, prompt_verdicts in _verdicts(run):
+        verdicts[key] = np.array(prompt_verdicts)
         name, steps = key
-        text = f"{path.name}, {name} of {steps} steps: whole prompt right"
-        yield Claim(text, float(right[key].mean()), note=f"of {len(verdicts)}")
-    for other in HELD_AGAINST:
-        lower = right[other].mean() - right[BEST].mean()
-        apart = f"; {int((right[other] != right[BEST]).sum())} of {PROMPTS} prompts differ"
-        text = f"{BEST[0]} of {BEST[1]} steps, lower than {other[0]} of {other[1]} by"
-        yield Claim(text, float(lower), 0.03, at_most=True, note=apart)
-    _figure(right)
+        text = f"{run.name}, {name} of {steps} steps: prompt accuracy"
+        yield Claim(text, float(verdicts[key].mean()), note=f"of {len(prompt_verdicts)}")
+    for reference in REFERENCES:
+        loss = verdicts[reference].mean() - verdicts[BEST].mean()
+        note = f"; {int((verdicts[reference] != verdicts[BEST]).sum())} of {PROMPTS} prompts differ"
+        text = f"{BEST[0]} of {BEST[1]} steps, prompt accuracy lower than {reference[0]} of {reference[1]} by"
+        yield Claim(text, float(loss), 0.03, at_most=True, note=note)
+    _plot(verdicts)
 
 
-def run_of_shapes(runs: str) -> Path | None:
-    """The best of the runs there that draw shapes."""
+def find_shapes_run(runs: str) -> Path | None:
+    """The best text-to-image run of shapes in a directory of runs."""
     return next((Path(runs) / name for name in ("shapes_t2i", "shapes") if (Path(runs) / name).exists()), None)
 
 
-def asked(path: Path, count: int) -> tuple[list[str], list[Scene], np.ndarray]:
-    """Captions that a run is asked for, their scenes, and the test pictures (n, h, w, 3) that they are of."""
-    held = records.records(runs.saved_experiment(path).dataset(), "test")
-    chosen, scenes = shapes.sharp(held, count), shapes.scenes(held)
-    pictures = np.stack([held[i]["image"] for i in chosen])
-    return [shapes.full_caption(held[i]) for i in chosen], [scenes[i] for i in chosen], pictures
+def captioned_test_images(run: Path, count: int) -> tuple[list[str], list[Scene], np.ndarray]:
+    """Captions of test images of a run's data, their scenes, and the images (n, h, w, 3)."""
+    examples = directory.saved_task(run).split("test")
+    indices, scenes = shapes.sharp_indices(examples, count), shapes.scenes(examples)
+    images = np.stack([examples[i]["image"] for i in indices])
+    return [shapes.full_caption(examples[i]) for i in indices], [scenes[i] for i in indices], images
 
 
-def whole(scenes: list[Scene], drawn: np.ndarray) -> list[bool]:
-    """Which pictures show all that was asked for."""
-    return [bool(one["prompt_accuracy"]) for one in prompt_accuracy.verdicts(scenes, drawn)]
+def shows_prompt(scenes: list[Scene], images: np.ndarray) -> list[bool]:
+    """Which images show everything of their prompts. images: (n, h, w, 3) uint8."""
+    return [bool(verdict["prompt_accuracy"]) for verdict in prompt_accuracy.scene_verdicts(scenes, images)]
 
 
-def _verdicts(path: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
-    """For each method and number of steps, which of the same prompts, from the same seeds, were drawn right.
+def _verdicts(run: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
+    """For each method and number of steps, which of the same prompts, from the same seeds, were drawn correctly.
 
-    Batches that were drawn before are read from results/steps.json, so that a run cut short goes on.
+    Batches of an interrupted measurement are read from results/steps.json, and not drawn again.
     """
-    model, (captions, scenes, _) = runs.load(path), asked(path, PROMPTS)
-    kept, about = RESULTS / "steps.json", f"{path.name} at step {runs.latest_step(path)}"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    found = found if found.get("of") == about else {"of": about}
-    # Cheap ones first: a figure of few steps is there long before a thousand are.
-    order = [BEST, *HELD_AGAINST[:1]]
+    model, (captions, scenes, _) = directory.load(run), captioned_test_images(run, PROMPTS)
+    file, origin = RESULTS / "steps.json", f"{run.name} at step {directory.latest_step(run)}"
+    cache = json.loads(file.read_text()) if file.exists() else {}
+    cache = cache if cache.get("of") == origin else {"of": origin}
+    # Few steps first, so that their accuracies are printed long before those of 1000.
+    order = [BEST, *REFERENCES[:1]]
     order += sorted(((name, n) for name, (_, counts) in METHODS.items() for n in counts), key=lambda key: key[1])
     for name, steps in dict.fromkeys(order):
         settings = replace(model.settings, **{"eta": 0.0, **METHODS[name][0]}, steps=steps)
-        verdicts = found.setdefault(f"{name} {steps}", [])
+        verdicts = cache.setdefault(f"{name} {steps}", [])
         for first in range(len(verdicts), len(captions), BATCH):
-            part = slice(first, first + BATCH)
-            drawn = model.sample(captions[part], settings=settings, seed=first, batch_size=BATCH)
-            verdicts += whole(scenes[part], drawn)
+            batch = slice(first, first + BATCH)
+            images = model.sample(captions[batch], settings=settings, seed=first, batch_size=BATCH)
+            verdicts += shows_prompt(scenes[batch], images)
             RESULTS.mkdir(exist_ok=True)
-            kept.write_text(json.dumps(found))
+            file.write_text(json.dumps(cache))
         yield (name, steps), verdicts
 
 
-def _figure(right: dict[tuple[str, int], np.ndarray]) -> None:
+def _plot(verdicts: dict[tuple[str, int], np.ndarray]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, (_, counts) in METHODS.items():
-        shown = [n for n in counts if (name, n) in right]
-        share = np.array([right[name, n].mean() for n in shown])
-        error = np.sqrt(share * (1 - share) / PROMPTS)
-        axes.errorbar(shown, share, error, marker="o", capsize=2, label=name)
-    axes.set(xscale="log", xlabel="steps", ylabel="whole prompts right")
-    axes.set_xticks(sorted({n for _, n in right}), labels=sorted({n for _, n in right}))
+        steps = [n for n in counts if (name, n) in verdicts]
+        accuracy = np.array([verdicts[name, n].mean() for n in steps])
+        error = np.sqrt(accuracy * (1 - accuracy) / PROMPTS)
+        axes.errorbar(steps, accuracy, error, marker="o", capsize=2, label=name)
+    axes.set(xscale="log", xlabel="steps", ylabel="prompt accuracy")
+    axes.set_xticks(sorted({n for _, n in verdicts}), labels=sorted({n for _, n in verdicts}))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -1,10 +1,10 @@
-"""The dual encoder of `make demo`, on the part of the shapes world that has one object.
+"""The dual encoder of `make demo`, trained on scenes of one object.
 
-Aim     caption and picture find each other: recall@1 both ways >= 80 % among 128 unseen scenes.
+Aim     retrieval recall@1 in both directions >= 80 % among 128 unseen scenes.
 Run     jdiff prepare --config=demo_clip && jdiff train --config=demo_clip --workdir=runs/shapes_clip
 Takes   about 3 minutes on 2 CPU cores.
 Expect  recall@1 of 95 % or more after 400 steps.
-Seen    2026-11-25: 100 % of images by caption, 100 % of captions by image, 576 of 576 analogies.
+Seen    2026-11-25: recall@1 100 % text to image, 100 % image to text; 576 of 576 analogies right.
 """
 
 from ml_collections import ConfigDict

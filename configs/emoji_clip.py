@@ -1,11 +1,11 @@
-"""The dual encoder of the emoji: real glyphs and their Unicode names.
+"""The dual encoder for emoji: glyphs of Noto Color Emoji and their Unicode names.
 
-Aim     "man cook" - "man" + "woman" is nearest to "woman cook".
+Aim     analogies: "man cook" - "man" + "woman" is nearest to "woman cook".
 Run     jdiff prepare --config=emoji_clip && jdiff train --config=emoji_clip --workdir=runs/emoji_clip
 Takes   10 minutes on one CPU core (1.1 steps a second).
-Expect  each name finds its glyph; twins of one picture share it.
-Seen    2026-11-26: 99.1 % of 464 men turned into women, among 3,783 names; of the 60 unseen people 92 % of images
-        found by name, 95 % of names by image.
+Expect  each name retrieves its glyph; emoji with the same picture count as one.
+Seen    2026-11-26: 99.1 % of 464 man-woman analogies right, among 3,783 names; on the 60 held-out people recall@1 is
+        92 % text to image, 95 % image to text.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Emoji drawn from their names, with some professions in some skin tones never seen.
+"""Text-to-image on emoji and their names, with some (profession, skin tone) pairs held out.
 
-Aim     the glyph drawn for a held-out profession and tone has the right one as its nearest neighbour.
+Aim     the nearest glyph to a sample for a held-out profession and skin tone is the right one.
 Run     jdiff train --config=emoji_t2i --workdir=runs/emoji, after emoji_clip
 Takes   44 minutes on one CPU core (1.55 steps a second).
-Expect  people first, whose parts many glyphs share; things that one glyph alone shows stay smears of colour.
-Seen    2026-11-26, guidance 2, 60 people of unseen profession and tone: the nearest of 3,783 glyphs is the right
-        one for 77 % (65 to 86 %), of the right profession for 98 %. See docs/emoji.md.
+Expect  people first, whose parts many glyphs share; objects that only one glyph shows stay smears of colour.
+Seen    2026-11-26, guidance scale 2, 60 people of held-out profession and tone: the nearest of 3,783 glyphs is the
+        right one for 77 % (65 to 86 %), and has the right profession for 98 %. See docs/emoji.md.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="emoji", image_size=32, sequences=True)
     config.text = dict(init_from="runs/emoji_clip")
-    config.unet = dict(
+    config.denoiser = dict(
         channels=(64, 96, 128),
         attention=(False, False, True),
         heads=(1, 1, 2),
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=2.0)
     if variant == "tiny":
-        config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
+        config.denoiser.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)
     elif variant:

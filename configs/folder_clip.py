@@ -1,6 +1,6 @@
-"""A dual encoder of one's own captioned images; --config.data.path names their folder.
+"""A dual encoder trained on your own captioned images; --config.data.path names their folder.
 
-Aim     captions find their images; how well depends on how many there are.
+Aim     captions retrieve their images; the recall depends on the number of images.
 Run     jdiff prepare --config=folder_clip && jdiff train --config=folder_clip --workdir=runs/mine_clip
 Takes   about an hour on 2 CPU cores, minutes on a GPU.
 Expect  the loss falls below log(256), 5.5, within the first hundred steps.

@@ -1,9 +1,9 @@
-"""A text-to-image model of one's own captioned images; --config.data.path names their folder.
+"""A text-to-image model trained on your own captioned images; --config.data.path names their folder.
 
-Aim     pictures like the folder's, following their captions.
+Aim     images in the style of the folder's that follow their captions.
 Run     jdiff train --config=folder_t2i --workdir=runs/mine, after folder_clip
 Takes   hours on 2 CPU cores, minutes on a GPU.
-Expect  colours after 1,000 steps, forms after some thousands.
+Expect  colours after 1,000 steps, shapes after several thousand.
 Seen
 """
 
@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="folder", image_size=64, crop="center", max_rejected=0.05)
     config.text = dict(init_from="runs/mine_clip")
-    config.unet = dict(
+    config.denoiser = dict(
         channels=(64, 128, 256),
         attention=(False, True, True),
         heads=(1, 2, 4),
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.sample = dict(solver="ddim", steps=50, spacing="trailing", eta=0.0, guidance_scale=4.0)
     if variant == "tiny":
-        config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
+        config.denoiser.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)
     elif variant:

@@ -1,14 +1,13 @@
-"""The dual encoder of the whole shapes world: one object, counts, and two objects in a relation.
+"""The dual encoder for all of the shapes world: one object, counts, and two objects in a relation.
 
-Aim     recall@1 both ways >= 95 % among 128 unseen scenes; arithmetic of meanings >= 80 % top-1.
+Aim     recall@1 in both directions >= 95 % among 128 unseen scenes; analogies >= 80 % right.
 Run     jdiff prepare --config=shapes_clip && jdiff train --config=shapes_clip --workdir=runs/shapes_clip_full
 Takes   about 30 minutes on 2 CPU cores (0.27 s a step).
-Expect  colours and sizes first; below log(4), 1.39, the neighbours of a group are told apart: places and relations
-        within 2,000 steps, which thing stands where at about 3,000, shapes last.
-Seen    2026-11-25: recall@1 95 % of images by caption, 98 % of captions by image; 98 % of 576 analogies. Of 1,061
-        unseen pairs, nearer to their caption than to one with this exchanged: the things 98 %, the relation 100 %,
-        the colours 99 %, the shapes 89 %, the sizes 100 %.
-        What mattered is in benchmarks/RESULTS.md.
+Expect  colours and sizes first. A loss below log(4), 1.39, means that the encoder separates the neighbours of a group:
+        places and relations within 2,000 steps, the order of the two things at about 3,000, shapes last.
+Seen    2026-11-25: recall@1 95 % text to image, 98 % image to text; 98 % of 576 analogies. Share of 1,061 unseen pairs
+        that are nearer to their caption than to one with a property exchanged: order of the things 98 %, relation
+        100 %, colours 99 %, shapes 89 %, sizes 100 %. benchmarks/RESULTS.md has ablations.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Two objects in their relation, counts and single objects, drawn as the sentence says.
+"""Text-to-image on all of the shapes world: two objects in a relation, counts and single objects.
 
-Aim     both objects right >= 90 %, whole prompts of two objects >= 75 %, on unseen scenes.
+Aim     both objects right >= 90 %, prompt accuracy for two objects >= 75 %, on unseen scenes.
 Run     jdiff train --config=shapes_t2i --workdir=runs/shapes_t2i, after shapes_clip
-Takes   82 minutes on 2 CPU cores (0.45 s a step; 0.505 was seen on a slow day).
-Expect  relations and colours first, shapes last: whole pairs 66 % after 3,500 steps.
-Seen    2026-11-26, 256 prompts, guidance 2: both objects 94 % (89 to 96 %), whole pairs 93 % (88 to 96 %), places of
-        single things 100 %, counts 77 %. What mattered is in benchmarks/RESULTS.md.
+Takes   82 minutes on 2 CPU cores (0.45 s a step; 0.505 s measured once).
+Expect  relations and colours first, shapes last: prompt accuracy for pairs 66 % after 3,500 steps.
+Seen    2026-11-26, 256 prompts, guidance scale 2: both objects 94 % (89 to 96 %), prompt accuracy for pairs 93 % (88 to
+        96 %), places of single things 100 %, counts 77 %. benchmarks/RESULTS.md has ablations.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         compositions=500,
     )
     config.text = dict(init_from="runs/shapes_clip_full", clip_skip=3)
-    config.unet = dict(
+    config.denoiser = dict(
         channels=(64, 96, 128),
         attention=(False, True, True),
         heads=(1, 4, 4),
@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "tiny":
         config.data.update(train=64, test=32, compositions=16)
         config.text.clip_skip = 1
-        config.unet.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
+        config.denoiser.update(channels=(16, 32), attention=(False, True), heads=(1, 2), blocks=1, groups=8)
         config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
         config.sample.update(steps=2)
     elif variant:

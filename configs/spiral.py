@@ -1,11 +1,11 @@
-"""A spiral of points in the plane, small enough to see every step: why sampling adds noise again.
+"""Diffusion on a spiral of points in the plane, to plot every step and show why DDPM sampling adds noise.
 
-Aim     samples of DDPM and DDIM lie on all of the curve: 0.01 or less from them to it and from it to them, on the mean.
+Aim     DDPM and DDIM samples cover the curve: mean distance of samples to data and of data to samples <= 0.01 each.
 Run     jdiff figures spiral --config=spiral
 Takes   about a minute on 2 CPU cores.
-Expect  0.01 both ways after 8,000 steps; without its noise DDPM ends in one place, 0.7 from most of the curve.
-Seen    2026-11-26, 49 s: to the data and back, DDPM 0.005 and 0.005, without its noise 0.006 and 0.725, DDIM 0.006
-        and 0.005.
+Expect  0.01 in both directions after 8,000 steps; DDPM without its noise collapses to one point, 0.7 from the data.
+Seen    2026-11-26, 49 s: samples to data and data to samples: DDPM 0.005 and 0.005, DDPM without noise 0.006 and
+        0.725, DDIM 0.006 and 0.005.
 """
 
 from ml_collections import ConfigDict

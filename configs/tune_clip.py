@@ -1,9 +1,9 @@
-"""Somebody's CLIP, taught one's own captioned images; --config.data.path names their folder.
+"""Fine-tune pretrained CLIP weights on your own captioned images; --config.data.path names their folder.
 
-Aim     captions find their images more often than before; `jdiff evaluate --images=FOLDER` measures both.
+Aim     higher retrieval recall than the pretrained model; `jdiff evaluate --images=FOLDER` measures both.
 Run     jdiff prepare --config=tune_clip && jdiff train --config=tune_clip --workdir=runs/tuned_clip
-Takes   a GPU; the small towers of B/32 take seconds a step on CPU cores.
-Expect  the loss falls from the first step; a tower with ``frozen=True`` stays as it came.
+Takes   a GPU; ViT-B/32 takes seconds a step on CPU cores.
+Expect  the loss falls from the first step; a tower with ``frozen=True`` keeps its pretrained weights.
 Seen
 """
 

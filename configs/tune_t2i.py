@@ -1,9 +1,9 @@
-"""Somebody's Stable Diffusion, taught one's own captioned images; --config.data.path names their folder.
+"""Fine-tune pretrained Stable Diffusion weights on your own captioned images; --config.data.path names their folder.
 
-Aim     pictures like the folder's, following their captions.
+Aim     images in the style of the folder's that follow their captions.
 Run     jdiff prepare --config=tune_t2i && jdiff train --config=tune_t2i --workdir=runs/tuned
 Takes   a GPU of 40 GB or more in float32.
-Expect  the folder's look within some hundred steps; the text tower stays as it came, unless ``frozen=False``.
+Expect  the folder's style within a few hundred steps; the text tower keeps its weights unless ``frozen=False``.
 Seen
 """
 
@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(source="folder", image_size=512, crop="center", max_rejected=0.05)
     config.text = dict(init_from="weights/stable-diffusion", frozen=True)
-    config.unet = dict(init_from="weights/stable-diffusion", frozen=False)
+    config.denoiser = dict(init_from="weights/stable-diffusion", frozen=False)
     config.diffusion = dict(weighting="min_snr", caption_dropout=0.1)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.01)
     config.ema = dict(decays=(0.999,), widths=(), snapshot_every=0)

@@ -1,28 +1,30 @@
-"""jdiff learns to draw what a sentence says.
+"""jdiff trains text-to-image diffusion models and CLIP-style encoders in JAX.
 
 The way through, each arrow a package of its own:
 
-    captioned images -> batches -> text tower -> diffusion loss -> train step -> checkpoint -> sampler -> image
-        data/           data/      models/       diffusion/       training/     training/     diffusion/  sample.py
+    captioned images -> batches -> text tower -> diffusion loss -> update -> checkpoint -> sampler -> image
+        data/           data/      models/       diffusion/       training/  training/    inference/
 
-``build`` turns a config into these parts, ``cli`` has the verbs, and ``load`` brings a trained run back, or somebody
-else's weights:
+``config`` parses a config, ``tasks`` has what it trains, ``cli`` the commands, and ``load`` opens a trained run, or
+pretrained weights:
 
     jdiff.load("runs/shapes").sample(["a red circle"], guidance_scale=4, seed=0)
 """
 
+from jdiff.runtime import compilation_cache
 from jdiff.runtime import setup as setup  # public: jdiff.setup(), to call before JAX starts
 
 __version__ = "0.1.0"
 
 
-def load(path, **hints):
-    """A run or somebody's weights, ready to use: a ``Sampler`` of what draws, an ``Encoder`` of a dual encoder.
+def load(path, *, ema=None, **hints):
+    """A run or pretrained weights, ready to use: a ``Sampler`` that draws images, or a ``DualEncoderModel``.
 
-    hints: what somebody's files do not say, such as activation="quick_gelu"; see ``interop.pretrained.Hints``.
+    ema: which EMA of a run's parameters to use: one of config.ema, "width=W" (post-hoc), or "none".
+    hints: what the files of pretrained weights lack, such as activation="quick_gelu"; see ``interop.pretrained.Hints``.
     """
-    setup()
-    from jdiff import runs
+    compilation_cache.enable()
     from jdiff.interop.pretrained import Hints
+    from jdiff.runs import directory
 
-    return runs.load(path, Hints(**hints))
+    return directory.load(path, Hints(**hints), ema)

@@ -1,4 +1,4 @@
-"""How noised an image is: the two numbers of x_t = alpha x_0 + sigma eps."""
+"""Noise levels: the two rates of x_t = alpha x_0 + sigma eps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import Array
 
 
 def broadcast_like(value: Array, x: Array) -> Array:
-    """A number of each image, with trailing axes of one, to multiply a batch. x: (b, *dims), value: (b,) or ()."""
+    """One value per image, with trailing axes of one, to multiply a batch. x: (b, *dims), value: (b,) or ()."""
     value = jnp.asarray(value, x.dtype)
     return jnp.reshape(value, value.shape + (1,) * (x.ndim - value.ndim))
 
@@ -37,5 +37,4 @@ class Level:
 
     def broadcast_like(self, x: Array) -> Level:
         """The same rates with trailing axes of one, to multiply a batch. x: (b, *dims), rates: (b,) or ()."""
-
         return Level(broadcast_like(self.alpha, x), broadcast_like(self.sigma, x))

@@ -22,7 +22,7 @@ def stream(seed: int | Array, name: str) -> Array:
 def example_keys(key: Array, step: int | Array, index: Array) -> Array:
     """One key per example of one step.
 
-    key: a stream.   index: (b,) place of each row in the global batch.
+    key: a stream.   index: (b,) index of each row in the global batch.
     Returns (b,) keys.
     """
     at_step = jax.random.fold_in(key, step)

@@ -1,4 +1,4 @@
-"""Paths on disk and in buckets, where the two differ."""
+"""Operations that differ between paths on disk and in buckets (gs://)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from etils import epath
 
 
 def on_disk(path: epath.PathLike) -> bool:
-    """Whether a path is one of files, which can be locked and appended to, and not of objects in a bucket."""
+    """Whether a path is on disk, where files can be locked and appended to, rather than in a bucket."""
     return "://" not in str(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """A path from the root. epath's own would put a bucket beneath the working directory."""
+    """An absolute path. Bucket paths stay unchanged: epath's ``absolute`` would prepend the working directory."""
     path = epath.Path(path)
     return path.absolute() if on_disk(path) else path
 
 
 def append(path: epath.Path, text: str) -> None:
-    """Add to a text that is there. Of an object in a bucket that is another one, written whole."""
+    """Append text to an existing file. An object in a bucket is rewritten, since objects cannot be appended to."""
     if on_disk(path):
         with path.open("a") as file:
             file.write(text)

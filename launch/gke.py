@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Write the JobSet that runs jdiff on GPUs or TPUs of Kubernetes, or the Job that does the runs of a sweep.
+"""Print the Kubernetes manifest of a run: a JobSet for training on GPUs or TPUs, or an indexed Job for a sweep.
 
     launch/gke.py shapes --image=REGISTRY/jdiff@sha256:... --gpus=8 --hosts=2 --node=gpu=nvidia-h100-80gb -- \\
         train --config=demo_t2i --workdir=gs://bucket/shapes | kubectl apply -f -
     launch/gke.py rates --image=... --gpus=1 --runs=30 -- sweep NAME --workdir=gs://bucket/rates | kubectl apply -f -
 
-Every host runs the same command, without a shell between, which would keep signals to itself. What Kubernetes takes
-away (a spot node, a drained one) is begun again without end; a crash --restarts times.
+Every host runs the same command, directly and not in a shell, which would not pass signals on. After a disruption (a
+preempted spot node, a drained node) the run restarts without limit; after a crash, --restarts times.
 """
 
 from __future__ import annotations
@@ -24,78 +24,80 @@ LABELS = {
     "spot": "cloud.google.com/gke-spot",
 }
 
-
 INDEX = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
-TAKEN_AWAY = [{"type": "DisruptionTarget", "status": "True"}]  # a pod whose node is drained, or was a spot one
+DISRUPTION = [{"type": "DisruptionTarget", "status": "True"}]  # the pod's node was drained or preempted
 
 
-def run(said: argparse.Namespace) -> dict:
-    """The JobSet of one run on all hosts, which begin again together."""
-    more, environment = [], []
-    # A TPU's hosts are told of each other by GKE. Those of GPUs are told here: asking Kubernetes takes rights to ask.
-    if said.gpus and said.hosts > 1:
-        more = [f"--coordinator={said.name}-hosts-0-0.{said.name}:{PORT}", f"--num_processes={said.hosts}"]
-        more += ["--process_id=$(INDEX)"]
+def jobset(options: argparse.Namespace) -> dict:
+    """The JobSet of one run on all hosts, which restart together."""
+    cluster_flags, environment = [], []
+    # GKE tells the hosts of a TPU slice of each other. GPU hosts get flags: to ask Kubernetes, a pod would need rights.
+    if options.gpus and options.hosts > 1:
+        cluster_flags = [
+            f"--coordinator={options.name}-hosts-0-0.{options.name}:{PORT}",
+            f"--num_processes={options.hosts}",
+            "--process_id=$(INDEX)",
+        ]
         environment = [{"name": "INDEX", "valueFrom": INDEX}]
-    elif said.gpus and said.arguments[0] == "train":
-        more = ["--cluster=none"]
+    elif options.gpus and options.arguments[0] == "train":
+        cluster_flags = ["--cluster=none"]
     job = {
         "completionMode": "Indexed",
-        "completions": said.hosts,
-        "parallelism": said.hosts,
-        "backoffLimit": 0,  # one host alone cannot go on
-        "podFailurePolicy": {"rules": [{"action": "FailJob", "onPodConditions": TAKEN_AWAY}]},
-        "template": {"spec": _pod(said, more, environment)},
+        "completions": options.hosts,
+        "parallelism": options.hosts,
+        "backoffLimit": 0,  # a single host cannot restart without the others
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onPodConditions": DISRUPTION}]},
+        "template": {"spec": _pod(options, cluster_flags, environment)},
     }
-    again = {"name": "taken-away", "action": "RestartJobSetAndIgnoreMaxRestarts"}
+    restart = {"name": "taken-away", "action": "RestartJobSetAndIgnoreMaxRestarts"}
     spec = {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
         "failurePolicy": {
-            "maxRestarts": said.restarts,
-            "rules": [again | {"onJobFailureReasons": ["PodFailurePolicy"]}],
+            "maxRestarts": options.restarts,
+            "rules": [restart | {"onJobFailureReasons": ["PodFailurePolicy"]}],
         },
-        "replicatedJobs": [{"name": "hosts", "replicas": said.slices, "template": {"spec": job}}],
+        "replicatedJobs": [{"name": "hosts", "replicas": options.slices, "template": {"spec": job}}],
     }
-    metadata = _metadata(said)
-    if said.tpus:
+    metadata = _metadata(options)
+    if options.tpus:
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
 
 
-def trials(said: argparse.Namespace) -> dict:
-    """The indexed Job of a sweep, whose pods each do one of its runs and know nothing of each other."""
+def sweep_job(options: argparse.Namespace) -> dict:
+    """The indexed Job of a sweep: each pod does one run, independently of the others."""
     spec = {
         "completionMode": "Indexed",
-        "completions": said.runs,
-        "parallelism": min(said.at_a_time or said.runs, said.runs),
-        "backoffLimitPerIndex": said.restarts,
-        "maxFailedIndexes": said.runs,  # the others go on
+        "completions": options.runs,
+        "parallelism": min(options.at_a_time or options.runs, options.runs),
+        "backoffLimitPerIndex": options.restarts,
+        "maxFailedIndexes": options.runs,  # a failed run stops no other
         "podFailurePolicy": {
             "rules": [
-                {"action": "Ignore", "onPodConditions": TAKEN_AWAY},
+                {"action": "Ignore", "onPodConditions": DISRUPTION},
                 {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [2]}},
             ]
         },
-        "template": {"spec": _pod(said, ["--runs=$(INDEX)"], [{"name": "INDEX", "valueFrom": INDEX}])},
+        "template": {"spec": _pod(options, ["--runs=$(INDEX)"], [{"name": "INDEX", "valueFrom": INDEX}])},
     }
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(said), "spec": spec}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(options), "spec": spec}
 
 
-def _metadata(said: argparse.Namespace) -> dict:
-    labels = {"labels": {"kueue.x-k8s.io/queue-name": said.queue}} if said.queue else {}
-    return {"name": said.name, **labels}
+def _metadata(options: argparse.Namespace) -> dict:
+    labels = {"labels": {"kueue.x-k8s.io/queue-name": options.queue}} if options.queue else {}
+    return {"name": options.name, **labels}
 
 
-def _pod(said: argparse.Namespace, more: list[str], environment: list[dict]) -> dict:
-    """A pod that needs no root and no rights. more: what jdiff is told besides."""
-    kind = "google.com/tpu" if said.tpus else "nvidia.com/gpu"
-    devices = {kind: said.tpus or said.gpus}
+def _pod(options: argparse.Namespace, extra_arguments: list[str], environment: list[dict]) -> dict:
+    """A pod without root or privileges. extra_arguments: appended to those of jdiff."""
+    kind = "google.com/tpu" if options.tpus else "nvidia.com/gpu"
+    devices = {kind: options.tpus or options.gpus}
     container = {
         "name": "jdiff",
-        "image": said.image,
+        "image": options.image,
         "command": ["jdiff"],
-        # Kubernetes puts variables in place of $(NAME); what the user wrote stays as it is.
-        "args": [text.replace("$(", "$$(") for text in said.arguments] + more,
+        # Kubernetes expands $(NAME); in the user's arguments it is escaped.
+        "args": [text.replace("$(", "$$(") for text in options.arguments] + extra_arguments,
         "env": [{"name": "JAX_COMPILATION_CACHE_DIR", "value": "/tmp/compiled"}, *environment],
         "resources": {"limits": dict(devices), "requests": dict(devices)},
         "securityContext": {
@@ -107,7 +109,7 @@ def _pod(said: argparse.Namespace, more: list[str], environment: list[dict]) -> 
     }
     pod = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 120,  # to save in
+        "terminationGracePeriodSeconds": 120,  # time to save a checkpoint
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -116,15 +118,15 @@ def _pod(said: argparse.Namespace, more: list[str], environment: list[dict]) -> 
             "fsGroup": 1000,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "nodeSelector": {LABELS.get(key, key): value for key, value in said.node},
+        "nodeSelector": {LABELS.get(key, key): value for key, value in options.node},
         "tolerations": [{"key": kind, "operator": "Exists", "effect": "NoSchedule"}],
         "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "shm", "emptyDir": {"medium": "Memory"}}],
         "containers": [container],
     }
-    if said.service_account:
-        pod["serviceAccountName"] = said.service_account
-    if said.volume:
-        pod["volumes"].append({"name": "work", "persistentVolumeClaim": {"claimName": said.volume}})
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    if options.volume:
+        pod["volumes"].append({"name": "work", "persistentVolumeClaim": {"claimName": options.volume}})
         container["volumeMounts"].append({"name": "work", "mountPath": "/work"})
         container["workingDir"] = "/work"
     return pod
@@ -133,44 +135,44 @@ def _pod(said: argparse.Namespace, more: list[str], environment: list[dict]) -> 
 def _selector(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise argparse.ArgumentTypeError(f"{text} is no KEY=VALUE; KEY is {', '.join(LABELS)}, or a node's label")
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE; KEY is {', '.join(LABELS)}, or a node's label")
     return key, value
 
 
-def read(arguments: list[str]) -> argparse.Namespace:
-    """The command line, checked. Ends the program with a sentence where it cannot be."""
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line; invalid ones exit with status 2 and a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the run, and so of its resources")
-    parser.add_argument("arguments", nargs="+", help="after --: what jdiff is told")
-    parser.add_argument("--image", required=True, help="container with jdiff, by its digest")
+    parser.add_argument("name", help="name of the run and of its Kubernetes resources")
+    parser.add_argument("arguments", nargs="+", help="after --: the arguments of jdiff")
+    parser.add_argument("--image", required=True, help="container image with jdiff, by digest: NAME@sha256:DIGEST")
     devices = parser.add_mutually_exclusive_group(required=True)
-    devices.add_argument("--gpus", type=int, default=0, help="of each host")
-    devices.add_argument("--tpus", type=int, default=0, help="chips of each host")
-    parser.add_argument("--hosts", type=int, default=1, help="of each slice (1)")
-    parser.add_argument("--slices", type=int, default=1, help="of TPUs (1)")
+    devices.add_argument("--gpus", type=int, default=0, help="GPUs per host")
+    devices.add_argument("--tpus", type=int, default=0, help="TPU chips per host")
+    parser.add_argument("--hosts", type=int, default=1, help="hosts per slice (1)")
+    parser.add_argument("--slices", type=int, default=1, help="TPU slices (1)")
     parser.add_argument("--node", type=_selector, action="append", default=[], help="gpu=, tpu=, topology=, spot=true")
-    parser.add_argument("--queue", help="of Kueue")
-    parser.add_argument("--volume", help="a claim, which becomes the directory that jdiff works in")
-    parser.add_argument("--service-account", help="one that may use the bucket of --workdir")
-    parser.add_argument("--restarts", type=int, default=5, help="after crashes (5)")
-    parser.add_argument("--runs", type=int, default=0, help="of a sweep, each a pod that does one alone")
-    parser.add_argument("--at-a-time", type=int, default=0, help="how many of them (all)")
-    said = parser.parse_args(arguments)
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", said.name):
-        parser.error(f"the name is {said.name}; it must be small letters, digits and -, 40 at most")
-    if not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", said.image):
-        parser.error(f"--image is {said.image}, no NAME@sha256:DIGEST, the only name that stays the same image")
-    if bool(said.runs) != (said.arguments[0] == "sweep") or (said.runs and said.hosts * said.slices > 1):
-        parser.error("--runs goes with sweep, each run on one host")
-    if said.hosts * said.slices > 1 and said.arguments[0] != "train":
-        parser.error(f"only train takes several hosts, not {said.arguments[0]}")
-    if said.gpus and said.slices > 1:
-        parser.error("--slices are of TPUs; hosts with GPUs are said by --hosts")
-    if min(said.gpus or said.tpus, said.hosts, said.slices) < 1 or said.restarts < 0:
+    parser.add_argument("--queue", help="Kueue queue")
+    parser.add_argument("--volume", help="persistent volume claim, mounted as the working directory")
+    parser.add_argument("--service-account", help="Kubernetes service account with access to the bucket of --workdir")
+    parser.add_argument("--restarts", type=int, default=5, help="restarts after crashes (5)")
+    parser.add_argument("--runs", type=int, default=0, help="number of runs of a sweep, one pod each")
+    parser.add_argument("--at-a-time", type=int, default=0, help="pods of a sweep that run at the same time (all)")
+    options = parser.parse_args(arguments)
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", options.name):
+        parser.error(f"the name is {options.name}; it must be lower-case letters, digits and -, at most 40 characters")
+    if not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", options.image):
+        parser.error(f"--image is {options.image}; it must be NAME@sha256:DIGEST, which always names the same image")
+    if bool(options.runs) != (options.arguments[0] == "sweep") or (options.runs and options.hosts * options.slices > 1):
+        parser.error("--runs is required by sweep and by no other command; each run takes one host")
+    if options.hosts * options.slices > 1 and options.arguments[0] != "train":
+        parser.error(f"only train runs on several hosts, not {options.arguments[0]}")
+    if options.gpus and options.slices > 1:
+        parser.error("--slices is for TPUs; set --hosts for several hosts with GPUs")
+    if min(options.gpus or options.tpus, options.hosts, options.slices) < 1 or options.restarts < 0:
         parser.error("--gpus or --tpus, --hosts and --slices must be 1 or more, --restarts 0 or more")
-    return said
+    return options
 
 
 if __name__ == "__main__":
-    told = read(sys.argv[1:])
-    print(json.dumps(trials(told) if told.runs else run(told), indent=2))
+    parsed_options = parse(sys.argv[1:])
+    print(json.dumps(sweep_job(parsed_options) if parsed_options.runs else jobset(parsed_options), indent=2))

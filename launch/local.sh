@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run jdiff on this machine, and again where it was preempted or has crashed.
+# Run jdiff on this machine; restart it after preemption or a crash.
 #
 #   launch/local.sh train --config=demo_t2i --workdir=runs/shapes
-#   PROCESSES=8 launch/local.sh train ...    a process for each of eight GPUs, in place of one for all
+#   PROCESSES=8 launch/local.sh train ...    one process per GPU, for eight GPUs; default: one process for all
 #
-# RESTARTS (5): how often it is started again.   DELAY (5): seconds before it is, twice as many each time.
-# A mistake (status 2), and what is asked to stop by Ctrl-C or SIGTERM, is not started again.
+# RESTARTS (5): number of restarts.   DELAY (5): seconds before the first one, doubled for each further one.
+# No restart after a user error (status 2), nor after Ctrl-C or SIGTERM.
 set -uo pipefail
 
 processes=${PROCESSES:-1} restarts=${RESTARTS:-5} delay=${DELAY:-5}
@@ -31,7 +31,7 @@ start() {
   done
 }
 
-# Sets status: that of the process whose is highest. A signal ends `wait`, and not what it waits for.
+# Sets status to the highest exit status. A signal interrupts `wait` but not the process, so it waits again.
 finish() {
   local code pid
   status=0
@@ -43,16 +43,16 @@ finish() {
   done
 }
 
-for ((again = 0; ; again++)); do
+for ((attempt = 0; ; attempt++)); do
   start "$@"
   finish
   if ((status == 0 || status == 2 || status == 130)) || [[ $stopped ]]; then
     exit "$status"
-  elif ((again == restarts)); then
-    echo "launch/local.sh: ended with status $status, and was started again $restarts times; RESTARTS allows more" >&2
+  elif ((attempt == restarts)); then
+    echo "launch/local.sh: exited with status $status after $restarts restarts; RESTARTS allows more" >&2
     exit "$status"
   fi
-  echo "launch/local.sh: ended with status $status; starting it again in $delay s" >&2
+  echo "launch/local.sh: exited with status $status; restarting in $delay s" >&2
   sleep "$delay" &
   running=($!)
   finish

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# Run jdiff on every worker of a TPU pod slice, and on another slice where a spot one was taken away.
+# Run jdiff on every worker of a TPU pod slice; create a new slice after a spot slice is preempted.
 #
 #   NAME=shapes ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite SETUP='pip install "jdiff[tpu,gcs]"' \
 #     launch/tpu.sh train --config=demo_t2i --workdir=gs://bucket/shapes
 #
-# The run's NAME is that of its resources.   SETUP: what is done on each worker first.
-# SPOT (yes): whether the slice may be taken away.   RESTARTS (20): how often it is tried again.
-# Ctrl-C or SIGTERM stops the workers, which save, and keeps the slice.
+# NAME: of the run and of its queued resource.   SETUP: a command to run on each worker first.
+# SPOT (yes): whether to use a preemptible slice.   RESTARTS (20): number of restarts.
+# Ctrl-C or SIGTERM stops the workers, which save a checkpoint, and keeps the slice.
 set -uo pipefail
 
-: "${NAME:?is the name of the run}" "${ZONE:?is a zone, as us-west4-a}"
-: "${TYPE:?is an accelerator type, as v5litepod-16}" "${RUNTIME:?is a runtime version, as v2-alpha-tpuv5-lite}"
+: "${NAME:?set it to the name of the run}" "${ZONE:?set it to a zone, such as us-west4-a}"
+: "${TYPE:?set it to an accelerator type, such as v5litepod-16}"
+: "${RUNTIME:?set it to a runtime version, such as v2-alpha-tpuv5-lite}"
 if [[ ! $NAME =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]]; then
-  echo "launch/tpu.sh: NAME is '$NAME'; it must be small letters, digits and -, 40 at most" >&2
+  echo "launch/tpu.sh: NAME is '$NAME'; it must be lower-case letters, digits and -, at most 40 characters" >&2
   exit 2
 fi
 printf -v command '%q ' jdiff "$@"
 spot=() stopped=''
 [[ ${SPOT:-yes} == yes ]] && spot=(--spot)
 
-ask() { gcloud compute tpus "$@" --zone="$ZONE" --quiet; }
-on_workers() { ask tpu-vm ssh "$NAME" --worker=all --command="$1"; }
-state() { ask queued-resources describe "$NAME" --format='value(state.state)' 2>/dev/null; }
-give_back() { ask queued-resources delete "$NAME" --force; }
+tpus() { gcloud compute tpus "$@" --zone="$ZONE" --quiet; }
+on_workers() { tpus tpu-vm ssh "$NAME" --worker=all --command="$1"; }
+state() { tpus queued-resources describe "$NAME" --format='value(state.state)' 2>/dev/null; }
+delete_slice() { tpus queued-resources delete "$NAME" --force; }
 
 stop() {
   stopped=yes
@@ -30,7 +31,7 @@ stop() {
 }
 trap stop INT TERM
 
-# Sets status: that of a command, beside which a signal is heeded. A signal ends `wait`, and not what it waits for.
+# Runs a command so that traps run meanwhile, and sets status. A signal interrupts `wait` but not the command.
 run() {
   "$@" &
   local pid=$!
@@ -39,9 +40,9 @@ run() {
   status=$?
 }
 
-for ((again = 0; ; again++)); do
+for ((attempt = 0; ; attempt++)); do
   if [[ -z $(state) ]]; then
-    ask queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
+    tpus queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
       "${spot[@]}" || exit
   fi
   while [[ $(state) =~ ^(CREATING|ACCEPTED|WAITING_FOR_RESOURCES|PROVISIONING)$ ]]; do
@@ -51,15 +52,15 @@ for ((again = 0; ; again++)); do
   status=1
   [[ ! $stopped && $(state) == ACTIVE ]] && run on_workers "${SETUP:-true} && $command"
   if [[ $stopped ]]; then
-    echo "launch/tpu.sh: stopped; the slice is kept: gcloud compute tpus queued-resources delete $NAME" >&2
+    echo "launch/tpu.sh: stopped; the slice is kept, to delete it: gcloud compute tpus queued-resources delete $NAME" >&2
     exit "$status"
   fi
   if ((status == 0 || status == 2)); then
-    give_back
+    delete_slice
     exit "$status"
   fi
-  now=$(state)
-  echo "launch/tpu.sh: ended with status $status, the slice is ${now:-gone}" >&2
-  [[ $now == ACTIVE || -z $now ]] || give_back
-  ((again < ${RESTARTS:-20})) || exit "$status"
+  slice=$(state)
+  echo "launch/tpu.sh: exited with status $status, the slice is ${slice:-deleted}" >&2
+  [[ $slice == ACTIVE || -z $slice ]] || delete_slice
+  ((attempt < ${RESTARTS:-20})) || exit "$status"
 done

@@ -1,4 +1,4 @@
-"""A bucket of Google Cloud Storage on this machine, as far as its clients ask: the JSON API, from its documentation."""
+"""A local server of Google Cloud Storage's JSON API: the requests that jdiff's clients make, from its documentation."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 PATH = r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?"
-BUCKETS = ("bucket", "closed")  # there are no others, and one lets nobody in
-WITHIN_A_PAGE = 1000
+BUCKETS = ("bucket", "closed")  # the second answers 403 to every request
+PAGE_SIZE = 1000
 
 
 @dataclass
 class Store:
-    """What is stored: a generation and bytes, by bucket and name. A new generation is greater than all before."""
+    """Objects, each a generation and its bytes, by bucket and name. Generations grow with every write."""
 
-    held: dict[tuple[str, str], tuple[int, bytes]] = field(default_factory=dict)
+    objects: dict[tuple[str, str], tuple[int, bytes]] = field(default_factory=dict)
     sessions: dict[str, tuple[str, str, dict, bytearray]] = field(default_factory=dict)
     counter: itertools.count = field(default_factory=lambda: itertools.count(1))
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-class Refused(Exception):
-    """A request that gets a status in place of an answer."""
+class RequestError(Exception):
+    """A request that fails, with its HTTP status."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -43,24 +43,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         url = urlsplit(self.path)
-        self.asked = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
+        self.query = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             with self.store.lock:
                 self._route(url.path)
-        except Refused as refusal:
-            why = {"error": {"code": refusal.args[0], "message": "refused"}}
-            self._answer(None if refusal.args[0] == 304 else why, status=refusal.args[0])
+        except RequestError as error:
+            status = error.args[0]
+            body = {"error": {"code": status, "message": "refused"}}
+            self._answer(None if status == 304 else body, status=status)
 
     do_GET = do_POST = do_PUT = do_DELETE = _handle
 
     def _route(self, path: str) -> None:
-        found = re.fullmatch(PATH, path)
-        if found is None or found[1] not in BUCKETS:
-            raise Refused(404)
-        bucket, rest = found.groups()
+        match = re.fullmatch(PATH, path)
+        if match is None or match[1] not in BUCKETS:
+            raise RequestError(404)
+        bucket, rest = match.groups()
         if bucket == "closed":
-            raise Refused(403)
+            raise RequestError(403)
         if rest is not None:
             self._object(bucket, rest)
         elif not path.endswith("/o"):
@@ -71,99 +72,101 @@ class Handler(BaseHTTPRequestHandler):
             self._upload(bucket)
 
     def _object(self, bucket: str, path: str) -> None:
-        """path: a name, and where it is copied, how and to what; slashes of a name are escaped."""
-        name, *copied = path.split("/", 1)
+        """path: an object's name, with escaped slashes, and the operation that copies it to another."""
+        name, *operation = path.split("/", 1)
         name = unquote(name)
-        generation, data = self._held(bucket, name)
-        if copied:
-            how, to, called = re.fullmatch("(copy|rewrite|move)To(?:/b/([^/]+))?/o/([^/]+)", copied[0]).groups(bucket)
-            about = self._put(to, unquote(called), data)
-            if how == "move":
-                del self.store.held[bucket, name]
-            self._answer({"done": True, "resource": about} if how == "rewrite" else about)
+        generation, data = self._get(bucket, name)
+        if operation:
+            match = re.fullmatch("(copy|rewrite|move)To(?:/b/([^/]+))?/o/([^/]+)", operation[0])
+            verb, to_bucket, to_name = match.groups(bucket)
+            resource = self._store(to_bucket, unquote(to_name), data)
+            if verb == "move":
+                del self.store.objects[bucket, name]
+            self._answer({"done": True, "resource": resource} if verb == "rewrite" else resource)
             return
         self._check(bucket, name)
         if self.command == "DELETE":
-            del self.store.held[bucket, name]
+            del self.store.objects[bucket, name]
             self._answer(None, status=204)
-        elif self.asked.get("alt") == "media":
+        elif self.query.get("alt") == "media":
             self._download(generation, data)
         else:
-            self._answer(_about(bucket, name, generation, data))
+            self._answer(_resource(bucket, name, generation, data))
 
-    def _held(self, bucket: str, name: str) -> tuple[int, bytes]:
-        if (bucket, name) not in self.store.held:
-            raise Refused(404)
-        return self.store.held[bucket, name]
+    def _get(self, bucket: str, name: str) -> tuple[int, bytes]:
+        if (bucket, name) not in self.store.objects:
+            raise RequestError(404)
+        return self.store.objects[bucket, name]
 
     def _check(self, bucket: str, name: str) -> None:
-        """Refuse where the object is not of the generation that was said; 0 is of one that is not there."""
-        now = self.store.held.get((bucket, name), (0, b""))[0]
-        if self.asked.get("ifGenerationMatch", str(now)) != str(now):
-            raise Refused(412)
-        if self.asked.get("ifGenerationNotMatch") == str(now):
-            raise Refused(304)
+        """Fail unless the object has the generation of the query; a missing object has generation 0."""
+        generation = self.store.objects.get((bucket, name), (0, b""))[0]
+        if self.query.get("ifGenerationMatch", str(generation)) != str(generation):
+            raise RequestError(412)
+        if self.query.get("ifGenerationNotMatch") == str(generation):
+            raise RequestError(304)
 
-    def _put(self, bucket: str, name: str, data: bytes) -> dict:
+    def _store(self, bucket: str, name: str, data: bytes) -> dict:
         self._check(bucket, name)
         generation = next(self.store.counter)
-        self.store.held[bucket, name] = generation, data
-        return _about(bucket, name, generation, data)
+        self.store.objects[bucket, name] = generation, data
+        return _resource(bucket, name, generation, data)
 
     def _upload(self, bucket: str) -> None:
-        kind = self.asked.get("uploadType")
+        kind = self.query.get("uploadType")
         if kind == "media":
-            self._answer(self._put(bucket, self.asked["name"], self.body))
+            self._answer(self._store(bucket, self.query["name"], self.body))
         elif kind == "multipart":
-            # Between marks lie what is told of the object and its bytes, each below a head of its own.
-            mark = self.headers["Content-Type"].partition("boundary=")[2].strip("'\"").encode()
-            about, data = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in self.body.split(b"--" + mark)[1:3])
-            name = json.loads(about).get("name") or self.asked["name"]
-            self._answer(self._put(bucket, name, re.sub(rb"\r?\n\Z", b"", data)))
-        elif kind == "resumable" and "upload_id" not in self.asked:
-            name = json.loads(self.body or b"{}").get("name") or self.asked["name"]
+            # Two parts between boundaries, metadata and content, each after headers of its own.
+            boundary = self.headers["Content-Type"].partition("boundary=")[2].strip("'\"").encode()
+            parts = self.body.split(b"--" + boundary)[1:3]
+            metadata, data = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in parts)
+            name = json.loads(metadata).get("name") or self.query["name"]
+            self._answer(self._store(bucket, name, re.sub(rb"\r?\n\Z", b"", data)))
+        elif kind == "resumable" and "upload_id" not in self.query:
+            name = json.loads(self.body or b"{}").get("name") or self.query["name"]
             session = str(next(self.store.counter))
-            self.store.sessions[session] = bucket, name, dict(self.asked), bytearray()
+            self.store.sessions[session] = bucket, name, dict(self.query), bytearray()
             host = self.headers["Host"]
-            where = f"http://{host}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={session}"
-            self._answer({}, headers={"Location": where})
+            location = f"http://{host}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={session}"
+            self._answer({}, headers={"Location": location})
         elif kind == "resumable":
-            bucket, name, asked, data = self.store.sessions[self.asked["upload_id"]]
+            bucket, name, query, data = self.store.sessions[self.query["upload_id"]]
             data += self.body
             if self.headers.get("Content-Range", "/0").endswith("/*"):
                 self._answer(None, status=308, headers={"Range": f"bytes=0-{len(data) - 1}"} if data else {})
             else:
-                self.asked = asked
-                self._answer(self._put(bucket, name, bytes(data)))
+                self.query = query
+                self._answer(self._store(bucket, name, bytes(data)))
         else:
-            raise Refused(501)
+            raise RequestError(501)
 
     def _list(self, bucket: str) -> None:
-        prefix, delimiter = self.asked.get("prefix", ""), self.asked.get("delimiter")
-        low, high = self.asked.get("startOffset", ""), self.asked.get("endOffset") or "\U0010ffff"
-        after, most = self.asked.get("pageToken", ""), int(self.asked.get("maxResults", WITHIN_A_PAGE))
-        names = sorted(name for b, name in self.store.held if b == bucket and name.startswith(prefix))
-        entries: dict[str, str | None] = {}  # what is shown: names, and prefixes up to the delimiter
+        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
+        low, high = self.query.get("startOffset", ""), self.query.get("endOffset") or "\U0010ffff"
+        page_token, page_size = self.query.get("pageToken", ""), int(self.query.get("maxResults", PAGE_SIZE))
+        names = sorted(name for b, name in self.store.objects if b == bucket and name.startswith(prefix))
+        entries: dict[str, str | None] = {}  # names, and prefixes up to the delimiter
         for name in names:
             if low <= name < high:
                 head, mark, _ = name[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
                 entries.setdefault(prefix + head + mark if mark else name, None if mark else name)
-        left = [shown for shown in entries if shown > after]
-        page = left[:most]
+        remaining = [entry for entry in entries if entry > page_token]
+        page = remaining[:page_size]
         answer: dict = {"kind": "storage#objects"}
-        items = [name for shown in page if (name := entries[shown]) is not None]
-        answer["items"] = [_about(bucket, name, *self.store.held[bucket, name]) for name in items]
-        answer["prefixes"] = [shown for shown in page if entries[shown] is None]
-        if len(left) > most:
+        items = [name for entry in page if (name := entries[entry]) is not None]
+        answer["items"] = [_resource(bucket, name, *self.store.objects[bucket, name]) for name in items]
+        answer["prefixes"] = [entry for entry in page if entries[entry] is None]
+        if len(remaining) > page_size:
             answer["nextPageToken"] = page[-1]
         self._answer(answer)
 
     def _download(self, generation: int, data: bytes) -> None:
         headers, status = {"x-goog-generation": str(generation), "x-goog-metageneration": "1"}, 200
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(found[1]), min(int(found[2] or len(data) - 1), len(data) - 1)
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
             if first >= len(data):
-                raise Refused(416)
+                raise RequestError(416)
             headers["Content-Range"], status = f"bytes {first}-{last}/{len(data)}", 206
             data = data[first : last + 1]
         self._answer(data, status=status, headers=headers)
@@ -181,12 +184,12 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, *about: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # the client has gone
-            super().handle_error(*about)
+    def handle_error(self, *request: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # the client has disconnected
+            super().handle_error(*request)
 
 
-def _about(bucket: str, name: str, generation: int, data: bytes) -> dict:
+def _resource(bucket: str, name: str, generation: int, data: bytes) -> dict:
     return {
         "kind": "storage#object",
         "bucket": bucket,
@@ -203,20 +206,20 @@ def _about(bucket: str, name: str, generation: int, data: bytes) -> dict:
 
 @contextmanager
 def serving() -> Iterator[tuple[Store, dict[str, str]]]:
-    """A server with a thread of its own; what is stored, and the environment in which clients find it."""
+    """Run a server in a thread. Yields its store, and the environment variables that point clients to it."""
     store = Store()
-    server = Server(("localhost", 0), type("Own", (Handler,), {"store": store}))
+    server = Server(("localhost", 0), type("StoreHandler", (Handler,), {"store": store}))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    where = f"http://localhost:{server.server_port}"
-    told = {
-        "STORAGE_EMULATOR_HOST": where,
-        "TENSORSTORE_GCS_HTTP_URL": where,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # or it asks for somebody's credentials
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # or it asks what kind of bucket this is, of another service
+    url = f"http://localhost:{server.server_port}"
+    environment = {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # otherwise the client asks for credentials
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # otherwise gcsfs asks another service for the kind of bucket
     }
     try:
-        yield store, told
+        yield store, environment
     finally:
         server.shutdown()
         thread.join()

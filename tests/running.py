@@ -1,9 +1,17 @@
-"""Runs the command line as its user does, and sees that what the core must not need stays out."""
+"""Runs commands as processes, and fails if one imports TensorFlow or torch."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
 import sys
+import warnings
+from unittest.mock import patch
+
+from absl import flags
+
+from jdiff import cli
 
 PROGRAM = """
 import atexit, sys
@@ -16,7 +24,7 @@ cli.main()
 
 
 def start(*arguments, cwd):
-    """Start a verb, on as many devices as its user has. Returns the running process."""
+    """Start a command without the tests' eight fake devices. Returns the running process."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=cwd,
@@ -28,30 +36,63 @@ def start(*arguments, cwd):
 
 
 def jdiff(*arguments, cwd, check=True):
-    """Run a verb. Returns the finished process, with stdout and stderr as text."""
+    """Run a command. Returns the finished process, with stdout and stderr as text."""
     process = start(*arguments, cwd=cwd)
     try:
         output, errors = process.communicate(timeout=600)
     finally:
         process.kill()
-    done = subprocess.CompletedProcess(arguments, process.returncode, output, errors)
-    assert "was imported" not in done.stderr
+    result = subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+    assert "was imported" not in result.stderr
     if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
-def hosts(*arguments, cwd, each=((), ())):
-    """Start a run on several hosts, the last first. each: what is said to each alone."""
+def run_in_process(*arguments, cwd):
+    """Run a command in this process. Returns its exit status and its stderr.
+
+    absl's flags are global, so those that the command defines are removed again.
+    """
+    is_parsed, flag_names, errors = flags.FLAGS.is_parsed(), set(flags.FLAGS), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stderr(errors),
+        patch.object(sys, "argv", ["jdiff", *arguments]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of ml_collections; the tests turn warnings into errors
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as error:
+            status = error.code
+        finally:
+            for name in set(flags.FLAGS) - flag_names:
+                module = flags.FLAGS.find_module_defining_flag(name, "")
+                if module.startswith("jdiff.") or name.partition(".")[0] == "config":  # not those of imported libraries
+                    delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+            if is_parsed:
+                flags.FLAGS.mark_as_parsed()
+    return status, errors.getvalue()
+
+
+def start_distributed(*arguments, cwd, process_arguments=((), ())):
+    """Start one process per entry, the last first. process_arguments: further arguments of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    about = (*arguments, f"--coordinator=127.0.0.1:{port}", f"--num_processes={len(each)}", "--wait=60")
-    return [start(*about, f"--process_id={i}", *own, cwd=cwd) for i, own in reversed([*enumerate(each)])][::-1]
+    flags = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={len(process_arguments)}", "--wait=60")
+    processes = [
+        start(*arguments, *flags, f"--process_id={i}", *extra, cwd=cwd)
+        for i, extra in reversed([*enumerate(process_arguments)])
+    ]
+    return processes[::-1]
 
 
-def ended(processes):
-    """Exit statuses and errors."""
+def wait(processes):
+    """Wait until all end. Returns their exit statuses and their stderr."""
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:

@@ -1,4 +1,4 @@
-"""Runs and sweeps whose --workdir is a bucket, through the clients of Google Cloud Storage."""
+"""Runs and sweeps with --workdir=gs://..., through the clients of Google Cloud Storage."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests import bucket
-from tests.running import ended, hosts, jdiff, start
+from tests.running import jdiff, start, start_distributed, wait
 
 STEPS = 300
 TRAIN = ("train", "--config=demo_clip:tiny", f"--config.train.steps={STEPS}", "--config.train.log_every=10")
@@ -30,91 +30,91 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stored():
-    """What lies in the bucket, bytes by name, while programs are told of it."""
-    with bucket.serving() as (store, told), pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
+def store():
+    """The store of a server, while environment variables point programs to it."""
+    with bucket.serving() as (store, environment), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
             patch.setenv(name, value)
         yield store
 
 
-def read(stored, name):
-    return stored.held["bucket", name][1]
+def read(store, name):
+    return store.objects["bucket", name][1]
 
 
-def names(stored, prefix):
-    return sorted(name for _, name in stored.held if name.startswith(prefix))
+def names(store, prefix):
+    return sorted(name for _, name in store.objects if name.startswith(prefix))
 
 
 @pytest.fixture(scope="module")
-def clip(folder, stored):
-    """A dual encoder in the bucket, whose training was stopped and went on."""
+def clip(folder, store):
+    """A dual encoder in the bucket, whose training was interrupted and resumed."""
     process = start(*TRAIN, "--workdir=gs://bucket/runs/clip", cwd=folder)
-    while process.poll() is None and len(stored.held.get(("bucket", "runs/clip/metrics.jsonl"), (0, b""))[1]) < 300:
+    while process.poll() is None and len(store.objects.get(("bucket", "runs/clip/metrics.jsonl"), (0, b""))[1]) < 300:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 75, errors
-    assert f"step {STEPS}," not in errors
+    assert f"step {STEPS}/" not in errors
     jdiff(*TRAIN, "--workdir=gs://bucket/runs/clip", cwd=folder)
     return "gs://bucket/runs/clip"
 
 
-def test_a_run_in_a_bucket_that_was_stopped_ends_as_one_on_disk(folder, stored, clip):
-    jdiff(*TRAIN, "--workdir=whole", cwd=folder)
+def test_a_run_resumed_in_a_bucket_equals_an_uninterrupted_one_on_disk(folder, store, clip):
+    jdiff(*TRAIN, "--workdir=uninterrupted", cwd=folder)
     for name in ("config.json", "tokenizer.json", "metrics.jsonl"):
-        assert read(stored, f"runs/clip/{name}") == (folder / "whole" / name).read_bytes(), name
-    assert len(read(stored, "runs/clip/metrics.jsonl").splitlines()) == STEPS // 10
-    assert read(stored, f"runs/clip/samples/step_{STEPS}.png")[1:4] == b"PNG"
-    assert sum(len(read(stored, name)) for name in names(stored, "runs/clip/events")) > 1000
+        assert read(store, f"runs/clip/{name}") == (folder / "uninterrupted" / name).read_bytes(), name
+    assert len(read(store, "runs/clip/metrics.jsonl").splitlines()) == STEPS // 10
+    assert read(store, f"runs/clip/samples/step_{STEPS}.png")[1:4] == b"PNG"
+    assert sum(len(read(store, name)) for name in names(store, "runs/clip/events")) > 1000
 
 
-def test_two_processes_write_one_run_to_a_bucket(folder, stored):
-    processes = hosts("train", "--config=demo_clip:tiny", "--workdir=gs://bucket/two", cwd=folder)
-    statuses, errors = ended(processes)
+def test_two_processes_write_one_run_to_a_bucket(folder, store):
+    processes = start_distributed("train", "--config=demo_clip:tiny", "--workdir=gs://bucket/two", cwd=folder)
+    statuses, errors = wait(processes)
     assert statuses == [0, 0], errors
-    kept = {name.split("/")[2] for name in names(stored, "two/checkpoints/") if name.endswith("commit_success.txt")}
-    assert kept == {"1", "2"}
-    assert len(read(stored, "two/metrics.jsonl").splitlines()) == 2
+    commits = [name for name in names(store, "two/checkpoints/") if name.endswith("commit_success.txt")]
+    assert {name.split("/")[2] for name in commits} == {"1", "2"}
+    assert len(read(store, "two/metrics.jsonl").splitlines()) == 2
 
 
-def test_what_a_run_has_learnt_is_read_from_a_bucket(folder, stored, clip):
+def test_init_from_and_sample_read_a_run_in_a_bucket(folder, store, clip):
     jdiff("train", "--config=demo_t2i:tiny", f"--config.text.init_from={clip}", "--workdir=gs://bucket/t2i", cwd=folder)
     jdiff("sample", "--workdir=gs://bucket/t2i", "--steps=3", "--trajectory", "a red circle", cwd=folder)
-    drawn = [name.rsplit("/", 1)[1] for name in names(stored, "t2i/images/")]
-    assert drawn == ["000000.gif", "000000.json", "000000.png", "000000_strip.json", "000000_strip.png"]
-    assert json.loads(read(stored, "t2i/images/000000.json"))["prompt"] == "a red circle"
+    files = [name.rsplit("/", 1)[1] for name in names(store, "t2i/images/")]
+    assert files == ["000000.gif", "000000.json", "000000.png", "000000_strip.json", "000000_strip.png"]
+    assert json.loads(read(store, "t2i/images/000000.json"))["prompt"] == "a red circle"
 
 
-def test_a_sweep_in_a_bucket_is_one_on_disk(folder, stored):
+def test_a_sweep_in_a_bucket_equals_one_on_disk(folder, store):
     (folder / "rates.py").write_text(SWEEP)
-    for where in ("gs://bucket/rates", "rates"):
-        jdiff("sweep", "rates.py", f"--workdir={where}", cwd=folder)
-    assert read(stored, "rates/results.csv") == (folder / "rates" / "results.csv").read_bytes()
-    assert b"<html" in read(stored, "rates/report.html")
+    for workdir in ("gs://bucket/rates", "rates"):
+        jdiff("sweep", "rates.py", f"--workdir={workdir}", cwd=folder)
+    assert read(store, "rates/results.csv") == (folder / "rates" / "results.csv").read_bytes()
+    assert b"<html" in read(store, "rates/report.html")
     assert "0 runs to do" in jdiff("sweep", "rates.py", "--workdir=gs://bucket/rates", cwd=folder).stdout
     assert not (folder / "gs:").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "why"),
+    ("arguments", "status", "message"),
     [
         (("--workdir=gs://nobody/x",), 2, "there is no such bucket"),
         (("--workdir=gs://closed/x",), 1, "Forbidden"),
         (("--workdir=x", "--config.data.directory=gs://bucket/data"), 2, "records are read from disk"),
     ],
 )
-def test_what_cannot_be_is_said(folder, stored, arguments, status, why):
-    done = jdiff("train", "--config=demo_clip:tiny", *arguments, cwd=folder, check=False)
-    assert done.returncode == status
-    assert why in done.stderr.splitlines()[-1 if status == 2 else 0]
-    assert "Traceback" not in done.stderr
+def test_an_unusable_bucket_is_an_error_without_a_traceback(folder, store, arguments, status, message):
+    process = jdiff("train", "--config=demo_clip:tiny", *arguments, cwd=folder, check=False)
+    assert process.returncode == status
+    assert message in process.stderr.splitlines()[-1 if status == 2 else 0]
+    assert "Traceback" not in process.stderr
 
 
-def test_a_client_that_is_not_installed_is_named(folder, stored, monkeypatch):
+def test_a_missing_client_is_an_error_that_names_the_extra(folder, store, monkeypatch):
     (folder / "without").mkdir()
     (folder / "without" / "gcsfs.py").write_text("raise ImportError")
     monkeypatch.setenv("PYTHONPATH", "without")
-    done = jdiff("train", "--config=demo_clip:tiny", "--workdir=gs://bucket/x", cwd=folder, check=False)
-    assert done.returncode == 2
-    assert "pip install 'jdiff[gcs]'" in done.stderr.splitlines()[-1]
+    process = jdiff("train", "--config=demo_clip:tiny", "--workdir=gs://bucket/x", cwd=folder, check=False)
+    assert process.returncode == 2
+    assert "pip install 'jdiff[gcs]'" in process.stderr.splitlines()[-1]

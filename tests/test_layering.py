@@ -1,30 +1,37 @@
-"""The layers of the house: a package imports strictly lower ones and itself; some libraries have one room."""
+"""Import rules: each package imports lower layers only, some libraries stay in one package, and oracles stand alone."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "jdiff"
+REPOSITORY = Path(__file__).parent.parent
+ROOT = REPOSITORY / "jdiff"
 LAYERS = (
-    ("rng", "levels", "storage", "standalone"),
-    ("diffusion", "contrastive", "data"),
-    ("models", "sharding", "images"),
-    ("training", "evaluation", "interop", "runtime"),
-    ("sample", "embed", "construct"),
-    ("build",),
+    ("rng", "levels", "storage", "images", "runtime"),
+    ("data",),
+    ("models", "contrastive", "diffusion"),
+    ("sharding", "interop"),
+    ("training",),
+    ("config", "evaluation"),
+    ("inference",),
+    ("tasks",),
     ("runs",),
-    ("sweep", "plan"),
-    ("verbs",),
+    ("sweep", "figures"),
+    ("commands",),
     ("cli",),
 )
-LEVEL = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {package: height for height, packages in enumerate(LAYERS) for package in packages}
 ONLY_IN = {
-    "flax": ("models", "training"),
+    "flax": ("models", "training", "tasks", "inference"),
     "orbax": ("training/checkpoint.py",),
     "grain": ("data",),
     "tensorflow_datasets": ("data",),
-    "absl.flags": ("cli.py", "data/pipeline.py"),  # grain reads flags that only a parser would have marked as parsed
+    "absl.flags": (
+        "cli.py",
+        "commands",
+        "data/pipeline.py",
+    ),  # grain reads flags that only a parser would have marked as parsed
     "torch": (),
     "tensorflow": (),
 }
@@ -39,7 +46,7 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(path):
+def package(path):
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
@@ -48,19 +55,52 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
-    here = room(path)
+    importer = package(path)
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "jdiff" and len(parts) > 1 and here != "__init__":
-            there = parts[1]
-            assert there in LEVEL, f"{name}: a new room needs a layer"
-            assert there == here or LEVEL[there] < LEVEL[here], f"{here} imports {name}"
-        for library, rooms in ONLY_IN.items():
+        if parts[0] == "jdiff" and len(parts) > 1 and importer != "__init__":
+            dependency = parts[1]
+            assert dependency in LEVEL, f"{name}: a new package needs a layer"
+            assert dependency == importer or LEVEL[dependency] < LEVEL[importer], f"{importer} imports {name}"
+        for library, packages in ONLY_IN.items():
             if name == library or name.startswith(library + "."):
-                allowed = any(str(path.relative_to(ROOT)).startswith(place) for place in rooms)
-                assert allowed, f"{library} is imported in {path.relative_to(ROOT)}"
+                is_allowed = any(str(path.relative_to(ROOT)).startswith(place) for place in packages)
+                assert is_allowed, f"{library} is imported in {path.relative_to(ROOT)}"
 
 
-def test_every_room_has_a_layer():
-    rooms = {room(path) for path in FILES} - {"__init__"}
-    assert rooms <= set(LEVEL)
+TASK_NAMES = ("contrastive", "text_to_image", "points")
+SOURCE_NAMES = ("shapes", "emoji", "folder", "tfds")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_tasks_and_data_compare_names_of_tasks_and_sources(path):
+    """A task or a source owns what depends on it; nothing else asks which one it is."""
+    if package(path) in ("tasks", "data"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            constants = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not constants & {*TASK_NAMES, *SOURCE_NAMES}, ast.unparse(node)
+
+
+def test_every_package_has_a_layer():
+    packages = {package(path) for path in FILES} - {"__init__"}
+    assert packages == set(LEVEL)
+
+
+# What the files of a folder must not import.
+FORBIDDEN_IMPORTS = {
+    "reference": ("jdiff", "tests", "benchmarks"),
+    "benchmarks": ("tests",),
+    "tests": ("benchmarks",),
+}
+# Tests of the benchmarks; the second has trained runs for them to measure.
+TESTS_OF_BENCHMARKS = ("tests/test_benchmarks.py", "tests/test_path.py")
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN_IMPORTS)
+def test_oracles_benchmarks_and_tests_are_independent(folder):
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        if str(path.relative_to(REPOSITORY)) not in TESTS_OF_BENCHMARKS:
+            forbidden = {name for name in imports(path) if name.partition(".")[0] in FORBIDDEN_IMPORTS[folder]}
+            assert not forbidden, path.relative_to(REPOSITORY)

@@ -1,10 +1,11 @@
-"""The text tower's depth and the batch of the dual encoder of `make demo`, stopped early.
+"""Text tower depth and batch size of the dual encoder of `make demo`, stopped early.
 
-Aim     [clip sec. 2.4] in miniature: the text tower hardly matters, the batch does.
+Aim     [clip sec. 2.4] in miniature: the size of the text tower matters little, the batch size much.
 Run     jdiff sweep clip_text --workdir=sweeps/clip_text
 Takes   about 20 minutes on 2 CPU cores.
-Seen    2026-11-27, 5 seeds: a batch of 128 finds .94, of 64 .91, of 32 .74; one layer at 128 .73, of one seed .32.
-        docs/ablations.md has all of it.
+Seen    2026-11-27, 5 seeds, text_to_image@1: batch size 128 .94, 64 .91, 32 .74; one layer at 128 .73, one of its
+        seeds .32.
+        All results are in docs/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -1,10 +1,10 @@
-"""How often a caption is left out in training, which guidance lives on; a short run of the sampler of `make demo`.
+"""Caption dropout, which classifier-free guidance depends on; a short run of the sampler of `make demo`.
 
-Aim     [cfg table 1]: a tenth of captions left out is enough, and half is worse.
+Aim     [cfg table 1]: a dropout of a tenth is enough, and a half is worse.
 Run     jdiff sweep shapes_dropout --workdir=sweeps/shapes_dropout, after make demo
 Takes   about 45 minutes on 2 CPU cores with --jobs=2.
-Seen    2026-11-27, 5 seeds: prompt_accuracy .33 with none left out, .22 with a tenth, .08 with half.
-        docs/ablations.md has all of it.
+Seen    2026-11-27, 5 seeds: prompt_accuracy .33 with no dropout, .22 with a tenth, .08 with a half.
+        All results are in docs/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

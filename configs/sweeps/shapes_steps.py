@@ -1,10 +1,10 @@
-"""How many steps, and how much noise in each, by the sampler of `make demo`.
+"""Sampling steps and the noise of each step (eta), with the sampler of `make demo`.
 
-Aim     [ddim table 1] in miniature: with few steps the less noise the better, with many it hardly matters.
+Aim     [ddim table 1] in miniature: with few steps less noise is better, with many it hardly matters.
 Run     jdiff sweep shapes_steps --workdir=sweeps/shapes_steps, after make demo
 Takes   about 12 minutes on 2 CPU cores.
-Seen    2026-11-27, 16 seeds: noise is not distinguishable from none at any number of steps; 2 steps .71, 3 .95, 50 .97.
-        docs/ablations.md has all of it.
+Seen    2026-11-27, 16 seeds: no effect of noise is distinguishable at any number of steps; 2 steps .71, 3 .95, 50 .97.
+        All results are in docs/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -1,11 +1,11 @@
-"""How many steps, and how much noise in each: DDIM's first table, on the spiral.
+"""Sampling steps and the noise of each step: DDIM's first table, on the spiral.
 
-Aim     [ddim table 1]: with few steps the less noise the better, with all of them DDPM's larger variance is best.
+Aim     [ddim table 1]: with few steps less noise is better, with all of them DDPM's larger variance is best.
 Run     jdiff sweep spiral_steps --workdir=sweeps/spiral_steps --jobs=2
 Takes   about 6 minutes on 2 CPU cores.
 Seen    2026-11-27, 8 seeds: at 20 steps noise is worse, at 100 eta 1 is better; the larger variance is worse from 20 to
         100, and not distinguishable at 1,000.
-        docs/ablations.md has all of it.
+        All results are in docs/ablations.md.
 """
 
 from jdiff.sweep import chain, grid, product, seeds

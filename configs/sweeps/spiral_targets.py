@@ -1,10 +1,11 @@
-"""What the network is asked for, under which schedule, and how losses are weighed, on the spiral.
+"""Prediction type, noise schedule and loss weighting, on the spiral.
 
-Aim     [distillation table 1] and [ddpm sec. 3.2]: the noise and v are good targets, x0 is not; [minsnr] trains faster.
+Aim     [distillation table 1] and [ddpm sec. 3.2]: eps and v are good prediction types, x0 is not;
+        [minsnr] trains faster.
 Run     jdiff sweep spiral_targets --workdir=sweeps/spiral_targets --jobs=2
 Takes   about 16 minutes on 2 CPU cores.
-Seen    2026-11-27, 5 seeds: eps not distinguishable from v, x0 worse, linear worse, min-SNR worse by far.
-        docs/ablations.md has all of it.
+Seen    2026-11-27, 5 seeds: eps not distinguishable from v, x0 worse, linear worse, min-SNR much worse.
+        All results are in docs/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

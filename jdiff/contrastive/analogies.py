@@ -1,4 +1,4 @@
-"""The arithmetic of meanings: "red circle" - "red" + "blue" is nearest to "blue circle"."""
+"""Analogies in embedding space: "red circle" - "red" + "blue" is nearest to "blue circle"."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Analogy:
     answer: str
 
 
-def nearest(query: np.ndarray, vectors: np.ndarray, count: int = 1) -> np.ndarray:
-    """Places of the ``count`` vectors of greatest cosine with each query, best first.
+def nearest_vectors(query: np.ndarray, vectors: np.ndarray, count: int = 1) -> np.ndarray:
+    """Indices of the ``count`` vectors of greatest cosine similarity with each query, best first.
 
     query: (q, d).   vectors: (n, d) unit length.   Returns (q, count) int.
     """
     return np.argsort(-(query @ vectors.T), axis=1, kind="stable")[:, :count]
 
 
-def accuracy(
+def analogy_accuracy(
     embed: Callable[[list[str]], np.ndarray], analogies: Sequence[Analogy], candidates: Sequence[str]
 ) -> float:
-    """How often the right caption is nearest among all candidates; the three inputs are left in.
+    """The share of analogies whose answer is nearest among all candidates, the three inputs included.
 
-    embed: captions -> (n, d) unit vectors.   candidates: every answer, among others.
+    embed: captions -> (n, d) unit vectors.   candidates: captions that include every answer.
     Chance is one in ``len(candidates)``.
     """
     words = sorted({word for a in analogies for word in (a.start, a.minus, a.plus)})
     vector = dict(zip(words, np.asarray(embed(words)), strict=True))
     queries = np.stack([vector[a.start] - vector[a.minus] + vector[a.plus] for a in analogies])
-    found = nearest(queries, np.asarray(embed(list(candidates))))[:, 0]
-    return float(np.mean([candidates[i] == a.answer for i, a in zip(found, analogies, strict=True)]))
+    indices = nearest_vectors(queries, np.asarray(embed(list(candidates))))[:, 0]
+    return float(np.mean([candidates[i] == a.answer for i, a in zip(indices, analogies, strict=True)]))

@@ -1,4 +1,4 @@
-"""Words of unknown origin: bytes to text, and text to captions."""
+"""Bytes of unknown encoding to text, and text to captions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 
 def decode_text(data: bytes) -> str:
-    """Text of unknown origin: UTF-8, UTF-16 if it says so, else Windows' western letters.   Raises ValueError."""
+    """Decode bytes as UTF-16 if they begin with its byte order mark, else as UTF-8, else as Windows-1252.
+
+    Raises ValueError for binary data.
+    """
     try:
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError:
@@ -16,7 +19,7 @@ def decode_text(data: bytes) -> str:
     return text
 
 
-def sentences(lines: Iterable[str]) -> tuple[str, ...]:
-    """Captions in their order, each once, with single spaces, no halves of characters, and none of them empty."""
-    whole = (line.encode("utf-8", "ignore").decode() for line in lines)
-    return tuple(dict.fromkeys(sentence for line in whole if (sentence := " ".join(line.split()))))
+def clean_captions(lines: Iterable[str]) -> tuple[str, ...]:
+    """Captions in order, without duplicates, empty ones, repeated spaces and lone surrogates (halves of characters)."""
+    valid_lines = (line.encode("utf-8", "ignore").decode() for line in lines)
+    return tuple(dict.fromkeys(caption for line in valid_lines if (caption := " ".join(line.split()))))

@@ -161,7 +161,7 @@ def fit(image: np.ndarray, size: int, crop: str = "center") -> np.ndarray:
 
 
 def check_fit(size: int, crop: str) -> None:
-    """See that ``fit`` can do what it will be asked, before there is an image to fit. Raises ValueError."""
+    """Validate the arguments of ``fit`` before there is an image. Raises ValueError."""
     if size < 1:
         raise ValueError(f"config.data.image_size is {size}, expected at least 1.")
     if crop not in CROPS:
@@ -170,8 +170,8 @@ def check_fit(size: int, crop: str) -> None:
 
 def _center(image: Image.Image, size: int) -> Image.Image:
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return _resize(image, (size, size), (left, top, left + side, top + side))
+    x, y = (image.width - side) / 2, (image.height - side) / 2
+    return _resize(image, (size, size), (x, y, x + side, y + side))
 
 
 def _squash(image: Image.Image, size: int) -> Image.Image:
@@ -181,8 +181,8 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
 def _clip(image: Image.Image, size: int) -> Image.Image:
     shortest = min(image.size)
     width, height = (int(size * edge / shortest) for edge in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    x, y = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((x, y, x + size, y + size))
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Somebody's folder of captioned images, as a source of examples."""
+"""A user's folder of captioned images, as a source of examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 
 from etils import epath
 
-from jdiff.data.captions import decode_text, sentences
+from jdiff.data.captions import clean_captions, decode_text
 from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
 from jdiff.data.records import Example, Rejected, check_split, printable, reject
 
@@ -34,13 +34,13 @@ MAX_BYTES = 2**28  # of one image file; more is not read into memory
 class _File(NamedTuple):
     path: epath.Path
     size: int
-    seconds: int  # of its last change
+    seconds: int  # modification time
 
 
 class _Row(NamedTuple):
-    """What a metadata file says of an image: its captions, or why it has none."""
+    """A metadata file's entry for an image: its captions, or the reason why it has none."""
 
-    where: str
+    location: str  # FILE:LINE
     captions: tuple[str, ...]
     reason: str = ""
 
@@ -52,11 +52,11 @@ class Folder:
     Captions are the ``text`` (a sentence, or in JSON a list of them) that a ``metadata.jsonl`` or ``metadata.csv``
     gives a ``file_name`` relative to itself, or else each line of a ``.txt`` file of the image's stem beside it.
     Folders train, test and validation at the top are the splits; without them a hash of each file's
-    name sends ``test_fraction`` of the images to "test", whatever else is in the folder. Names that begin with
-    a dot are passed over, and links to other folders are not followed.
+    name assigns ``test_fraction`` of the images to "test", independently of the folder's other files. Names that begin
+    with a dot are ignored, and links to other folders are not followed.
 
     image_size: edge of the examples' images in pixels.   crop: how ``decoding.fit`` makes them square.
-    max_pixels: a larger image is rejected undecoded.
+    max_pixels: a larger image is rejected before it is decoded.
     """
 
     path: epath.PathLike
@@ -98,8 +98,8 @@ class Folder:
 
     def splits(self) -> tuple[str, ...]:
         """The splits that have images; a small folder may have no "test"."""
-        found = {self._wanted_split(key) for key in self._images}
-        return tuple(split for split in ("train", "test", "validation") if split in found)
+        nonempty = {self._assigned_split(key) for key in self._images}
+        return tuple(split for split in ("train", "test", "validation") if split in nonempty)
 
     def examples(self, split: str) -> Iterator[Example | Rejected]:
         splits = self.splits()
@@ -107,19 +107,19 @@ class Folder:
         if split == splits[0]:
             yield from self._problems
         for key in sorted({*self._images, *self._rows}):
-            wanted = self._wanted_split(key)
-            if split == (wanted if wanted in splits else splits[0]):
+            assigned_split = self._assigned_split(key)
+            if split == (assigned_split if assigned_split in splits else splits[0]):
                 yield self._example(key)
 
     def _example(self, key: str) -> Example | Rejected:
         row, file = self._rows.get(key), self._files.get(key)
         try:
             if file is None:
-                raise ValueError(f"There is no such file, but {row.where} lists it.")
+                raise ValueError(f"There is no such file, but {row.location} lists it.")
             if key != printable(key):
                 raise ValueError("The file's name is not Unicode (UTF-8); rename it.")
             if self._split_folders and key.split("/")[0] not in self._split_folders:
-                raise ValueError(f"The image lies outside the folders of splits: {', '.join(self._split_folders)}.")
+                raise ValueError(f"The image is outside the split folders: {', '.join(self._split_folders)}.")
             if row and row.reason:
                 raise ValueError(row.reason)
             if file.size > MAX_BYTES:
@@ -136,13 +136,13 @@ class Folder:
         sidecar = self._sidecar(key)
         if sidecar is None:
             raise ValueError("The image has no caption: no metadata file lists it, and no .txt file is beside it.")
-        return sentences(decode_text(sidecar.path.read_bytes()).splitlines())
+        return clean_captions(decode_text(sidecar.path.read_bytes()).splitlines())
 
     def _sidecar(self, key: str) -> _File | None:
         stem = posixpath.splitext(key)[0]
         return self._files.get(stem + ".txt") or self._files.get(stem + ".TXT")
 
-    def _wanted_split(self, key: str) -> str:
+    def _assigned_split(self, key: str) -> str:
         if self._split_folders:
             return self._split_folders.get(key.split("/")[0], "train")
         share = int.from_bytes(hashlib.sha256(printable(key).encode()).digest()[:8], "big") / 2**64
@@ -150,7 +150,7 @@ class Folder:
 
     @functools.cached_property
     def _files(self) -> dict[str, _File]:
-        """Every file by its name relative to the folder; composed Unicode, as some disks keep it in pieces."""
+        """Every file by its name relative to the folder, in NFC (some file systems decompose names)."""
         root, files = epath.Path(self.path), {}
         for path in files_below(root):
             stat = path.stat()
@@ -181,7 +181,7 @@ class Folder:
 
     @functools.cached_property
     def _metadata(self) -> tuple[dict[str, _Row], list[Rejected]]:
-        """What all metadata files say of images, and the lines that say nothing usable."""
+        """The entries of all metadata files by image, and the lines that cannot be used."""
         rows, problems = {}, []
         for metadata in self._metadata_keys:
             folder = posixpath.dirname(metadata)
@@ -191,34 +191,33 @@ class Folder:
                 problems.append(reject(metadata, error))
                 continue
             for line, row in _csv_rows(text) if metadata.endswith(".csv") else _json_rows(text):
-                where = f"{metadata}:{line}"
+                location = f"{metadata}:{line}"
                 try:
                     key = _image_key(row, folder)
                     if key in rows:
-                        raise ValueError(f"{key} is a duplicate: {rows[key].where} lists it, and is used.")
+                        raise ValueError(f"{key} is a duplicate: {rows[key].location} already lists it.")
                 except ValueError as error:
-                    problems.append(reject(where, error))
+                    problems.append(reject(location, error))
                     continue
                 try:
-                    rows[key] = _Row(where, _row_captions(row))
+                    rows[key] = _Row(location, _row_captions(row))
                 except ValueError as error:
-                    rows[key] = _Row(where, (), f"{where}: {error}")
+                    rows[key] = _Row(location, (), f"{location}: {error}")
         return rows, problems
 
 
 def files_below(root: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and in those inside it whose names do not begin with a dot."""
+    """Every file in a folder and its subfolders, except for names that begin with a dot."""
     for folder, folders, names in root.walk():
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = folder.relative_to(root)
-        if not any(part.startswith(".") for part in inside.parts):
+        if not any(part.startswith(".") for part in folder.relative_to(root).parts):
             yield from (
                 path for path in (folder / name for name in names if not name.startswith(".")) if path.is_file()
             )
 
 
 def _image_key(row: dict | str, folder: str) -> str:
-    """Where a metadata row's image is, relative to the source's folder.   Raises ValueError."""
+    """The path of a metadata row's image, relative to the source's folder.   Raises ValueError."""
     if isinstance(row, str):
         raise ValueError(row)
     name = row.get("file_name")
@@ -237,11 +236,11 @@ def _row_captions(row: dict) -> tuple[str, ...]:
         raise ValueError(f"There is no caption: expected text, found {', '.join(map(str, row))}.")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"The text is {text!r:.60}, expected a sentence or a list of sentences.")
-    return sentences(texts)
+    return clean_captions(texts)
 
 
 def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
-    """Line numbers and rows; a row that is a string says what is wrong with the line."""
+    """Line numbers and rows; a row that is a string is the error message for an invalid line."""
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:

@@ -1,4 +1,4 @@
-"""A folder of pictures sorted into folders, each of one kind of thing."""
+"""Labelled images for zero-shot classification: a folder with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NAMES = "classes.txt"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images by what they show: every folder in ``path`` is a class, and every image below it one of it.
+class LabelledFolder:
+    """Labelled images: every folder in ``path`` is a class, and every image below it is an example of that class.
 
-    A class is called as its folder is, with spaces for underscores, or as a line "FOLDER<tab>NAME" of ``classes.txt``
-    says.
+    A class's name is its folder's, with spaces for underscores, or NAME if ``classes.txt`` in ``path`` has a line
+    "FOLDER<tab>NAME".
 
     image_size, crop: as for ``decoding.fit``.
     """
@@ -34,29 +34,30 @@ class Labelled:
         check_fit(self.image_size, self.crop)
 
     def folders(self) -> list[epath.Path]:
-        """The folder of each class, in order of their names."""
-        found = (folder for folder in epath.Path(self.path).iterdir() if folder.is_dir())
-        return sorted((folder for folder in found if not folder.name.startswith(".")), key=lambda folder: folder.name)
+        """The folder of each class, in the order of the folders' names."""
+        folders = (path for path in epath.Path(self.path).iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(folders, key=lambda folder: folder.name)
 
     def names(self) -> list[str]:
-        """What each class is called. Raises ValueError."""
-        called, path = {}, epath.Path(self.path) / NAMES
+        """The name of each class, in the order of ``folders``. Raises ValueError."""
+        class_names, path = {}, epath.Path(self.path) / NAMES
         for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
             folder, tab, name = line.partition("\t")
             if line.strip() and not (tab and name.strip()):
-                raise ValueError(
-                    f"{path}:{number} is {line!r}, expected a folder, a tab, and the name of what it shows."
-                )
-            called[folder] = name.strip()
-        return [called.get(folder.name, folder.name.replace("_", " ")) for folder in self.folders()]
+                raise ValueError(f"{path}:{number} is {line!r}, expected a folder, a tab, and the name of its class.")
+            class_names[folder] = name.strip()
+        return [class_names.get(folder.name, folder.name.replace("_", " ")) for folder in self.folders()]
 
     def examples(self) -> Iterator[tuple[np.ndarray, int] | Rejected]:
-        """Every image (size, size, 3) uint8 with the number of its class, or why it cannot be used; classes in turn."""
+        """Every image (size, size, 3) uint8 with its label, or the reason why it cannot be used.
+
+        Labels index ``names``. Classes take turns, so that the first n examples are balanced.
+        """
         classes = [
             [(path, label) for path in sorted(files_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES]
             for label, folder in enumerate(self.folders())
         ]
-        for path, label in (found for turn in zip_longest(*classes) for found in turn if found):
+        for path, label in (item for items in zip_longest(*classes) for item in items if item):
             try:
                 yield fit(decode(path.read_bytes()), self.image_size, crop=self.crop), label
             except (OSError, ValueError) as error:

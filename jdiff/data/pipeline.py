@@ -1,8 +1,8 @@
-"""Records to batches: shuffled, one caption each, in an order that one integer describes.
+"""Records to training batches: shuffled, with one caption each, and resumable from the step number alone.
 
-Row i of the global batch of step s is element s * batch_size + i of an endless, seeded sequence,
-whatever the number of hosts or workers; so resuming means starting to read at that element.
-Records may be shuffled in groups that follow each other on disk and stay together in a batch.
+Row i of the global batch of step s is element s * batch_size + i of an endless, seeded sequence, for any number of
+hosts. To resume, a host starts reading at that element. Consecutive records on disk may form groups, which are
+shuffled as a whole and stay together in a batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Batch = dict[str, np.ndarray]
 
 
 class _Groups:
-    """Records as lists of ``group`` that follow each other; what is left over at the end is not read."""
+    """Records in lists of ``group`` consecutive ones; an incomplete last group is dropped."""
 
     def __init__(self, records, group: int):
         self._records, self._group = records, group
@@ -32,38 +32,43 @@ class _Groups:
         return [self._records[i * self._group + j] for j in range(self._group)]
 
 
-class _Own(grain.MapDataset):
-    """Of each ``together`` elements of a sequence that follow each other, some."""
+class _LocalGroups(grain.MapDataset):
+    """From each global batch of ``groups_per_batch`` elements, those that this host reads."""
 
-    def __init__(self, parent: grain.MapDataset, together: int, own: Sequence[int]):
+    def __init__(self, parent: grain.MapDataset, groups_per_batch: int, group_indices: Sequence[int]):
         super().__init__(parent)
-        self._together, self._own = together, own
+        self._groups_per_batch, self._group_indices = groups_per_batch, group_indices
 
     def __len__(self) -> int:
-        return len(self._parent) // self._together * len(self._own)
+        return len(self._parent) // self._groups_per_batch * len(self._group_indices)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch, place = divmod(index, len(self._own))
-        return self._parent[batch * self._together + self._own[place]]
+        batch, i = divmod(index, len(self._group_indices))
+        return self._parent[batch * self._groups_per_batch + self._group_indices[i]]
 
 
-def own_groups(batch_size: int, group: int, own: Sequence[int], parts: int) -> list[int]:
-    """Which groups of a batch a host reads that holds some of ``parts`` equal parts of its rows, which follow on each
-    other. Raises ``ValueError`` where it would read a part of a group."""
-    rows = np.arange(batch_size).reshape(parts, -1)[list(own)].reshape(-1)
+def local_groups(batch_size: int, group: int, local_shards: Sequence[int], num_shards: int) -> list[int]:
+    """The indices of a batch's groups that a host reads.
+
+    group: records per group.   local_shards: the host's shards, of ``num_shards`` equal shards of a batch's rows.
+    Raises ``ValueError`` if the shards would split a group.
+    """
+    rows = np.arange(batch_size).reshape(num_shards, -1)[list(local_shards)].reshape(-1)
     groups = np.unique(rows // group)
     if len(groups) * group > len(rows):
-        raise ValueError(f"parts {list(own)} of {parts} of {batch_size} rows are no whole groups of {group}")
+        raise ValueError(
+            f"shards {list(local_shards)} of {num_shards} of a batch of {batch_size} rows split a group of {group}"
+        )
     return groups.tolist()
 
 
 class Batches:
     """An endless iterator of training batches.
 
-    Each is {"image": u8 (b,h,w,3), "tokens": i32 (b,n), "mask": bool (b,n), "index": i32 (b,)}, where
-    ``index`` is a row's place in the global batch.
+    Each is {"image": u8 (b,h,w,3), "tokens": i32 (b,n), "mask": bool (b,n), "index": i32 (b,)} with this host's rows;
+    ``index`` is a row's index in the global batch.
     """
 
     def __init__(
@@ -75,32 +80,33 @@ class Batches:
         seed: int,
         start_step: int = 0,
         group: int = 1,
-        own: Sequence[int] = (0,),
-        parts: int = 1,
+        local_shards: Sequence[int] = (0,),
+        num_shards: int = 1,
     ):
-        """records: random access.   group: how many stay together; it divides batch_size.
+        """records: a random-access sequence.   batch_size: rows of the global batch.   start_step: step to resume at.
 
-        own: of ``parts`` equal parts of the rows of a batch, those that this host reads, which must be whole groups.
+        group: consecutive records that stay together in a batch; it divides batch_size.
+        local_shards: the shards this host reads, of ``num_shards`` equal shards of a batch's rows; whole groups only.
         """
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that have none
+            flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that define none
 
         def draw_captions(rows: list[dict], generator: np.random.Generator) -> dict:
-            drawn = [row["captions"][generator.integers(len(row["captions"]))].decode() for row in rows]
-            return {"image": np.stack([row["image"] for row in rows]), "captions": drawn}
+            captions = [row["captions"][generator.integers(len(row["captions"]))].decode() for row in rows]
+            return {"image": np.stack([row["image"] for row in rows]), "captions": captions}
 
-        def encode(place: int, drawn: dict) -> Batch:
-            tokens, mask = tokenizer.encode(drawn["captions"])
-            index = np.arange(group, dtype=np.int32) + np.int32(place * group % batch_size)
-            return {"image": drawn["image"], "tokens": tokens, "mask": mask, "index": index}
+        def encode(group_index: int, rows: dict) -> Batch:
+            tokens, mask = tokenizer.encode(rows["captions"])
+            index = np.arange(group, dtype=np.int32) + np.int32(group_index * group % batch_size)
+            return {"image": rows["image"], "tokens": tokens, "mask": mask, "index": index}
 
-        shuffled = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
-        encoded = shuffled.random_map(draw_captions).map_with_index(encode)
-        groups = own_groups(batch_size, group, own, parts)
-        read = _Own(encoded, batch_size // group, groups)
-        alone = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
-        self._iterator = iter(ElasticIterator(read, len(groups), alone))
-        self._iterator.set_state({"global_next_index": start_step * len(groups)})
+        groups = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
+        groups = groups.random_map(draw_captions).map_with_index(encode)
+        group_indices = local_groups(batch_size, group, local_shards, num_shards)
+        groups = _LocalGroups(groups, batch_size // group, group_indices)
+        one_shard = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
+        self._iterator = iter(ElasticIterator(groups, len(group_indices), one_shard))
+        self._iterator.set_state({"global_next_index": start_step * len(group_indices)})
 
     def __iter__(self) -> Iterator[Batch]:
         return self

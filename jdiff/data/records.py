@@ -1,12 +1,12 @@
-"""Captioned images on disk: what every source yields, and the one TFDS builder that writes it.
+"""Captioned images on disk: the examples that every data source yields, and the TFDS builder that writes them.
 
-A source (the shapes world, the emoji font, somebody's folder, a TFDS set) is anything with
+A source (the shapes world, the emoji font, a user's folder, a TFDS set) is any object with
 
     name        a short word, part of the data set's name
-    identity()  a JSON-able dict of all that decides its records; equal identities share files
+    identity()  a JSON-able dict of everything that determines its records; equal identities share files
     splits()    the names of its splits
-    examples(split)  an iterator of ``Example`` and ``Rejected``
-    ordered     optional; True where the order of its examples means something: they are then not shuffled on disk
+    examples(split)    an iterator of ``Example`` and ``Rejected``
+    disable_shuffling  optional; True if the order of its examples matters, so that it is kept on disk
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from PIL import Image
 class Example:
     """One captioned image on its way to disk.
 
-    image: (size, size, 3) uint8, sRGB, the picture a person sees.
-    captions: one or more sentences that are true of it; training draws one of them.
-    metadata: JSON-able facts kept with the record (a scene, code points, a file name).
+    image: (size, size, 3) uint8, sRGB, as a viewer would display it.
+    captions: one or more true sentences about it; training draws one of them at random.
+    metadata: JSON-able facts stored with the record (a scene, code points, a file name).
     """
 
     key: str
@@ -42,24 +42,24 @@ class Example:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An item that could not become an example, with the reason a person is told."""
+    """An item that could not become an example, with the reason in one sentence for the user."""
 
     key: str
     reason: str
 
 
 def reject(key: str, error: Exception) -> Rejected:
-    """The item that an error met, with the error's message on one line as the reason."""
+    """A ``Rejected`` item whose reason is the error's message on one line."""
     return Rejected(printable(key), " ".join(printable(str(error)).split()) or f"{type(error).__name__}.")
 
 
 def printable(text: str) -> str:
-    """The text itself, unless it holds pieces of characters, which no file can keep."""
+    """The text, with lone surrogates (halves of characters) escaped, because UTF-8 files cannot hold them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Source(Protocol):
-    """Where captioned images come from."""
+    """A source of captioned images; the module's docstring explains the members."""
 
     name: str
 
@@ -71,36 +71,36 @@ class Source(Protocol):
 
 
 def check_split(split: str, splits: tuple[str, ...]) -> None:
-    """See that a source has the split it is asked for. Raises ValueError."""
+    """Check that a source has a split. Raises ValueError."""
     if split not in splits:
         raise ValueError(f"The split is {split!r}, expected one of {', '.join(splits)}.")
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of a source's items.
+class RecordsReport:
+    """The result of preparing a source.
 
-    written: examples per split.   rejected: the items left out, each with its reason.
-    directory: where the records lie.
+    directory: where the records are.   num_examples: per split.   rejected: the items excluded, with their reasons.
     """
 
     directory: str
-    written: dict[str, int]
+    num_examples: dict[str, int]
     rejected: tuple[Rejected, ...]
 
 
-class TooManyRejected(ValueError):
-    """More of a source's items are unusable than the config allows."""
+class RejectionLimitError(ValueError):
+    """A larger share of a source's items is unusable than config.data.max_rejected allows."""
 
 
-class NotPrepared(FileNotFoundError):
-    """The records a run asks for were never written."""
+class DatasetNotPreparedError(FileNotFoundError):
+    """The records that a config names are not on disk."""
 
 
 class CaptionedImages(tfds.core.GeneratorBasedBuilder):
     """Writes any source as ArrayRecord through TFDS, without TensorFlow.
 
-    The name of the data set is made from all that decides its records, so two settings never share files.
+    The name of the data set contains a hash of everything that determines its records, so that two settings never
+    share files.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -110,7 +110,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
         self._source, self._image_size = source, image_size
         self._max_rejected = max_rejected
         self.rejected: list[Rejected] = []
-        self._seen = self._splits_left = 0
+        self._num_items = self._num_open_splits = 0
         self.on_item: Callable[[Example | Rejected], None] = lambda item: None
         identity = json.dumps({"source": source.identity(), "image_size": image_size}, sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
@@ -129,23 +129,23 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Captioned images, square and of one size.",
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=getattr(self._source, "ordered", False),
+            disable_shuffling=getattr(self._source, "disable_shuffling", False),
         )
 
     def _split_generators(self, dl_manager):
         splits = self._source.splits()
-        self._splits_left = len(splits)
+        self._num_open_splits = len(splits)
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str):
-        written = 0
+        num_examples = 0
         for item in self._source.examples(split):
-            self._seen += 1
+            self._num_items += 1
             self.on_item(item)
             if isinstance(item, Rejected):
                 self.rejected.append(item)
                 continue
-            written += 1
+            num_examples += 1
             yield (
                 item.key,
                 {
@@ -155,55 +155,71 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder):
                     "metadata": json.dumps(item.metadata, ensure_ascii=False),
                 },
             )
-        self._splits_left -= 1
-        if not written:
-            raise TooManyRejected(f"no item of the split '{split}' can be used; all are listed in {self.report_path}")
-        if not self._splits_left and len(self.rejected) > self._max_rejected * self._seen:
+        self._num_open_splits -= 1
+        if not num_examples:
+            raise RejectionLimitError(
+                f"no item of the split '{split}' can be used; all are listed with their reasons in {self.report_path}"
+            )
+        if not self._num_open_splits and len(self.rejected) > self._max_rejected * self._num_items:
             first = self.rejected[0]
-            raise TooManyRejected(
-                f"{len(self.rejected)} of {self._seen} items cannot be used (the first: {first.key}: {first.reason}), "
-                f"and at most {self._max_rejected:.0%} may be; mend them, or raise config.data.max_rejected. "
-                f"All are listed in {self.report_path}"
+            raise RejectionLimitError(
+                f"{len(self.rejected)} of {self._num_items} items cannot be used, more than the "
+                f"{self._max_rejected:.0%} of config.data.max_rejected; fix them or raise it. "
+                f"The first: {first.key}: {first.reason} All are listed in {self.report_path}"
             )
 
     @property
     def report_path(self) -> epath.Path:
-        """Where the rejected items are listed, a JSON object a line; beside the records, so it survives a failure."""
+        """The list of rejected items, in JSON Lines. It is beside the records' folder, so it survives a failure."""
         return epath.Path(self._data_dir_root) / f"{self.builder_config.name}_rejected.jsonl"
 
-    def prepared(self) -> bool:
-        """Whether the records are all there."""
+    def has_records(self) -> bool:
+        """Whether the records are on disk, all of them: TFDS renames a complete folder into place."""
         return epath.Path(self.data_dir).exists()
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
-    """The image as a PNG file, since TFDS needs TensorFlow to make one itself."""
+    """The image as a PNG file, because TFDS needs TensorFlow to encode one."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     file.seek(0)
     return file
 
 
-def prepare(builder: CaptionedImages) -> Report:
-    """Write the records, unless they are there. Raises ``TooManyRejected``; the report is kept either way."""
+def write_records(builder: CaptionedImages) -> RecordsReport:
+    """Write the records if they are not on disk yet.
+
+    Raises ``RejectionLimitError``; the list of rejected items is written in that case, too.
+    """
     tfds.disable_progress_bar()
-    if not builder.prepared():
+    if not builder.has_records():
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads, of which there are none
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads, and there are none
                 builder.download_and_prepare()
         finally:
             builder.report_path.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in builder.rejected]
             builder.report_path.write_text("".join(lines))
     rejected = tuple(Rejected(**json.loads(line)) for line in builder.report_path.read_text().splitlines())
-    written = {name: split.num_examples for name, split in builder.info.splits.items()}
-    return Report(str(builder.data_dir), written, rejected)
+    num_examples = {name: split.num_examples for name, split in builder.info.splits.items()}
+    return RecordsReport(str(builder.data_dir), num_examples, rejected)
 
 
 def records(builder: CaptionedImages, split: str):
-    """A random-access sequence of one split: {"image" u8 (h,w,3), "captions" list[bytes], "key", "metadata" bytes}."""
-    if not builder.prepared():
-        raise NotPrepared(f"no prepared data at {builder.data_dir}; run `jdiff prepare` with the same config first")
+    """A random-access sequence of one split: {"image" u8 (h,w,3), "captions" list[bytes], "key", "metadata" bytes}.
+
+    Raises ``DatasetNotPreparedError``.
+    """
+    if not builder.has_records():
+        others = sorted(path.name for path in epath.Path(builder.data_dir).parent.glob("*.*.*"))
+        if others:
+            raise DatasetNotPreparedError(
+                f"the records at {epath.Path(builder.data_dir).parent} have format version {', '.join(others)}, but "
+                f"this jdiff reads {builder.VERSION}; run `jdiff prepare` again, or use the release that wrote them"
+            )
+        raise DatasetNotPreparedError(
+            f"no prepared data at {builder.data_dir}; run `jdiff prepare` with the same config first"
+        )
     if split not in builder.info.splits:
-        raise NotPrepared(f"there is no split '{split}' at {builder.data_dir}, only {sorted(builder.info.splits)}")
+        raise DatasetNotPreparedError(f"no split '{split}' at {builder.data_dir}, only {sorted(builder.info.splits)}")
     return builder.as_data_source(split=split)

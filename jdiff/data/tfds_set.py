@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets, as sources of examples, without TensorFlow."""
+"""TensorFlow Datasets (TFDS) as sources of examples, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import naming, read_only_builder
 
-from jdiff.data.captions import decode_text, sentences
+from jdiff.data.captions import clean_captions, decode_text
 from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
 from jdiff.data.records import Example, Rejected, check_split, reject
 
@@ -21,11 +21,13 @@ from jdiff.data.records import Example, Rejected, check_split, reject
 class TfdsSet:
     """A TFDS set of images with texts or labels, read without TensorFlow.
 
-    A set that is on disk as ArrayRecord or Parquet is read; one that is not is prepared as ArrayRecord on
-    first use, if its builder can do without TensorFlow. Labels become sentences through ``caption_template``.
+    A set that is on disk as ArrayRecord or Parquet is read as it is. Any other is prepared as ArrayRecord on first use,
+    if its builder does not need TensorFlow. Labels become captions through ``caption_template``.
 
-    dataset: NAME, NAME/CONFIG or NAME/CONFIG:VERSION.   data_dir: where TFDS keeps its data; None is TFDS's own place.
-    image_key, text_key: features to use, "/" between the names of nested ones; found by type where there is only one.
+    dataset: NAME, NAME/CONFIG or NAME/CONFIG:VERSION.
+    data_dir: the data folder of TFDS; None takes its default, ~/tensorflow_datasets.
+    image_key, text_key: the features to use, with "/" between the names of nested ones; None takes the only feature
+        of the right type.
     """
 
     dataset: str
@@ -41,7 +43,7 @@ class TfdsSet:
         check_fit(self.image_size, self.crop)
         if "{label}" not in self.caption_template:
             raise ValueError(
-                f"config.data.caption_template is {self.caption_template!r}, expected to find {{label}} in it."
+                f"config.data.caption_template is {self.caption_template!r}, expected one that contains {{label}}."
             )
         _ = self._image_path, self._text_path
 
@@ -62,7 +64,7 @@ class TfdsSet:
         }
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(self._prepared.info.splits)
+        return tuple(self._prepared_builder.info.splits)
 
     def examples(self, split: str) -> Iterator[Example | Rejected]:
         check_split(split, self.splits())
@@ -70,23 +72,24 @@ class TfdsSet:
         for name in reversed(self._image_path):
             decoders = {name: decoders}
         try:
-            records = self._prepared.as_data_source(split, decoders=decoders)
+            records = self._prepared_builder.as_data_source(split, decoders=decoders)
         except NotImplementedError as error:
+            info = self._prepared_builder.info
             raise ValueError(
-                f"TFDS keeps {self.dataset} as {self._prepared.info.file_format.value} in {self._prepared.data_path}, "
+                f"{self.dataset} is stored as {info.file_format.value} in {self._prepared_builder.data_path}, "
                 "which needs TensorFlow: set config.data.data_dir to another folder, to prepare it as array_record."
             ) from error
         for index in range(len(records)):
             key = f"{split}/{index}"
             try:
                 record = records[index]
-                captions = sentences(self._texts(_at(record, self._text_path)))
+                captions = clean_captions(self._texts(_nested_value(record, self._text_path)))
                 if not captions:
                     raise ValueError("The caption is empty.")
-                image = decode(_at(record, self._image_path), max_pixels=self.max_pixels)
+                image = decode(_nested_value(record, self._image_path), max_pixels=self.max_pixels)
                 metadata = {"dataset": self._builder.info.full_name, "index": index}
                 yield Example(key, fit(image, self.image_size, crop=self.crop), captions, metadata)
-            except Exception as error:  # TFDS, its file formats and Pillow each have their own for a broken record
+            except Exception as error:  # TFDS, its file formats and Pillow each raise their own for a broken record
                 yield reject(key, error)
 
     def _texts(self, value) -> Iterator[str]:
@@ -97,7 +100,7 @@ class TfdsSet:
         elif isinstance(value, Iterable):
             for part in value:
                 yield from self._texts(part)
-        elif value >= 0:  # -1 is TFDS's word for a label that is not known
+        elif value >= 0:  # TFDS writes -1 for an unknown label
             label = self._features[self._text_path].int2str(int(value))
             yield self.caption_template.format(label=label.replace("_", " "))
 
@@ -107,8 +110,8 @@ class TfdsSet:
         try:
             name, keywords_of_name = naming.parse_builder_name_kwargs(self.dataset, **keywords)
             if name.namespace:
-                raise ValueError(f"sets of others ({name.namespace}:) are not read.")
-            return read_only_builder.builder_from_files(str(name), **keywords_of_name)  # needs no code of the set's
+                raise ValueError(f"community data sets ({name.namespace}:) are not supported.")
+            return read_only_builder.builder_from_files(str(name), **keywords_of_name)  # needs no builder code
         except tfds.core.DatasetNotFoundError:
             pass
         except Exception as error:
@@ -118,29 +121,31 @@ class TfdsSet:
         try:
             return tfds.builder(self.dataset, **keywords)
         except tfds.core.DatasetNotFoundError as error:
-            near = difflib.get_close_matches(
+            similar_names = difflib.get_close_matches(
                 self.dataset.split("/")[0].split(":")[0], tfds.list_builders(with_community_datasets=False), n=3
             )
-            hint = f"; near it: {', '.join(near)}" if near else ""
+            hint = f"; did you mean {', '.join(similar_names)}?" if similar_names else "."
             raise ValueError(
-                f"TFDS has no set {self.dataset!r}, and none is prepared in {self.data_dir or 'its data folder'}{hint}."
+                f"TFDS has no data set {self.dataset!r}, "
+                f"and none is prepared in {self.data_dir or 'its data folder'}{hint}"
             ) from error
         except Exception as error:
-            raise ValueError(f"TFDS cannot open {self.dataset!r}: {self._why(error)}") from error
+            raise ValueError(f"TFDS cannot open {self.dataset!r}: {self._reason(error)}") from error
 
     @functools.cached_property
-    def _prepared(self) -> tfds.core.DatasetBuilder:
+    def _prepared_builder(self) -> tfds.core.DatasetBuilder:
         if not self._builder.is_prepared():
             try:
                 self._builder.download_and_prepare(file_format="array_record")
             except Exception as error:
-                raise ValueError(f"TFDS cannot prepare {self.dataset!r} as array_record: {self._why(error)}") from error
+                reason = self._reason(error)
+                raise ValueError(f"TFDS cannot prepare {self.dataset!r} as array_record: {reason}") from error
         return self._builder
 
-    def _why(self, error: Exception) -> str:
+    def _reason(self, error: Exception) -> str:
         if "tensorflow" in str(error).lower() and isinstance(error, ImportError):
             return (
-                "its code needs TensorFlow, which jdiff does without; prepare it elsewhere with "
+                "its code needs TensorFlow, which jdiff does not install; prepare it elsewhere with "
                 'file_format="array_record" and set config.data.data_dir to that folder.'
             )
         return _first_line(error)
@@ -158,25 +163,32 @@ class TfdsSet:
     def _text_path(self) -> tuple[str, ...]:
         kinds = (tfds.features.Text, tfds.features.ClassLabel)
         texts = [path for path, feature in self._features.items() if isinstance(feature, kinds)]
-        plain = [
+        strings = [
             path for path, feature in self._features.items() if feature.np_dtype == np.object_ and not feature.shape
         ]
-        return self._choose("text", self.text_key, texts or plain, also=plain)
+        return self._choose("text", self.text_key, texts or strings, if_named=strings)
 
-    def _choose(self, kind: str, asked: str | None, found: list, also: Iterable = ()) -> tuple[str, ...]:
-        names = {"/".join(path): path for path in sorted(found)}
-        if asked is not None:
-            names |= {"/".join(path): path for path in also}
-            if asked not in names:
+    def _choose(
+        self, kind: str, key: str | None, candidates: list, if_named: Iterable[tuple[str, ...]] = ()
+    ) -> tuple[str, ...]:
+        """The path of the feature ``key``, or of the only candidate.
+
+        if_named: further paths that ``key`` may name.   Raises ValueError.
+        """
+        names = {"/".join(path): path for path in sorted(candidates)}
+        if key is not None:
+            names |= {"/".join(path): path for path in if_named}
+            if key not in names:
                 raise ValueError(
-                    f"config.data.{kind}_key is {asked!r}, but the {kind} features of {self.dataset} are: "
+                    f"config.data.{kind}_key is {key!r}, but the {kind} features of {self.dataset} are: "
                     f"{', '.join(names) or 'none'}."
                 )
-            return names[asked]
+            return names[key]
         if not names:
-            wanted = "image feature" if kind == "image" else "text or label feature to caption its images with"
+            missing_feature = "image feature" if kind == "image" else "text or label feature to caption its images with"
             raise ValueError(
-                f"The TFDS set {self.dataset} has no {wanted}; it has {', '.join(map('/'.join, self._features))}."
+                f"The TFDS set {self.dataset} has no {missing_feature}; "
+                f"it has {', '.join(map('/'.join, self._features))}."
             )
         if len(names) > 1:
             raise ValueError(
@@ -186,7 +198,7 @@ class TfdsSet:
 
 
 def _leaves(feature, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], tfds.features.FeatureConnector]]:
-    """All features of a record, nested ones by their path; a sequence has its elements' path."""
+    """All leaf features of a record with their paths; a sequence has the path of its elements."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for name, part in feature.items():
             yield from _leaves(part, (*path, name))
@@ -197,10 +209,10 @@ def _leaves(feature, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
         yield path, feature
 
 
-def _at(record, path: tuple[str, ...]):
+def _nested_value(record, path: tuple[str, ...]):
     return functools.reduce(lambda value, name: value[name], path, record)
 
 
 def _first_line(error: Exception) -> str:
-    message = str(error).split('}": ')[-1].strip()  # after what TFDS says of its own arguments
+    message = str(error).split('}": ')[-1].strip()  # drop the arguments that TFDS prints first
     return f"{message.splitlines()[0].rstrip('.: ') if message else type(error).__name__}."

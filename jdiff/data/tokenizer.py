@@ -1,10 +1,10 @@
-"""Captions to token numbers and back: byte-level BPE, trained on one's captions or come with somebody's weights.
+"""Captions to token ids and back: byte-level BPE, trained on the data set's captions or of pretrained weights.
 
-Every caption is laid out as ``[start] its tokens [end] [pad] ...``. The empty caption, which
-caption dropout trains and guidance samples with, is ``[start] [end]`` and padding.
+Every caption is encoded as ``[start] its tokens [end] [pad] ...``. The empty caption, which caption dropout trains and
+classifier-free guidance samples with, is ``[start] [end]`` and padding.
 
-Weights only mean what their own tokenizer says, and CLIP's vocabulary is read in three dialects, which
-differ in what they do to a text first; the padding differs too, and is read where padding is (Stable Diffusion).
+Pretrained weights need exactly their tokenizer. CLIP's vocabulary has three dialects, which normalize the text
+differently. Their padding tokens differ, too, which matters to models that attend to padding (Stable Diffusion).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_MERGES = 49152 - 256 - 2  # that many of its merges file belong to the vocabulary
+CLIP_MERGES = 49152 - 256 - 2  # entries of CLIP's merges file that belong to its vocabulary
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a family of tokenizers reads a caption.
+    """A family of tokenizers: its text normalization and its special tokens.
 
-    clean: what is done to the text before its model reads it.   start: the mark before it, None for none.
+    clean: normalizes the text before the BPE model encodes it.   start: token before the caption, None for none.
+    end, pad: tokens after the caption.
     """
 
     clean: Callable[[str], str]
@@ -41,31 +42,31 @@ class Dialect:
     pad: str
 
 
-def _spaced(text: str) -> str:
-    """Words read the same wherever they stand: a space is put before the first."""
+def _prepend_space(text: str) -> str:
+    """Put a space before the first word, so that it has the same tokens as elsewhere in a caption."""
     return f" {text}" if text else ""
 
 
-def _mended(text: str) -> str:
-    """Broken encodings and HTML entities undone, even twice encoded ones."""
+def _fix_encoding(text: str) -> str:
+    """Repair broken encodings, and decode HTML entities, even doubly encoded ones."""
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 def _openai(text: str) -> str:
-    return re.sub(r"\s+", " ", _mended(text)).strip().lower()
+    return re.sub(r"\s+", " ", _fix_encoding(text)).strip().lower()
 
 
 def _open_clip(text: str) -> str:
-    return " ".join(_mended(text).split()).lower()
+    return " ".join(_fix_encoding(text).split()).lower()
 
 
 def _canonical(text: str) -> str:
-    """Small letters, no punctuation, single spaces."""
+    """Lower case, no punctuation, single spaces."""
     return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
 
 DIALECTS = {
-    "jdiff": Dialect(_spaced, START, END, PAD),
+    "jdiff": Dialect(_prepend_space, START, END, PAD),
     "openai": Dialect(_openai, "<|startoftext|>", "<|endoftext|>", "!"),
     "open_clip": Dialect(_open_clip, "<start_of_text>", "<end_of_text>", "!"),
     "hugging_face": Dialect(str, "<|startoftext|>", "<|endoftext|>", "<|endoftext|>"),
@@ -74,73 +75,73 @@ DIALECTS = {
 
 
 class Tokenizer:
-    """A tokenizer with the length that captions are padded or cut to."""
+    """A tokenizer that pads or truncates captions to ``context_length`` tokens."""
 
     def __init__(
         self, model: tokenizers.Tokenizer, context_length: int, *, dialect: str = "jdiff", pad: int | None = None
     ):
-        """pad: number of the token that fills up; the dialect's own if not said."""
+        """dialect: a name in ``DIALECTS``.   pad: id of the padding token; None takes the dialect's."""
         self._model = model
-        self._model.encode_special_tokens = True  # "<|end|>" in a caption is text, and no mark
+        self._model.encode_special_tokens = True  # "<|end|>" in a caption is text, not the end token
         self.context_length = context_length
-        spoken = DIALECTS[dialect]
-        self._clean = spoken.clean
-        self._start = [] if spoken.start is None else [self._id(spoken.start)]
-        self._end = self._id(spoken.end)
-        self.pad = self._id(spoken.pad) if pad is None else pad
+        tokens = DIALECTS[dialect]
+        self._clean = tokens.clean
+        self._start = [] if tokens.start is None else [self._token_id(tokens.start)]
+        self._end = self._token_id(tokens.end)
+        self.pad = self._token_id(tokens.pad) if pad is None else pad
 
-    def _id(self, token: str) -> int:
-        found = self._model.token_to_id(token)
-        if found is None:
+    def _token_id(self, token: str) -> int:
+        token_id = self._model.token_to_id(token)
+        if token_id is None:
             raise ValueError(f"the tokenizer has no token '{token}', which its dialect needs")
-        return found
+        return token_id
 
     @property
     def vocab_size(self) -> int:
         return self._model.get_vocab_size()
 
     def ids(self, caption: str) -> list[int]:
-        """The caption's own tokens, uncut."""
+        """The caption's token ids, without start, end and padding, and not truncated."""
         return self._model.encode(self._clean(caption), add_special_tokens=False).ids
 
     @property
-    def room(self) -> int:
-        """How many tokens of a caption are read."""
+    def max_caption_tokens(self) -> int:
+        """The context length without start and end tokens; a longer caption is truncated."""
         return self.context_length - len(self._start) - 1
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Captions as the networks take them; a long one is cut before its end token.
+        """Encode a batch of captions for the networks; a long caption is truncated, and keeps its end token.
 
         Returns tokens (b, context_length) int32 and mask (b, context_length) bool, true up to the end token.
         """
         tokens = np.full((len(captions), self.context_length), self.pad, np.int32)
         mask = np.zeros(tokens.shape, bool)
-        for row, seen, caption in zip(tokens, mask, captions, strict=True):
-            ids = [*self._start, *self.ids(caption)[: self.room], self._end]
-            row[: len(ids)] = ids
-            seen[: len(ids)] = True
+        for token_row, mask_row, caption in zip(tokens, mask, captions, strict=True):
+            ids = [*self._start, *self.ids(caption)[: self.max_caption_tokens], self._end]
+            token_row[: len(ids)] = ids
+            mask_row[: len(ids)] = True
         return tokens, mask
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The caption that ``tokens`` came from, whatever its script."""
+        """The caption of ``tokens``, without special tokens."""
         special = {self.pad, *self._start, self._end}
         return self._model.decode([int(t) for t in tokens if t not in special]).removeprefix(" ")
 
     def fits(self, caption: str) -> bool:
-        """Whether the caption is read whole."""
-        return len(self.ids(caption)) <= self.room
+        """Whether the caption is encoded without truncation."""
+        return len(self.ids(caption)) <= self.max_caption_tokens
 
     def layout(self) -> dict:
-        """What one needs beside the saved model to read captions: how they are laid out, and what is done first.
+        """What another program needs besides the saved model to encode captions, as exports store it.
 
-        Not told is the mending of broken encodings, which CLIP's own dialects do.
+        It omits the repair of broken encodings that the dialects "openai" and "open_clip" do.
         """
         return {
             "context_length": self.context_length,
             "start": self._start,
             "end": self._end,
             "pad": int(self.pad),
-            "before": " " if self._clean is _spaced else "",
+            "before": " " if self._clean is _prepend_space else "",
             "lowercase": self._clean in (_openai, _open_clip),
         }
 
@@ -153,15 +154,17 @@ class Tokenizer:
         epath.Path(path).write_text(self.text)
 
 
-def train(captions: Iterable[str], *, vocab_size: int, context_length: int, lowercase: bool = True) -> Tokenizer:
-    """Learn a vocabulary from captions.
+def train_tokenizer(
+    captions: Iterable[str], *, vocab_size: int, context_length: int, lowercase: bool = True
+) -> Tokenizer:
+    """Train a byte-level BPE vocabulary on captions.
 
-    vocab_size: at most this many tokens, 259 or more: three marks and the 256 bytes come first.
-    lowercase: read capitals as small letters, as CLIP does; without it every text round-trips exactly.
+    vocab_size: the most tokens, at least 259: three special tokens and the 256 bytes come first.
+    lowercase: convert to lower case, as CLIP does; without it every text round-trips exactly.
     """
     if vocab_size < 259:
         raise ValueError(
-            f"config.tokenizer.vocab_size is {vocab_size}; it must be 259, the bytes and three marks, or more"
+            f"config.tokenizer.vocab_size is {vocab_size}; it must be at least 259: 256 bytes and 3 special tokens"
         )
     model = tokenizers.Tokenizer(models.BPE())
     if lowercase:
@@ -178,8 +181,10 @@ def train(captions: Iterable[str], *, vocab_size: int, context_length: int, lowe
     return Tokenizer(model, context_length)
 
 
-def load(path: epath.PathLike, *, context_length: int, dialect: str = "jdiff", pad: int | None = None) -> Tokenizer:
-    """A saved tokenizer."""
+def load_tokenizer(
+    path: epath.PathLike, *, context_length: int, dialect: str = "jdiff", pad: int | None = None
+) -> Tokenizer:
+    """Load a saved tokenizer."""
     model = tokenizers.Tokenizer.from_str(epath.Path(path).read_text())
     return Tokenizer(model, context_length, dialect=dialect, pad=pad)
 
@@ -192,23 +197,24 @@ def clip(
     dialect: str,
     pad: int | None = None,
 ) -> Tokenizer:
-    """CLIP's tokenizer: bytes, of which the last of a word are marked, merged in order.
+    """CLIP's tokenizer: byte-level BPE whose last token of each word ends in ``</w>``.
 
-    merges: pairs, the first merged first.   vocabulary: numbers of the tokens; by default OpenAI's order: bytes,
-    bytes that end a word, what the merges make, and the two marks.
+    merges: pairs in order of priority.
+    vocabulary: token ids; None takes OpenAI's order: bytes, bytes that end a word, merged tokens, start and end.
     """
-    spoken = DIALECTS[dialect]
+    special_tokens = DIALECTS[dialect]
     if vocabulary is None:
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        made = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
-        vocabulary = {token: i for i, token in enumerate([*made, spoken.start, spoken.end])}
-    # open_clip spells the marks otherwise than the files it shares with the others.
-    spelt = {DIALECTS["hugging_face"].start: spoken.start, DIALECTS["hugging_face"].end: spoken.end}
-    vocabulary = {spelt.get(token, token): i for token, i in vocabulary.items()}
+        tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+        vocabulary = {token: i for i, token in enumerate([*tokens, special_tokens.start, special_tokens.end])}
+    # The vocabulary files spell start and end as Hugging Face does; open_clip's dialect spells them differently.
+    hugging_face = DIALECTS["hugging_face"]
+    spellings = {hugging_face.start: special_tokens.start, hugging_face.end: special_tokens.end}
+    vocabulary = {spellings.get(token, token): i for token, i in vocabulary.items()}
     model = tokenizers.Tokenizer(
-        models.BPE(vocabulary, list(merges), end_of_word_suffix="</w>", unk_token=spoken.end, fuse_unk=False)
+        models.BPE(vocabulary, list(merges), end_of_word_suffix="</w>", unk_token=special_tokens.end, fuse_unk=False)
     )
-    model.add_special_tokens([spoken.start, spoken.end])
+    model.add_special_tokens([special_tokens.start, special_tokens.end])
     if dialect == "hugging_face":
         model.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -224,7 +230,7 @@ def clip(
 
 
 def clip_merges(path: epath.PathLike) -> tuple[list[tuple[str, str]], dict[str, int] | None]:
-    """The merges of a CLIP vocabulary, and its numbers where they lie with them.
+    """The merges of a CLIP vocabulary, and its token ids if the file or its folder has them.
 
     path: OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, or Hugging Face's ``merges.txt`` (with ``vocab.json`` beside it)
     or ``tokenizer.json``.
@@ -237,5 +243,5 @@ def clip_merges(path: epath.PathLike) -> tuple[list[tuple[str, str]], dict[str, 
     data = path.read_bytes()
     lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().split("\n")
     pairs = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1] if line.strip()]
-    beside = path.parent / "vocab.json"
-    return pairs, json.loads(beside.read_text()) if beside.exists() and path.suffix == ".txt" else None
+    vocabulary = path.parent / "vocab.json"
+    return pairs, json.loads(vocabulary.read_text()) if vocabulary.exists() and path.suffix == ".txt" else None

@@ -1,4 +1,4 @@
-"""Denoisers known exactly, for data whose density is known: what a perfect network would answer.
+"""Exact denoisers of data whose density is known: what a perfect network would predict.
 
 For data x0 ~ sum_k w_k N(m_k, s_k^2) the noised density is again a mixture, of
 N(alpha m_k, alpha^2 s_k^2 + sigma^2), and
@@ -6,7 +6,7 @@ N(alpha m_k, alpha^2 s_k^2 + sigma^2), and
     E[x0 | xt]  = sum_k p(k | xt) (m_k + alpha s_k^2 / (alpha^2 s_k^2 + sigma^2) (xt - alpha m_k)),   (12)
     E[eps | xt] = sum_k p(k | xt) sigma / (alpha^2 s_k^2 + sigma^2) (xt - alpha m_k).
 
-A data set is such a mixture, of points. A sampler that is handed this must reproduce the data, or it is wrong.
+A data set is such a mixture, of points. A correct sampler reproduces the data when it is given this denoiser.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def data_set(points: Array) -> Callable:
 
 
 def denoiser(exact: Callable) -> Callable:
-    """What ``sampler.sample`` asks, of a ``mixture`` or a ``data_set``: (xt, row) -> ``Denoised``."""
+    """The denoiser that ``sampler.sample`` takes, from a ``mixture`` or a ``data_set``: (xt, row) -> ``Denoised``."""
     return lambda xt, row: Denoised(*exact(xt, row.level))
 
 
-def network(exact: Callable, schedule: Schedule, prediction_type: str) -> Callable:
-    """A perfect network of a prediction type, for anybody's sampler: (xt (b, d), timestep (b,)) -> (b, d)."""
+def perfect_network(exact: Callable, schedule: Schedule, prediction_type: str) -> Callable:
+    """A perfect network of a prediction type, for any sampler: (xt (b, d), timestep (b,)) -> (b, d)."""
 
     def predict(xt: Array, timestep: Array) -> Array:
         level = schedule.level(timestep)

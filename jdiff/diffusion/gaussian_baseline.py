@@ -18,7 +18,7 @@ from jdiff.levels import Level
 
 
 def gaussian_loss(spectrum: Array, level: Level, prediction_type: str) -> Array:
-    """(31) in the units of a prediction type. spectrum: (k,) variances.   level: rates (b,).   Returns (b,)."""
+    """(31) in the units of a prediction type. spectrum: (k,) variances e_i.   level: rates (b,).   Returns (b,)."""
     alpha, sigma = level.alpha[:, None], level.sigma[:, None]
     in_x0 = spectrum[None] * sigma**2 / (alpha**2 * spectrum[None] + sigma**2)
     _, _, det = equations(prediction_type, level)
@@ -26,10 +26,11 @@ def gaussian_loss(spectrum: Array, level: Level, prediction_type: str) -> Array:
 
 
 def data_spectrum(images: np.ndarray) -> np.ndarray:
-    """The variances of a Gaussian fitted to images as if every place in them were like any other.
+    """The variances e_i of a stationary Gaussian fitted to images, whose statistics are the same at every pixel.
 
-    Such a Gaussian's eigenvectors are waves, each in the few directions that its colours vary in, so a few hundred
-    images suffice. images: (n, h, w, c) floats.   Returns (h w c,) variances, float32.
+    Its eigenvectors are Fourier waves times directions of colour, so a few hundred images suffice.
+
+    images: (n, h, w, c) floats.   Returns (h w c,) variances, float32.
     """
     n, h, w, c = images.shape
     waves = np.fft.fft2(images - images.mean(0), axes=(1, 2)).reshape(n, h * w, c) / np.sqrt(h * w)

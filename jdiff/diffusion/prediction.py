@@ -1,4 +1,4 @@
-"""What a network is asked for, as one table and one solve.
+"""Prediction types: what a network is trained to predict, as one table and one solve.
 
 Every prediction type is a blend of the clean image and the noise,
 
@@ -14,7 +14,7 @@ weighted squared error in x0:
 
     |p - target|^2 = (det / sigma)^2 |x0_hat - x0|^2,                                            (7)
 
-so a loss weight that is meant for x0, as min-SNR is [minsnr eq. 5], is a different one in every type.
+so a loss weight that is stated for x0, as min-SNR is [minsnr eq. 5], is a different one in every type.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ PREDICTION_TYPES: dict[str, Callable[[Level], tuple]] = {
     "score": lambda level: (0.0, -1 / level.sigma),
     "flow": lambda level: (-1.0, 1.0),
 }
-BLIND_AT_ZERO_SNR = ("eps", "score")  # where alpha is 0, these say nothing of the image
+BLIND_AT_ZERO_SNR = ("eps", "score")  # where alpha is 0, these do not determine x0
 
 
 class Denoised(NamedTuple):
-    """What a denoiser makes of a noised batch.
+    """A denoiser's estimates for a noised batch.
 
-    x0, eps: like xt.   fraction: like xt, in [0, 1], where between its two bounds the network puts the log of the
-    variance of a step; None where it was not asked.
+    x0, eps: like xt.
+    variance_fraction: like xt, in [0, 1], where the log of a step's variance lies between its two bounds, as the
+        network predicts it [iddpm eq. 15]; None for a network without a learned variance.
     """
 
     x0: Array
     eps: Array
-    fraction: Array | None = None
+    variance_fraction: Array | None = None
 
 
 def equations(prediction_type: str, level: Level) -> tuple:
@@ -57,7 +58,7 @@ def equations(prediction_type: str, level: Level) -> tuple:
 
 
 def target(prediction_type: str, x0: Array, eps: Array, level: Level) -> Array:
-    """What the network should have said, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
+    """The training target of the network, equation (5). x0, eps: (b, *dims); level: rates (b,). Returns like x0."""
     x0_coef, eps_coef = PREDICTION_TYPES[prediction_type](level.broadcast_like(x0))
     return x0_coef * x0 + eps_coef * eps
 
@@ -74,19 +75,19 @@ def solve(prediction_type: str, prediction: Array, xt: Array, level: Level) -> D
 
 
 def split_variance(output: Array, xt: Array) -> tuple[Array, Array | None]:
-    """A network's output as its prediction and, where it has twice the channels of xt, the fraction of ``Denoised``."""
+    """Split a network's output into its prediction and, where it has twice the channels of xt, variance_fraction."""
     c = xt.shape[-1]
     return (output, None) if output.shape[-1] == c else (output[..., :c], (output[..., c:] + 1) / 2)
 
 
 def parse_output(prediction_type: str, output: Array, xt: Array, level: Level) -> Denoised:
-    """All that a network's output says, a variance too where it has the channels. As ``solve``."""
-    prediction, fraction = split_variance(output, xt)
-    return solve(prediction_type, prediction, xt, level)._replace(fraction=fraction)
+    """The clean image, the noise and any learned variance that a network's output implies. As ``solve``."""
+    prediction, variance_fraction = split_variance(output, xt)
+    return solve(prediction_type, prediction, xt, level)._replace(variance_fraction=variance_fraction)
 
 
 def denoiser(predict: Callable, prediction_type: str) -> Callable:
-    """A network with its parameterisation solved.
+    """Wrap a network as a denoiser, by solving its prediction type for x0 and eps.
 
     predict: (xt, timestep) -> output.   Returns (xt, row) -> ``Denoised``; reads the row's timestep and level.
     """
@@ -94,27 +95,30 @@ def denoiser(predict: Callable, prediction_type: str) -> Callable:
 
 
 def clipped(
-    answer: Denoised, xt: Array, level: Level, *, whether: Array | bool = True, percentile: Array = 0.0
+    estimate: Denoised, xt: Array, level: Level, *, clip_mask: Array | bool = True, percentile: Array = 0.0
 ) -> Denoised:
-    """An answer whose clean image stays in [-1, 1], and whose noise is what then explains xt.
+    """Clip the estimated clean image to [-1, 1], and derive anew the noise that explains xt.
 
-    whether: (b,) or one for all.   percentile: (b,) or one for all; where above 0, an image is first divided by that
-    percentile of its absolute values, if above 1: dynamic thresholding [imagen sec. 2.3].
+    clip_mask: (b,) or one for all; which images are clipped.
+    percentile: (b,) or one for all; above 0, an image is first divided by that percentile of its absolute values
+        where the percentile is above 1: dynamic thresholding [imagen sec. 2.3].
     """
     b = xt.shape[0]
     percentile = broadcast_like(jnp.broadcast_to(percentile, (b,)), xt)
 
-    def bound(x0: Array) -> Array:
+    def dynamic_threshold(x0: Array) -> Array:
         size = jnp.sort(jnp.abs(x0).reshape(b, -1), axis=-1)
-        place = jnp.ravel(percentile) / 100 * (size.shape[-1] - 1)
-        low = jnp.floor(place).astype(jnp.int32)[:, None]
+        rank = jnp.ravel(percentile) / 100 * (size.shape[-1] - 1)
+        low = jnp.floor(rank).astype(jnp.int32)[:, None]
         pair = jnp.take_along_axis(size, jnp.minimum(jnp.concatenate([low, low + 1], 1), size.shape[-1] - 1), axis=1)
-        found = pair[:, 0] + (place - low[:, 0]) * (pair[:, 1] - pair[:, 0])
-        return jnp.where(percentile > 0, jnp.maximum(broadcast_like(found, xt), 1), 1)
+        value = pair[:, 0] + (rank - low[:, 0]) * (pair[:, 1] - pair[:, 0])
+        return jnp.where(percentile > 0, jnp.maximum(broadcast_like(value, xt), 1), 1)
 
-    most = jax.lax.cond(jnp.any(percentile > 0), bound, lambda x0: jnp.ones_like(percentile), answer.x0)
-    x0 = jnp.clip(answer.x0, -most, most) / most
+    threshold = jax.lax.cond(
+        jnp.any(percentile > 0), dynamic_threshold, lambda x0: jnp.ones_like(percentile), estimate.x0
+    )
+    x0 = jnp.clip(estimate.x0, -threshold, threshold) / threshold
     level = level.broadcast_like(xt)
     eps = (xt - level.alpha * x0) / level.sigma
-    whether = broadcast_like(whether, xt) != 0
-    return answer._replace(x0=jnp.where(whether, x0, answer.x0), eps=jnp.where(whether, eps, answer.eps))
+    mask = broadcast_like(clip_mask, xt) != 0
+    return estimate._replace(x0=jnp.where(mask, x0, estimate.x0), eps=jnp.where(mask, eps, estimate.eps))

@@ -1,4 +1,4 @@
-"""The forward process: an image dissolving into noise.
+"""The forward process: from an image to noise.
 
 q(xt | x0)     = N(alpha x0, sigma^2)                                        [ddpm eq. 4]   (3)
 q(xs | xt, x0) = N(mean, variance), s cleaner than t                         [ddpm eq. 7]   (4)
@@ -19,7 +19,7 @@ def diffuse(x0: Array, eps: Array, level: Level) -> Array:
 
     The thousand small steps of the forward process collapse into a single blend,
     because a sum of Gaussians is a Gaussian. Randomness enters only through ``eps``,
-    so the caller keeps the noise it will ask the network to find.
+    so the caller keeps the noise that the network is trained to predict.
 
     x0: (b, *dims) clean data; images are NHWC floats in [-1, 1].
     eps: (b, *dims) standard normal.
@@ -31,7 +31,7 @@ def diffuse(x0: Array, eps: Array, level: Level) -> Array:
 
 
 def added_variance(level_s: Level, level_t: Level):
-    """v of (4): the variance that a stride from s to the noisier t adds. Rates as in ``posterior``."""
+    """v of (4): the variance that a stride from s to the noisier t adds. Rates as for ``posterior``."""
     return level_t.sigma**2 - (level_t.alpha / level_s.alpha) ** 2 * level_s.sigma**2
 
 
@@ -39,8 +39,8 @@ def posterior(level_s: Level, level_t: Level):
     """Coefficients of q(xs | xt, x0), equation (4), for a stride of any length.
 
     Rates may be NumPy (float64, the sampler's tables) or JAX arrays, of one shape.
-    Returns (of xt, of x0, variance): the mean is xt_coef * xt + x0_coef * x0.
+    Returns (xt_coef, x0_coef, variance): the mean is xt_coef * xt + x0_coef * x0.
     """
-    kept, added = level_t.alpha / level_s.alpha, added_variance(level_s, level_t)
-    share = level_s.sigma**2 / level_t.sigma**2
-    return kept * share, level_s.alpha * added / level_t.sigma**2, added * share
+    ratio, variance = level_t.alpha / level_s.alpha, added_variance(level_s, level_t)
+    noise_share = level_s.sigma**2 / level_t.sigma**2
+    return ratio * noise_share, level_s.alpha * variance / level_t.sigma**2, variance * noise_share

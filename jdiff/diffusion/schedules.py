@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the image is left at each timestep.
+"""Noise schedules: the signal and noise rates at each timestep.
 
 Discrete, of T timesteps 0..T-1, as a table:
 
@@ -20,7 +20,7 @@ noise:
     shifted:  logsnr - 2 log(ratio of sides)                                    [vdmpp eq. 6]    (17)
     zero terminal SNR: alpha = (alpha - alpha_T) alpha_0 / (alpha_0 - alpha_T)  [zsnr alg. 1]    (18)
 
-Tables are made once, in float64 on the host, where 1 - alpha_bar keeps its digits, and reach
+Tables are computed once, in float64 on the host, where 1 - alpha_bar keeps its digits, and reach
 the device as rates (alpha, sigma), never as their squares.
 """
 
@@ -61,23 +61,24 @@ class Discrete:
     def rates(self, timestep: np.ndarray) -> Level:
         """Levels in float64 on the host; timestep -1 is the clean image.
 
-        Between whole timesteps, which some grids ask for, the point (alpha, sigma) of the chord, brought to the circle.
+        Between whole timesteps, which some spacings visit, (alpha, sigma) is interpolated linearly and normalized to
+        alpha^2 + sigma^2 = 1.
         """
-        return self._along(self.table, np.asarray(timestep, np.float64), np)
+        return self._interpolate(self.table, np.asarray(timestep, np.float64), np)
 
     def level(self, timestep: Array) -> Level:
         """Levels of timesteps on the device. timestep: (b,) in 0..T-1. Returns rates of shape (b,)."""
         table = jax.tree.map(lambda rate: jnp.asarray(rate, jnp.result_type(float)), self.table)
-        return self._along(table, timestep, jnp)
+        return self._interpolate(table, timestep, jnp)
 
     def timestep(self, logsnr: np.ndarray) -> np.ndarray:
-        """The inverse of ``rates``: the timestep, whole or not, of a log SNR; held in -1..T-1."""
-        at, table = _rates(np.asarray(logsnr, np.float64), np), self.table
+        """The inverse of ``rates``: the timestep, whole or not, of a log SNR; clipped to -1..T-1."""
+        level, table = _rates(np.asarray(logsnr, np.float64), np), self.table
         angles = np.arctan2(table.sigma, table.alpha)
-        i = np.clip(np.searchsorted(angles, np.arctan2(at.sigma, at.alpha)) - 1, 0, self.timesteps - 1)
-        turn = at.sigma * np.diff(table.alpha)[i] - at.alpha * np.diff(table.sigma)[i]
-        share = (at.alpha * table.sigma[i] - at.sigma * table.alpha[i]) / turn
-        return i - 1 + np.clip(share, 0, 1)
+        i = np.clip(np.searchsorted(angles, np.arctan2(level.sigma, level.alpha)) - 1, 0, self.timesteps - 1)
+        turn = level.sigma * np.diff(table.alpha)[i] - level.alpha * np.diff(table.sigma)[i]
+        fraction = (level.alpha * table.sigma[i] - level.sigma * table.alpha[i]) / turn
+        return i - 1 + np.clip(fraction, 0, 1)
 
     def nearest_timestep(self, logsnr: Array) -> Array:
         """The whole timestep of nearest log SNR, on the device; beyond the ends, the first or last."""
@@ -91,20 +92,20 @@ class Discrete:
         alpha_bar = np.insert(self.alpha_bar, 0, 1.0)
         return Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
-    def _along(self, table: Level, timestep: Array, xp) -> Level:
-        whole = xp.floor(timestep)
-        i = whole.astype(int) + 1
-        share, after = timestep - whole, xp.minimum(i + 1, self.timesteps)
-        alpha, sigma = (rate[i] + share * (rate[after] - rate[i]) for rate in (table.alpha, table.sigma))
-        size = xp.where(share == 0, 1.0, xp.hypot(alpha, sigma))
-        return Level(alpha / size, sigma / size)
+    def _interpolate(self, table: Level, timestep: Array, xp) -> Level:
+        whole_timestep = xp.floor(timestep)
+        i = whole_timestep.astype(int) + 1
+        fraction, j = timestep - whole_timestep, xp.minimum(i + 1, self.timesteps)
+        alpha, sigma = (rate[i] + fraction * (rate[j] - rate[i]) for rate in (table.alpha, table.sigma))
+        norm = xp.where(fraction == 0, 1.0, xp.hypot(alpha, sigma))
+        return Level(alpha / norm, sigma / norm)
 
-    def quantile(self, share: Array) -> Array:
-        """The timestep at a share, in [0, 1), of all; even shares make even timesteps."""
-        return jnp.minimum(jnp.floor(self.timesteps * share), self.last)
+    def quantile(self, u: Array) -> Array:
+        """The timestep at a quantile u, in [0, 1), of all; uniform quantiles make uniform timesteps."""
+        return jnp.minimum(jnp.floor(self.timesteps * u), self.last)
 
     def with_traced_table(self, table: Level) -> Discrete:
-        """A schedule of as many timesteps whose table a compiled program is told when it runs."""
+        """The same schedule with its alpha/sigma table as a traced input, so that schedules share one program."""
         return _TracedDiscrete(self.alpha_bar, table)
 
     def shifted(self, ratio: float) -> Discrete:
@@ -119,18 +120,18 @@ class Discrete:
 
 @dataclass(frozen=True)
 class _TracedDiscrete(Discrete):
-    """As ``Discrete.with_traced_table``; only ``level`` and ``quantile`` are of what was told."""
+    """See ``Discrete.with_traced_table``: what runs on the device reads the traced table, the rest alpha_bar."""
 
-    at: Level
+    traced_table: Level
 
     @property
     def table(self) -> Level:
-        return self.at
+        return self.traced_table
 
 
 @dataclass(frozen=True)
 class Continuous:
-    """A schedule of any time, told to networks as timestep = T u in [T/1000, T].
+    """A schedule of a continuous time u in (0, 1], which networks receive as timestep = T u in [T/1000, T].
 
     logsnr: (u, xp) -> log SNR, xp being numpy or jax.numpy.   time: its inverse, (log SNR, xp) -> u.
     """
@@ -141,7 +142,7 @@ class Continuous:
 
     @property
     def first(self) -> float:
-        """The cleanest timestep that is trained: at time 0 there is no noise to find."""
+        """The cleanest timestep that is trained: at time 0 there is no noise to predict."""
         return self.timesteps / 1000
 
     @property
@@ -158,7 +159,7 @@ class Continuous:
         return Level(np.where(clean, 1.0, level.alpha), np.where(clean, 0.0, level.sigma))
 
     def timestep(self, logsnr: np.ndarray) -> np.ndarray:
-        """The inverse of ``rates``, held in 0..T."""
+        """The inverse of ``rates``, clipped to 0..T."""
         with np.errstate(over="ignore", divide="ignore"):
             return np.clip(self.time(np.asarray(logsnr, np.float64), np), 0, 1) * self.timesteps
 
@@ -170,15 +171,15 @@ class Continuous:
         """Levels of timesteps on the device. timestep: (b,). Returns rates of shape (b,)."""
         return _rates(self.logsnr(timestep / self.timesteps, jnp), jnp)
 
-    def quantile(self, share: Array) -> Array:
-        """The timestep at a share, in [0, 1), of all."""
-        return self.first + (self.last - self.first) * share
+    def quantile(self, u: Array) -> Array:
+        """The timestep at a quantile u, in [0, 1), of all."""
+        return self.first + (self.last - self.first) * u
 
     def shifted(self, ratio: float) -> Continuous:
         """(17): as noisy for images whose sides are ``ratio`` times as long."""
         shift = 2 * np.log(ratio)
         return replace(
-            self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda at, xp: self.time(at + shift, xp)
+            self, logsnr=lambda u, xp: self.logsnr(u, xp) - shift, time=lambda logsnr, xp: self.time(logsnr + shift, xp)
         )
 
     def zero_terminal(self) -> Continuous:
@@ -186,14 +187,14 @@ class Continuous:
         with np.errstate(divide="ignore"):
             ends = _rates(self.logsnr(np.array([0.0, 1.0]), np), np)
         start, end = ends.alpha
-        lost = ends.sigma[0] ** 2 / (1 + start)  # 1 - alpha, without cancellation
+        start_gap = ends.sigma[0] ** 2 / (1 + start)  # 1 - alpha, without cancellation
 
         def logsnr(u, xp):
             level = _rates(self.logsnr(u, xp), xp)
-            gone = level.sigma**2 / (1 + level.alpha)
-            less = lost + start * (gone - lost) / (start - end)
-            alpha = xp.where(u >= 1, 0.0, xp.maximum(1 - less, 0.0))  # near 1, float32 may round below 0
-            return 2 * xp.log(alpha) - xp.log(less * (1 + alpha))
+            gap = level.sigma**2 / (1 + level.alpha)
+            new_gap = start_gap + start * (gap - start_gap) / (start - end)
+            alpha = xp.where(u >= 1, 0.0, xp.maximum(1 - new_gap, 0.0))  # near 1, float32 may round below 0
+            return 2 * xp.log(alpha) - xp.log(new_gap * (1 + alpha))
 
         def time(logsnr, xp):
             alpha = xp.minimum(_rates(logsnr, xp).alpha * (start - end) / start + end, 1.0)
@@ -206,7 +207,7 @@ Schedule = Discrete | Continuous
 
 
 def _rates(logsnr, xp) -> Level:
-    """alpha and sigma of a log SNR, each with its own digits."""
+    """alpha and sigma of a log SNR, each computed without cancellation."""
     return Level(xp.exp(-xp.logaddexp(0.0, -logsnr) / 2), xp.exp(-xp.logaddexp(0.0, logsnr) / 2))
 
 
@@ -216,43 +217,43 @@ def from_betas(beta: np.ndarray) -> Discrete:
 
 
 def linear(timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
-    """DDPM's own schedule: beta grows evenly from start to end [ddpm sec. 4]."""
+    """DDPM's schedule: beta grows linearly from start to end [ddpm sec. 4]."""
     return from_betas(_per_step(np.linspace(beta_start, beta_end, timesteps)))
 
 
 def scaled_linear(timesteps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Discrete:
-    """Stable Diffusion's schedule: the root of beta grows evenly [ldm]."""
+    """Stable Diffusion's schedule: the square root of beta grows linearly [ldm]."""
     return from_betas(_per_step(np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2))
 
 
 def _per_step(beta: np.ndarray) -> np.ndarray:
-    """Betas meant for 1000 timesteps as those of as many as there are."""
+    """Betas of 1000 timesteps, converted to as many timesteps as there are."""
     return beta if len(beta) == 1000 else -np.expm1(1000 / len(beta) * np.log1p(-beta))
 
 
 def cosine(timesteps: int = 1000, *, offset: float = 0.008, beta_max: float = 0.999) -> Discrete:
-    """(2): noise comes slowly at both ends; each beta is held below ``beta_max``, so no level is pure noise."""
+    """(2): noise grows slowly at both ends; each beta is at most ``beta_max``, so no level is pure noise."""
     edge = np.arange(timesteps + 1) / timesteps
     signal = np.cos((edge + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - signal[1:] / signal[:-1], beta_max))
 
 
 def sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float = 3.0) -> Discrete:
-    """(15) at times (t + 1) / T: most timesteps lie where neither image nor noise has won."""
-    return _sampled(continuous_sigmoid(timesteps, start=start, end=end))
+    """(15) at times (t + 1) / T: most timesteps have a medium log SNR."""
+    return _discretize(continuous_sigmoid(timesteps, start=start, end=end))
 
 
 def logsnr(timesteps: int = 1000, *, logsnr_max: float = 10.0, logsnr_min: float = -10.0) -> Discrete:
-    """(16) at times (t + 1) / T: every timestep takes the same share of the log SNR."""
-    return _sampled(continuous_logsnr(timesteps, logsnr_max=logsnr_max, logsnr_min=logsnr_min))
+    """(16) at times (t + 1) / T: the log SNR falls by the same amount in every timestep."""
+    return _discretize(continuous_logsnr(timesteps, logsnr_max=logsnr_max, logsnr_min=logsnr_min))
 
 
-def _sampled(schedule: Continuous) -> Discrete:
+def _discretize(schedule: Continuous) -> Discrete:
     return Discrete(schedule.rates(np.arange(1, schedule.timesteps + 1)).alpha ** 2)
 
 
 def continuous_linear(timesteps: int = 1000, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Continuous:
-    """(13) of DDPM's betas, 1000 times as large: its limit of many steps."""
+    """(13) of DDPM's betas times 1000: the limit of infinitely many timesteps."""
     rise = beta_max - beta_min
 
     def logsnr(u, xp):
@@ -266,7 +267,7 @@ def continuous_linear(timesteps: int = 1000, *, beta_min: float = 0.1, beta_max:
 
 
 def continuous_scaled_linear(timesteps: int = 1000, *, beta_min: float = 0.85, beta_max: float = 12.0) -> Continuous:
-    """(13) of Stable Diffusion's betas, 1000 times as large."""
+    """(13) of Stable Diffusion's betas times 1000."""
     low, rise = beta_min**0.5, beta_max**0.5 - beta_min**0.5
 
     def logsnr(u, xp):
@@ -280,7 +281,7 @@ def continuous_scaled_linear(timesteps: int = 1000, *, beta_min: float = 0.85, b
 
 
 def continuous_cosine(timesteps: int = 1000, *, logsnr_max: float = 15.0, logsnr_min: float = -15.0) -> Continuous:
-    """(14): alpha and sigma are a cosine and a sine, of an angle that grows evenly between the two ends."""
+    """(14): alpha and sigma are the cosine and sine of an angle that grows linearly between the two ends."""
     low, high = np.arctan(np.exp(-logsnr_max / 2)), np.arctan(np.exp(-logsnr_min / 2))
 
     def logsnr(u, xp):
@@ -293,29 +294,29 @@ def continuous_cosine(timesteps: int = 1000, *, logsnr_max: float = 15.0, logsnr
 
 
 def continuous_sigmoid(timesteps: int = 1000, *, start: float = -3.0, end: float = 3.0) -> Continuous:
-    """(15), with at least 1e-9 of alpha_bar left, as published."""
+    """(15), with alpha_bar at least 1e-9, as published."""
     low, high = (1 / (1 + np.exp(-edge)) for edge in (start, end))
 
-    def risen(at, move, xp):
-        """S(x + move) - S(x) for at = S(x), as a product, which keeps its digits where the two are near."""
-        return at * (1 - at) * xp.expm1(move) / (1 + at * xp.expm1(move))
+    def logistic_rise(value, move, xp):
+        """S(x + move) - S(x) for value = S(x), as a product, without cancellation where the two are close."""
+        return value * (1 - value) * xp.expm1(move) / (1 + value * xp.expm1(move))
 
     def logsnr(u, xp):
-        noise = risen(low, (end - start) * u, xp)
-        signal = risen(low + noise, (end - start) * (1 - u), xp)
+        noise = logistic_rise(low, (end - start) * u, xp)
+        signal = logistic_rise(low + noise, (end - start) * (1 - u), xp)
         return xp.log(xp.maximum(signal / (high - low), 1e-9)) - xp.log(noise / (high - low))
 
     def time(logsnr, xp):
-        share = low + (high - low) * xp.exp(-xp.logaddexp(0, logsnr))
-        return (xp.log(share) - xp.log1p(-share) - start) / (end - start)
+        logistic = low + (high - low) * xp.exp(-xp.logaddexp(0, logsnr))
+        return (xp.log(logistic) - xp.log1p(-logistic) - start) / (end - start)
 
     return Continuous(timesteps, logsnr, time)
 
 
 def continuous_logsnr(timesteps: int = 1000, *, logsnr_max: float = 10.0, logsnr_min: float = -10.0) -> Continuous:
-    """(16), between about the ends of DDPM's schedule."""
+    """(16); the defaults are about the ends of DDPM's schedule."""
     fall = logsnr_min - logsnr_max
-    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda at, xp: (at - logsnr_max) / fall)
+    return Continuous(timesteps, lambda u, xp: logsnr_max + fall * u, lambda logsnr, xp: (logsnr - logsnr_max) / fall)
 
 
 # The discrete and the continuous form of each; None where a schedule has only the other.

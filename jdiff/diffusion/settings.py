@@ -1,4 +1,4 @@
-"""How to sample, as a user says it, and the tableau that it means."""
+"""Sampling settings, as a user gives them, and the tableau that they describe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR
 from jdiff.diffusion.schedules import Schedule
 from jdiff.diffusion.solvers import SOLVERS, VARIANCES
 from jdiff.diffusion.spacing import SPACINGS
-from jdiff.diffusion.tableau import Tableau, grid, with_guidance
+from jdiff.diffusion.tableau import Tableau, level_grid, with_guidance
 
-RANGES = {  # of other numbers, any
+RANGES = {  # inclusive; a number that is not listed may be any finite one
     "eta": (0, 1),
     "guidance_rescale": (0, 1),
     "apg_norm": (0, np.inf),
@@ -28,7 +28,7 @@ class Settings:
     solver, spacing: names in SOLVERS and SPACINGS.
     steps: sampling steps; "heun" evaluates the network twice in each (2 NFE a step).
     steps_offset: added to the timesteps of leading spacing.
-    final_step_to_zero: whether the last step ends at the clean image, or at timestep 0, where a little noise is left.
+    final_step_to_zero: whether the last step ends at the clean image, or at timestep 0, which has a little noise.
         Stable Diffusion was released with an offset of 1 and the latter (diffusers: set_alpha_to_one=False).
     eta: DDIM's noise, from 0, none, to 1, DDPM's.   variance: DDPM's, a name in VARIANCES.
     guidance_scale: 1 is the plain conditional model.
@@ -63,57 +63,58 @@ class Settings:
         learned_variance: bool = False,
         denoising_mse: Callable | None = None,
     ) -> Tableau:
-        """The coefficients these settings ask for. Raises ``ValueError`` where they cannot be had.
+        """The tableau of these settings. Raises ``ValueError`` where they contradict each other or the model.
 
-        learned_variance: whether the network says one.   denoising_mse: what "analytic" needs, a function of levels.
+        learned_variance: whether the network has a learned variance.
+        denoising_mse: levels -> the mean over dimensions of Var[x0 | xt], which variance "analytic" needs.
         """
-        if self.solver not in SOLVERS or self.spacing not in SPACINGS or self.variance not in VARIANCES:
-            raise ValueError(
-                f"solver, spacing and variance are {self.solver}, {self.spacing} and {self.variance}; known are "
-                f"{', '.join(SOLVERS)}; {', '.join(SPACINGS)}; {', '.join(VARIANCES)}"
-            )
+        for name, choices in (("solver", SOLVERS), ("spacing", SPACINGS), ("variance", VARIANCES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
         for name, value in asdict(self).items():
             low, high = RANGES.get(name, (-np.inf, np.inf))
             if isinstance(value, (int, float)) and not (np.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} is {value:g}, but it must be finite, and from {low:g} to {high:g}")
+                raise ValueError(f"{name} is {value:g}, expected a finite number from {low:g} to {high:g}")
         low = -np.inf if self.guidance_from is None else self.guidance_from
         high = np.inf if self.guidance_to is None else self.guidance_to
         if low > high:
-            raise ValueError(f"guidance_from is {low:g}, but it must not be above guidance_to, {high:g}")
+            raise ValueError(f"guidance_from is {low:g}, expected at most guidance_to, which is {high:g}")
         if self.threshold_percentile and not self.clip:
             raise ValueError(
-                f"threshold_percentile is {self.threshold_percentile:g}, but clip is false, so nothing is thresholded"
+                f"threshold_percentile is {self.threshold_percentile:g}, but clip is False; set clip to True, or "
+                "threshold_percentile to 0"
             )
         if not 1 <= self.steps <= schedule.timesteps:
             raise ValueError(
-                f"steps is {self.steps}, but it must be from 1 to {schedule.timesteps}, the schedule's timesteps"
+                f"steps is {self.steps}, expected 1 to {schedule.timesteps}, the schedule's number of timesteps"
             )
         timesteps = SPACINGS[self.spacing](schedule, self.steps)
         timesteps = timesteps + (self.steps_offset if self.spacing == "leading" else 0)
-        if not self.final_step_to_zero:  # where it ends, no step begins
+        if not self.final_step_to_zero:  # no step starts at the timestep where sampling ends
             timesteps = timesteps[timesteps > schedule.first + 1e-6 * (schedule.last - schedule.first)]
         if not len(timesteps):
             raise ValueError(
-                f"steps is {self.steps}, and the only timestep is the last, where final_step_to_zero=False ends"
+                f"steps is {self.steps}, and its only timestep is where sampling ends with final_step_to_zero=False; "
+                "take more steps"
             )
         if not schedule.first <= timesteps.min() <= timesteps.max() <= schedule.last:
             raise ValueError(
-                f"steps_offset is {self.steps_offset}, so the timesteps run from {timesteps.min():g} to "
-                f"{timesteps.max():g}, but the schedule has {schedule.first:g} to {schedule.last:g}"
+                f"steps_offset is {self.steps_offset}, which makes timesteps from {timesteps.min():g} to "
+                f"{timesteps.max():g}, but the schedule's are {schedule.first:g} to {schedule.last:g}"
             )
         if self.variance == "learned" and not learned_variance:
-            raise ValueError("variance is 'learned', but the network was not trained to say one (learned_variance)")
-        visited = grid(schedule, timesteps, last=-1 if self.final_step_to_zero else schedule.first)
-        if visited.level.alpha[0] == 0 and prediction_type in BLIND_AT_ZERO_SNR:
+            raise ValueError("variance is 'learned', but the network was trained without learned_variance")
+        grid = level_grid(schedule, timesteps, end_timestep=-1 if self.final_step_to_zero else schedule.first)
+        if grid.level.alpha[0] == 0 and prediction_type in BLIND_AT_ZERO_SNR:
             raise ValueError(
-                f"the first level is pure noise, of which a prediction of {prediction_type} says nothing; spacing "
-                "'leading' starts below it"
+                f"sampling starts at pure noise, where prediction_type {prediction_type!r} does not determine the "
+                "image; set spacing to 'leading', which starts at a lower timestep"
             )
         if self.variance == "analytic" and self.solver == "ddpm" and denoising_mse is None:
             raise ValueError(
-                "variance is 'analytic', but what is unknown of x0 was not measured; `jdiff evaluate` measures it"
+                "variance is 'analytic', but the model's denoising error was not measured; run `jdiff evaluate` on it"
             )
         solver = SOLVERS[self.solver]
-        given = {"eta": self.eta, "variance": self.variance, "denoising_mse": denoising_mse}
-        tableau = solver.rows(visited, **{name: given[name] for name in solver.options})
+        options = {"eta": self.eta, "variance": self.variance, "denoising_mse": denoising_mse}
+        tableau = solver.make_tableau(grid, **{name: options[name] for name in solver.options})
         return with_guidance(tableau, self.guidance_scale, low=low, high=high)

@@ -2,13 +2,14 @@
 
 One step from level t to the cleaner level s is, for every method here,
 
-    d_k = x0_coef x0 + eps_coef eps,   xs = xt_coef xt + sum_j weights_j d_(k-j) + noise_coef z,  z ~ N(0, 1),  (9)
+    d_k = x0_coef x0 + eps_coef eps,
+    xs = xt_coef xt + sum_j history_weights_j d_(k-j) + noise_coef z,   z ~ N(0, 1),                             (9)
 
-with d_(k-j) what the rows before found. A method that asks twice in a step takes two rows.
+with d_(k-j) the d of j rows before. A method that evaluates the network twice in a step takes two rows.
 
-    DDPM  q(xs | xt, x0), equation (4), with x0 as found                                       [ddpm eq. 7]    (10)
-          noise_coef^2 = the posterior's variance ("small"); v of (4) ("large"); between the two as the network
-          says, in the log ("learned") [iddpm eq. 15]; or the posterior's and what is unknown of x0,
+    DDPM  q(xs | xt, x0), equation (4), with the estimated x0                                  [ddpm eq. 7]    (10)
+          noise_coef^2 = the posterior's variance ("small"); v of (4) ("large"); between the logs of the two,
+          where the network predicts ("learned") [iddpm eq. 15]; or with the uncertainty of x0 added,
           small + x0_coef^2 Var[x0 | xt] ("analytic") [analytic eq. 7]
     DDIM  alpha_s x0 + sqrt(sigma_s^2 - noise_coef^2) eps, noise_coef = eta sqrt(small)        [ddim eq. 12, 16] (11)
 
@@ -23,22 +24,22 @@ The others integrate the probability-flow ODE, which in two coordinates has no l
                      strides of sigma / alpha these are the weights (55, -59, 37, -9) / 24
     DPM-Solver++     the polynomial through the last x0, integrated over (20); 2M halves the   [dpmpp alg. 2]  (23)
                      second moment as published, which keeps its order
-    UniPC            the same, and each step once more with what was found at its end          [unipc alg. 1]  (24)
+    UniPC            the same, and each step corrected with the x0 estimated at its end        [unipc alg. 1]  (24)
 
-or the reverse SDE dx = (-x/2 - score) dB + dw in B = -log alpha^2, of whose ends the ODE has the same:
+or the reverse SDE dx = (-x/2 - score) dB + dw in B = -log alpha^2, with the same marginal distributions as the ODE:
 
     Euler-Maruyama   xt (1 + B/2) - B eps / sigma + sqrt(B) z, B = log(alpha_s^2/alpha_t^2)    [sde eq. 6, 32] (25)
     Euler-ancestral  Euler to a level below and noise up again: the DDIM of eta 1              [kdiffusion]    (26)
     SDE-DPM-Solver++ 2M  (23) with the noise of (10)                                           [dpmpp sec. 5]  (27)
 
-Published 3M weights count the second divided difference half, in every library we read, and are of order 2; here 3M is
-the quadratic itself, of order 3.
+Published 3M weights halve the second divided difference, in every library we read, and are of order 2; here 3M
+integrates the quadratic itself, and is of order 3.
 
-Strides are of any length; the step after the last timestep ends at the clean image, alpha = 1, unless it is said to be
-timestep 0, where Stable Diffusion ends. A step to the clean image is of first order in (20), whose end lies at
-infinity: it gives the last x0. So is a first step that begins at pure noise, an SNR below 1e-6, where (19) has no or
-hardly a coordinate: in every method it is DDIM's, of eta 1 in methods that add noise, and no later step looks back.
-Tables are made in float64 on the host.
+Strides are of any length. The final step ends at the clean image, alpha = 1, or at timestep 0 where Stable Diffusion
+ends (final_step_to_zero=False). A step to the clean image is of first order in (20), whose end is at infinity: it
+returns the last x0. A first step from pure noise, an SNR below 1e-6, where the coordinate of (19) is infinite or nearly
+so, is of first order too: in every method it is DDIM's, of eta 1 in methods that add noise, and no later step uses its
+d. Tables are computed in float64 on the host.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ import numpy as np
 from scipy.special import hyp1f1
 
 from jdiff.diffusion import process
-from jdiff.diffusion.tableau import DEPTH, Grid, Row, Tableau, tableau
+from jdiff.diffusion.tableau import DEPTH, Grid, Tableau, TableauRow, tableau
 
 VARIANCES = ("small", "large", "learned", "analytic")
 
@@ -58,16 +59,16 @@ VARIANCES = ("small", "large", "learned", "analytic")
 def ddpm(grid: Grid, *, variance: str = "small", denoising_mse: Callable | None = None) -> Tableau:
     """Ancestral sampling, equation (10).
 
-    variance: "small" suits data that is one point, "large" data that is unit noise; the truth lies
-    between [ddpm sec. 3.2], and the choice matters more the fewer the steps. "learned" asks the network,
-    "analytic" ``denoising_mse``: a function of levels that tells the mean over dimensions of Var[x0 | xt].
+    variance: "small" is exact for data that is one point, "large" for data that is unit noise; real data is in
+        between [ddpm sec. 3.2], and the choice matters more the fewer the steps. "learned" is predicted by the network.
+    denoising_mse: level -> the mean over dimensions of Var[x0 | xt], which "analytic" needs.
     """
     rows = []
     for i in grid.steps:
-        level, cleaner = grid.at(i), grid.at(i + 1)
+        level, cleaner = grid.level_at(i), grid.level_at(i + 1)
         xt_coef, x0_coef, small = process.posterior(cleaner, level)
         large = process.added_variance(cleaner, level)
-        row = Row(grid.timestep[i], level, xt_coef, x0_coef)
+        row = TableauRow(grid.timestep[i], level, xt_coef, x0_coef)
         if cleaner.sigma > 0:
             noise = large if variance == "large" else small
             if variance == "analytic":
@@ -79,145 +80,161 @@ def ddpm(grid: Grid, *, variance: str = "small", denoising_mse: Callable | None 
 
 
 def ddim(grid: Grid, *, eta: float = 0.0) -> Tableau:
-    """DDIM, equation (11): eta 0 follows the data's own flow without noise, eta 1 is DDPM with its small variance."""
+    """DDIM, equation (11): eta 0 follows the probability-flow ODE without noise, eta 1 is DDPM of small variance."""
     return tableau([_ddim_row(grid, i, eta) for i in grid.steps])
 
 
-def _ddim_row(grid: Grid, i: int, eta: float) -> Row:
-    level, cleaner = grid.at(i), grid.at(i + 1)
+def _ddim_row(grid: Grid, i: int, eta: float) -> TableauRow:
+    level, cleaner = grid.level_at(i), grid.level_at(i + 1)
     noise = eta * np.sqrt(process.posterior(cleaner, level)[2])
     direction = np.sqrt(np.maximum(cleaner.sigma**2 - noise**2, 0))
-    return Row(grid.timestep[i], level, x0_coef=cleaner.alpha, eps_coef=direction, noise_coef=noise)
+    return TableauRow(grid.timestep[i], level, x0_coef=cleaner.alpha, eps_coef=direction, noise_coef=noise)
 
 
 def euler(grid: Grid) -> Tableau:
-    """Euler's method on (19), which is the DDIM of eta 0."""
+    """Euler's method on (19), which is DDIM of eta 0."""
     return ddim(grid)
 
 
 def euler_ancestral(grid: Grid) -> Tableau:
-    """Euler down past the level and noise up to it, (26), which is the DDIM of eta 1."""
+    """Euler to a level below and noise up to the next, (26), which is DDIM of eta 1."""
     return ddim(grid, eta=1.0)
 
 
 def heun(grid: Grid) -> Tableau:
-    """Heun's method on (19), equation (21): two rows a step, but for one that begins at pure noise or ends clean."""
+    """Heun's method on (19), equation (21): two rows a step, except from pure noise and to the clean image."""
     sigma, rows = grid.edm_sigma, []
     for i in grid.steps:
-        if i < grid.pure:
+        if i < grid.num_pure_noise:
             rows.append(_ddim_row(grid, i, 0.0))
             continue
-        level, cleaner = grid.at(i), grid.at(i + 1)
+        level, cleaner = grid.level_at(i), grid.level_at(i + 1)
         move = cleaner.alpha * (sigma[i + 1] - sigma[i])
-        rows.append(Row(grid.timestep[i], level, cleaner.alpha / level.alpha, eps_coef=1.0, weights=[move]))
+        rows.append(
+            TableauRow(grid.timestep[i], level, cleaner.alpha / level.alpha, eps_coef=1.0, history_weights=[move])
+        )
         if sigma[i + 1] > 0 and i + 1 in grid.steps:
-            rows.append(Row(grid.timestep[i + 1], cleaner, 1.0, eps_coef=1.0, weights=[move / 2, -move / 2]))
+            rows.append(
+                TableauRow(grid.timestep[i + 1], cleaner, 1.0, eps_coef=1.0, history_weights=[move / 2, -move / 2])
+            )
     return tableau(rows)
 
 
 def plms(grid: Grid) -> Tableau:
-    """Adams-Bashforth on (19), equation (22), of order 4 once as many answers are known."""
-    sigma, rows, first = grid.edm_sigma, [], grid.pure
+    """Adams-Bashforth on (19), equation (22), of order 4 once the history has four eps."""
+    sigma, rows, first = grid.edm_sigma, [], grid.num_pure_noise
     for i in grid.steps:
         if i < first:
             rows.append(_ddim_row(grid, i, 0.0))
             continue
-        level, cleaner = grid.at(i), grid.at(i + 1)
-        seen = np.arange(min(DEPTH, i - first + 1))
+        level, cleaner = grid.level_at(i), grid.level_at(i + 1)
+        lags = np.arange(min(DEPTH, i - first + 1))
         move = sigma[i + 1] - sigma[i]
-        weights = _quadrature((sigma[i - seen] - sigma[i]) / move, 1 / (seen + 1))
+        weights = _quadrature((sigma[i - lags] - sigma[i]) / move, 1 / (lags + 1))
         xt_coef = cleaner.alpha / level.alpha
-        rows.append(Row(grid.timestep[i], level, xt_coef, eps_coef=1.0, weights=cleaner.alpha * move * weights))
+        rows.append(
+            TableauRow(grid.timestep[i], level, xt_coef, eps_coef=1.0, history_weights=cleaner.alpha * move * weights)
+        )
     return tableau(rows)
 
 
 def dpmpp_2m(grid: Grid) -> Tableau:
-    """DPM-Solver++ of two steps, equation (23), as published."""
+    """Multistep DPM-Solver++ 2M, equation (23), as published."""
     return _exponential(grid, 2)
 
 
 def dpmpp_3m(grid: Grid) -> Tableau:
-    """DPM-Solver++ of three steps, equation (23): the quadratic through three x0."""
+    """Multistep DPM-Solver++ 3M, equation (23): the quadratic through three x0."""
     return _exponential(grid, 3)
 
 
 def unipc_2(grid: Grid) -> Tableau:
-    """UniPC of order 2, equation (24): DPM-Solver++ 2M, corrected."""
+    """UniPC of order 2, equation (24): DPM-Solver++ 2M with a corrector."""
     return _exponential(grid, 2, corrected=True)
 
 
 def unipc_3(grid: Grid) -> Tableau:
-    """UniPC of order 3, equation (24): DPM-Solver++ 3M, corrected."""
+    """UniPC of order 3, equation (24): DPM-Solver++ 3M with a corrector."""
     return _exponential(grid, 3, corrected=True)
 
 
 def _exponential(grid: Grid, order: int, *, corrected: bool = False) -> Tableau:
-    """(23), or with the correction (24).
+    """(23), or with the corrector of (24).
 
-    A corrected step is written into the row after it, which takes back the prediction and puts the correction there:
-    xs = sigma_s/sigma_t (xt + alpha_t (correction - prediction)) + alpha_s prediction.
+    The corrector of a step is part of the row after it, which subtracts the prediction of the step and adds its
+    correction: xs = sigma_s/sigma_t (xt + alpha_t (correction - prediction)) + alpha_s prediction.
     """
     lam = grid.level.logsnr / 2
-    rows: list[Row] = []
-    first, n = grid.pure, len(grid.timestep)
+    rows: list[TableauRow] = []
+    first, n = grid.num_pure_noise, len(grid.timestep)
     predicted = np.zeros(DEPTH)
     for i in grid.steps:
-        level, cleaner = grid.at(i), grid.at(i + 1)
+        level, cleaner = grid.level_at(i), grid.level_at(i + 1)
         move = lam[i + 1] - lam[i]
-        left = n - i if np.isinf(lam[n]) else order
-        use = 1 if i < first else min(order, i - first + 1, left)
+        remaining_steps = n - i if np.isinf(lam[n]) else order
+        num_x0 = 1 if i < first else min(order, i - first + 1, remaining_steps)
         weights = np.zeros(DEPTH)
         if i - 1 >= first and corrected:
-            behind = lam[i] - lam[i - 1]
-            known = int(np.count_nonzero(predicted))
-            nodes = np.append(1.0, (lam[i - 1 - np.arange(known)] - lam[i - 1]) / behind)
-            weights[: known + 1] = _quadrature(nodes, _moments(behind, known + 1, halved=known == 1))
+            last_move = lam[i] - lam[i - 1]
+            order_before = int(np.count_nonzero(predicted))
+            nodes = np.append(1.0, (lam[i - 1 - np.arange(order_before)] - lam[i - 1]) / last_move)
+            moments = _moments(last_move, order_before + 1, halve_second=order_before == 1)
+            weights[: order_before + 1] = _quadrature(nodes, moments)
             weights[1:] -= predicted[:-1]
             weights *= cleaner.sigma / level.sigma * level.alpha
         predicted = np.zeros(DEPTH)
-        if use == 1:
+        if num_x0 == 1:
             predicted[0] = -np.expm1(-move)
         else:
-            nodes = (lam[i - np.arange(use)] - lam[i]) / move
-            predicted[:use] = _quadrature(nodes, _moments(move, use, halved=use == 2))
+            nodes = (lam[i - np.arange(num_x0)] - lam[i]) / move
+            predicted[:num_x0] = _quadrature(nodes, _moments(move, num_x0, halve_second=num_x0 == 2))
         weights += cleaner.alpha * predicted
-        rows.append(Row(grid.timestep[i], level, cleaner.sigma / level.sigma, x0_coef=1.0, weights=weights))
+        rows.append(
+            TableauRow(grid.timestep[i], level, cleaner.sigma / level.sigma, x0_coef=1.0, history_weights=weights)
+        )
     return tableau(rows)
 
 
 def euler_maruyama(grid: Grid) -> Tableau:
-    """The reverse SDE by Euler and Maruyama, equation (25); the last step, to the clean image, is x0 itself."""
+    """Euler-Maruyama on the reverse SDE, equation (25); the last step, to the clean image, returns x0 itself."""
     rows = []
     for i in grid.steps:
-        level, cleaner = grid.at(i), grid.at(i + 1)
-        if i < grid.pure or cleaner.sigma == 0:
+        level, cleaner = grid.level_at(i), grid.level_at(i + 1)
+        if i < grid.num_pure_noise or cleaner.sigma == 0:
             rows.append(_ddim_row(grid, i, 1.0))
             continue
         b = 2 * np.log(cleaner.alpha / level.alpha)
         rows.append(
-            Row(grid.timestep[i], level, 1 + b / 2, eps_coef=1.0, weights=[-b / level.sigma], noise_coef=np.sqrt(b))
+            TableauRow(
+                grid.timestep[i],
+                level,
+                1 + b / 2,
+                eps_coef=1.0,
+                history_weights=[-b / level.sigma],
+                noise_coef=np.sqrt(b),
+            )
         )
     return tableau(rows)
 
 
 def dpmpp_2m_sde(grid: Grid) -> Tableau:
     """SDE-DPM-Solver++ 2M, equation (27), as published."""
-    lam, rows, first = grid.level.logsnr / 2, [], grid.pure
+    lam, rows, first = grid.level.logsnr / 2, [], grid.num_pure_noise
     for i in grid.steps:
-        level, cleaner = grid.at(i), grid.at(i + 1)
+        level, cleaner = grid.level_at(i), grid.level_at(i + 1)
         move = lam[i + 1] - lam[i]
         gain = -np.expm1(-2 * move)
         weights = np.array([1.0, 0.0])
         if i - 1 >= first and np.isfinite(move):
-            back = move / (lam[i] - lam[i - 1]) / 2
-            weights = np.array([1 + back, -back])
+            slope_weight = move / (lam[i] - lam[i - 1]) / 2
+            weights = np.array([1 + slope_weight, -slope_weight])
         rows.append(
-            Row(
+            TableauRow(
                 grid.timestep[i],
                 level,
                 cleaner.sigma / level.sigma * np.exp(-move),
                 x0_coef=1.0,
-                weights=cleaner.alpha * gain * weights,
+                history_weights=cleaner.alpha * gain * weights,
                 noise_coef=cleaner.sigma * np.sqrt(gain),
             )
         )
@@ -225,31 +242,33 @@ def dpmpp_2m_sde(grid: Grid) -> Tableau:
 
 
 def _quadrature(nodes: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Weights of values at ``nodes`` that integrate every polynomial of as many terms, given the powers' integrals."""
+    """Weights of values at ``nodes`` that integrate the polynomial through them. moments: integrals of 1, u, u^2."""
     return np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
 
 
-def _moments(move: float, count: int, *, halved: bool = False) -> np.ndarray:
+def _moments(move: float, count: int, *, halve_second: bool = False) -> np.ndarray:
     """The integrals over u in [0, 1] of move exp(-move (1 - u)) u^k, k < count, by Kummer's function.
 
-    halved: the second as half of the first, which is what both papers publish for two nodes.
+    halve_second: replace the second moment by half of the first, which is what both papers publish for two nodes.
     """
     k = np.arange(count)
-    found = move / (k + 1) * hyp1f1(1, k + 2, -move)
-    if halved:
-        found[1] = found[0] / 2
-    return found
+    moments = move / (k + 1) * hyp1f1(1, k + 2, -move)
+    if halve_second:
+        moments[1] = moments[0] / 2
+    return moments
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A method and what it promises.
+    """A sampling method and its order of convergence.
 
-    order: the power of the stride that its error falls with, from exact starting values: of an image where nothing is
-    random, else of the distribution (weak order).   options: which keywords it takes beside the grid.
+    make_tableau: (grid, **options) -> tableau.
+    order: the power of the stride by which its error falls, from exact starting values: the error of an image for a
+        deterministic method, of the distribution for a stochastic one (weak order).
+    options: the keywords that make_tableau takes.
     """
 
-    rows: Callable[..., Tableau]
+    make_tableau: Callable[..., Tableau]
     order: int
     stochastic: bool = False
     options: tuple[str, ...] = ()

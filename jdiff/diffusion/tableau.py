@@ -1,6 +1,6 @@
-"""What every sampling method is written in: levels to visit, and a row of coefficients of (9) of ``solvers`` for each.
+"""Tableaux: a sampling method as a table, with one row of coefficients of (9) of ``solvers`` per visited level.
 
-Tables are made in float64 on the host.
+Tables are computed in float64 on the host.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from jdiff.diffusion.schedules import Schedule
 from jdiff.levels import Level
 
 PURE_NOISE = 1e-6  # an SNR
-DEPTH = 4  # how many answers, the row's own among them, a row may look at
+DEPTH = 4  # how many d of (9), the current row's included, a row may combine
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tableau:
-    """A sampling method on a grid: what to tell the network, and the coefficients of (9).
+    """A sampling method on a grid: the timestep and level of each network evaluation, and the coefficients of (9).
 
-    Every field is of shape (rows,), or (rows, b) where each image has its own; weights have an axis (depth,) after
-    the rows. A sampler scans them from the noisiest row to the last.
+    Every field is of shape (rows,), or (rows, b) where each image has its own; history_weights have an axis (depth,)
+    after the rows. A sampler scans them from the noisiest row to the last.
 
-    guidance_scale: what ``guidance`` reads.   noise_range: log of the largest noise_coef over the least, for
-    networks that say where between them it lies; else 0.   active: false in rows that only fill up.
+    guidance_scale: the scale of ``guidance``.   noise_range: log of the largest noise_coef over the smallest, for
+    networks with a learned variance; else 0.   active: false in padding rows.
     """
 
     timestep: Array
@@ -37,36 +37,36 @@ class Tableau:
     xt_coef: Array
     x0_coef: Array
     eps_coef: Array
-    weights: Array
+    history_weights: Array
     noise_coef: Array
     noise_range: Array
     active: Array
 
     @property
-    def rows(self) -> int:
-        """How many rows there are, those that only fill up among them."""
+    def num_rows(self) -> int:
+        """The number of rows, padding included."""
         return self.timestep.shape[0]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels that a sampler visits. timestep: (n,), falling.   level: rates (n + 1,) with the end, in float64."""
+    """The levels that a sampler visits. timestep: (n,), falling.   level: rates (n + 1,), end included, in float64."""
 
     timestep: np.ndarray
     level: Level
 
     @property
     def steps(self) -> range:
-        """The numbers of the steps, from 0 to n - 1."""
+        """The indices of the steps, from 0 to n - 1."""
         return range(len(self.timestep))
 
-    def at(self, i: int) -> Level:
-        """One level."""
+    def level_at(self, i: int) -> Level:
+        """The level that step i starts from."""
         return Level(self.level.alpha[i], self.level.sigma[i])
 
     @property
-    def pure(self) -> int:
-        """How many levels at the start, none or one, are as good as pure noise."""
+    def num_pure_noise(self) -> int:
+        """How many levels at the start, 0 or 1, are numerically pure noise."""
         return int(self.level.alpha[0] ** 2 < PURE_NOISE * self.level.sigma[0] ** 2)
 
     @property
@@ -76,34 +76,34 @@ class Grid:
             return self.level.sigma / self.level.alpha
 
 
-def grid(schedule: Schedule, timesteps: np.ndarray, *, last: float = -1) -> Grid:
-    """Levels of falling timesteps. last: where the final step ends; -1 is the clean image."""
-    return Grid(np.asarray(timesteps, np.float64), schedule.rates(np.append(timesteps, last)))
+def level_grid(schedule: Schedule, timesteps: np.ndarray, *, end_timestep: float = -1) -> Grid:
+    """Levels of falling timesteps. end_timestep: where the final step ends; -1 is the clean image."""
+    return Grid(np.asarray(timesteps, np.float64), schedule.rates(np.append(timesteps, end_timestep)))
 
 
 @dataclass
-class Row:
-    """One row of a tableau as a method writes it."""
+class TableauRow:
+    """One row of a tableau, as a solver writes it."""
 
     timestep: float
     level: Level
     xt_coef: float = 0.0
     x0_coef: float = 0.0
     eps_coef: float = 0.0
-    weights: Sequence[float] = (1.0,)
+    history_weights: Sequence[float] = (1.0,)
     noise_coef: float = 0.0
     noise_range: float = 0.0
 
 
-def tableau(rows: Sequence[Row]) -> Tableau:
-    """The rows as columns, as deep as any of them looks back."""
+def tableau(rows: Sequence[TableauRow]) -> Tableau:
+    """Stack rows into columns; the depth of the history is the largest that any row needs."""
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(row, name) for row in rows], np.float64)
 
     weights = np.zeros((len(rows), DEPTH))
-    for row, given in zip(weights, (row.weights for row in rows)):
-        row[: len(given)] = given
+    for padded, row in zip(weights, rows):
+        padded[: len(row.history_weights)] = row.history_weights
     depth = 1 + int(np.max(np.nonzero(weights)[1], initial=0))
     return Tableau(
         timestep=column("timestep"),
@@ -112,7 +112,7 @@ def tableau(rows: Sequence[Row]) -> Tableau:
         xt_coef=column("xt_coef"),
         x0_coef=column("x0_coef"),
         eps_coef=column("eps_coef"),
-        weights=weights[:, :depth],
+        history_weights=weights[:, :depth],
         noise_coef=column("noise_coef"),
         noise_range=column("noise_range"),
         active=np.ones(len(rows), bool),
@@ -120,37 +120,39 @@ def tableau(rows: Sequence[Row]) -> Tableau:
 
 
 def stack_tableaux(tableaux: Sequence[Tableau], rows: int, *, dtype: type = np.float32) -> Tableau:
-    """One tableau for a batch whose images have each their own, filled up with idle rows to ``rows``.
+    """One tableau for a batch in which each image has its own, padded with inactive rows to ``rows``.
 
-    Returns fields of (rows, b) and weights of (rows, DEPTH, b), in ``dtype``.
+    Returns fields of (rows, b) and history_weights of (rows, DEPTH, b), in ``dtype``.
     """
-    filled = {id(one): _filled(one, rows) for one in tableaux}
+    padded_tableaux = {id(tableau): _pad_rows(tableau, rows) for tableau in tableaux}
 
-    def column(*values: np.ndarray) -> np.ndarray:
-        together = np.stack(values, axis=-1)
-        return together if together.dtype == bool else together.astype(dtype)
+    def stack_column(*values: np.ndarray) -> np.ndarray:
+        column = np.stack(values, axis=-1)
+        return column if column.dtype == bool else column.astype(dtype)
 
-    return jax.tree.map(column, *(filled[id(one)] for one in tableaux))
+    return jax.tree.map(stack_column, *(padded_tableaux[id(tableau)] for tableau in tableaux))
 
 
-def _filled(given: Tableau, rows: int) -> Tableau:
-    """A tableau with rows after its own that leave an image as it is."""
-    depth = given.weights.shape[1]
-    given = replace(given, weights=np.pad(given.weights, ((0, 0), (0, DEPTH - depth))))
-    zero, one = np.zeros(1), np.ones(1)
-    idle = replace(
-        jax.tree.map(lambda column: column[-1:], given),
-        guidance_scale=one,
-        xt_coef=one,
+def _pad_rows(tableau: Tableau, rows: int) -> Tableau:
+    """Append rows that return xt unchanged."""
+    depth = tableau.history_weights.shape[1]
+    tableau = replace(tableau, history_weights=np.pad(tableau.history_weights, ((0, 0), (0, DEPTH - depth))))
+    zero, unit = np.zeros(1), np.ones(1)
+    inactive_row = replace(
+        jax.tree.map(lambda column: column[-1:], tableau),
+        guidance_scale=unit,
+        xt_coef=unit,
         x0_coef=zero,
         eps_coef=zero,
-        weights=np.zeros((1, DEPTH)),
+        history_weights=np.zeros((1, DEPTH)),
         noise_coef=zero,
         noise_range=zero,
         active=np.zeros(1, bool),
     )
     return jax.tree.map(
-        lambda column, more: np.concatenate([column, np.repeat(more, rows - len(column), axis=0)]), given, idle
+        lambda column, padding: np.concatenate([column, np.repeat(padding, rows - len(column), axis=0)]),
+        tableau,
+        inactive_row,
     )
 
 

@@ -26,9 +26,9 @@ def uniform(key: Array, schedule: Schedule) -> Array:
 
 
 def linear(key: Array, schedule: Schedule) -> Array:
-    """Timestep t in proportion to t + 1/2: noisy ones, where a caption decides what will be where, more often.
+    """Timestep t with probability proportional to t + 1/2: noisy ones, where a caption decides the layout, more often.
 
-    Weights do not make up for it, as they would in [iddpm eq. 18].
+    No loss weight compensates for it, unlike the importance sampling of [iddpm eq. 18].
     """
     return schedule.quantile(jnp.sqrt(jax.random.uniform(key)))
 

@@ -1,14 +1,14 @@
-"""How unlike each other the pictures of one sentence are."""
+"""Diversity: how different the images of one prompt are."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def spread(first: np.ndarray, second: np.ndarray) -> float:
-    """The root mean square difference of two pictures of each sentence, on the mean over sentences.
+def pairwise_diversity(first: np.ndarray, second: np.ndarray) -> float:
+    """The root mean square difference of two images of each prompt, averaged over prompts.
 
-    first, second: (n, h, w, 3) uint8, of the same sentences from other noise.   Returns 0, all alike, to 1.
+    first, second: (n, h, w, 3) uint8, of the same prompts from different noise.   Returns 0 (identical) to 1.
     """
-    apart = (first.astype(np.float64) - second) / 255
-    return float(np.sqrt(np.mean(apart**2, axis=(1, 2, 3))).mean())
+    difference = (first.astype(np.float64) - second) / 255
+    return float(np.sqrt(np.mean(difference**2, axis=(1, 2, 3))).mean())

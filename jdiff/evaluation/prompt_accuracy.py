@@ -1,4 +1,4 @@
-"""How often a picture shows what its prompt said, as the shapes world's exact reader sees it."""
+"""Prompt accuracy: how often an image shows what its prompt asks for, by the exact reader of the shapes world."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from math import sqrt
 
 import numpy as np
 
-from jdiff.data.shapes.reader import read
+from jdiff.data.shapes.reader import read_scene
 from jdiff.data.shapes.verdict import agrees
 from jdiff.data.shapes.world import Scene
 
 
 def interval(right: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: honest near 0 and 1, where the usual one is not [wilson]."""
+    """Wilson's 95 % confidence interval of a proportion, which is accurate near 0 and 1, too [wilson]."""
     if total == 0:
         return 0.0, 1.0
     share, spread = right / total, z * z / total
@@ -22,40 +22,40 @@ def interval(right: int, total: int, *, z: float = 1.959964) -> tuple[float, flo
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def verdicts(asked: Sequence[Scene], images: np.ndarray) -> list[dict]:
-    """What of each request its picture fulfils. images: (n, h, w, 3) uint8."""
-    return [agrees(scene, read(image)) for scene, image in zip(asked, images, strict=True)]
+def scene_verdicts(scenes: Sequence[Scene], images: np.ndarray) -> list[dict]:
+    """Which attributes of each prompted scene its image shows. images: (n, h, w, 3) uint8."""
+    return [agrees(scene, read_scene(image)) for scene, image in zip(scenes, images, strict=True)]
 
 
-def rate(found: Sequence[bool]) -> dict[str, float]:
-    """A share with its interval and count: {"share", "low", "high", "count"}; of nothing, 0 (0 to 1)."""
-    right, total = sum(found), len(found)
+def rate(outcomes: Sequence[bool]) -> dict[str, float]:
+    """A proportion with its interval and count: {"share", "low", "high", "count"}; for no outcomes, 0 (0 to 1)."""
+    right, total = sum(outcomes), len(outcomes)
     low, high = interval(right, total)
     return {"share": right / max(total, 1), "low": low, "high": high, "count": total}
 
 
-def summary(judged: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """The rate of each attribute, {"prompt_accuracy": {"share", ...}, ...}, and of pictures with something left out.
+def summary(verdicts: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """The rate of each attribute, {"prompt_accuracy": {"share", ...}, ...}, and the missing_object_rate.
 
-    An attribute that only some requests have (a place, a relation) is counted over those.
+    An attribute that only some prompts have (a place, a relation) is counted over those.
     """
-    names = list(dict.fromkeys(name for verdict in judged for name in verdict if name != "num_missing"))
-    table = {name: rate([bool(verdict[name]) for verdict in judged if name in verdict]) for name in names}
-    missing = [verdict["num_missing"] > 0 for verdict in judged if "num_missing" in verdict]
+    names = list(dict.fromkeys(name for verdict in verdicts for name in verdict if name != "num_missing"))
+    table = {name: rate([bool(verdict[name]) for verdict in verdicts if name in verdict]) for name in names}
+    missing = [verdict["num_missing"] > 0 for verdict in verdicts if "num_missing" in verdict]
     return table | ({"missing_object_rate": rate(missing)} if missing else {})
 
 
-def shown(whether: Sequence[Callable[[Scene], bool]], images: np.ndarray) -> dict[str, float]:
-    """The rate, among the pictures that can be read, of those whose scene shows what it is asked about."""
-    seen = [(shows, read(image)) for shows, image in zip(whether, images, strict=True)]
-    return rate([shows(scene) for shows, scene in seen if scene is not None])
+def occurrence_rate(predicates: Sequence[Callable[[Scene], bool]], images: np.ndarray) -> dict[str, float]:
+    """The rate of images whose scene fulfils its predicate, among those that the reader accepts."""
+    scenes = [read_scene(image) for image in images]
+    return rate([predicate(scene) for predicate, scene in zip(predicates, scenes, strict=True) if scene is not None])
 
 
-def overlap(asked: Iterable[Scene], trained: Iterable[Scene]) -> int:
-    """How many requests training showed in any picture, blurred or not."""
+def overlap(scenes: Iterable[Scene], training_scenes: Iterable[Scene]) -> int:
+    """How many scenes training showed in any image, blurred or not."""
 
-    def tuple_of(scene: Scene) -> tuple:
+    def without_blur(scene: Scene) -> tuple:
         return scene.things, scene.place, scene.relation
 
-    seen = {tuple_of(scene) for scene in trained}
-    return sum(tuple_of(scene) in seen for scene in asked)
+    training_set = {without_blur(scene) for scene in training_scenes}
+    return sum(without_blur(scene) in training_set for scene in scenes)

@@ -1,4 +1,4 @@
-"""How well captions find their images, and images their captions [clip sec. 3]."""
+"""Image-text retrieval: recall in both directions [clip sec. 3]."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import numpy as np
 
 
 def recall(
-    text: np.ndarray, image: np.ndarray, *, of: np.ndarray | None = None, at: tuple[int, ...] = (1, 5, 10)
+    text: np.ndarray, image: np.ndarray, *, image_index: np.ndarray | None = None, ks: tuple[int, ...] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Share of captions whose image is among the k of greatest cosine, and of images one of whose captions is.
+    """Recall@k: the share of captions whose image is among the k most similar, and of images for one of their captions.
 
-    text: (n, d), image: (m, d) unit vectors.   of: (n,) the image each caption belongs to, every image named; row i
-    of one belongs to row i of the other if not said.
+    text: (n, d), image: (m, d) unit vectors.   image_index: (n,) the image of each caption; every image
+        occurs. Default: caption i belongs to image i.
     Ties count against: a partner is found only if fewer than k others score as high.
     Returns {"text_to_image@1": ..., "image_to_text@1": ..., ...}.
     """
-    of = np.arange(len(text)) if of is None else of
+    image_index = np.arange(len(text)) if image_index is None else image_index
     similarity = text @ image.T
-    own = of[:, None] == np.arange(len(image))
-    partner = similarity[np.arange(len(text)), of]
-    best = np.max(similarity, axis=0, where=own, initial=-np.inf)
-    better_images = np.sum((similarity >= partner[:, None]) & ~own, axis=1)
-    better_texts = np.sum((similarity >= best) & ~own, axis=0)
+    is_pair = image_index[:, None] == np.arange(len(image))
+    partner = similarity[np.arange(len(text)), image_index]
+    best = np.max(similarity, axis=0, where=is_pair, initial=-np.inf)
+    better_images = np.sum((similarity >= partner[:, None]) & ~is_pair, axis=1)
+    better_texts = np.sum((similarity >= best) & ~is_pair, axis=0)
     return {
         f"{way}@{k}": float(np.mean(better < k))
-        for k in at
+        for k in ks
         for way, better in (("text_to_image", better_images), ("image_to_text", better_texts))
     }
 
 
-def preferred(image: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Whether each image lies nearer to the right caption than to the wrong one; a tie is no.
+def prefers_correct_caption(image: np.ndarray, correct: np.ndarray, incorrect: np.ndarray) -> np.ndarray:
+    """Whether each image is more similar to its correct caption than to the incorrect one; a tie counts as no.
 
     All (n, d) unit vectors.   Returns (n,) bool.
     """
-    return np.sum(image * (right - wrong), axis=1) > 0
+    return np.sum(image * (correct - incorrect), axis=1) > 0

@@ -1,5 +1,5 @@
-"""What the shapes world lets one measure exactly: unseen scenes, negative prompts, the arithmetic of meanings,
-and what a bag of words confuses."""
+"""Evaluation sets of the shapes world, whose scenes are known exactly: unseen scenes, hard negative captions, negative
+prompts, analogies."""
 
 from __future__ import annotations
 
@@ -18,62 +18,66 @@ def scenes(records: Sequence[dict]) -> list[Scene]:
     return [Scene.from_json(json.loads(records[i]["metadata"])["scene"]) for i in range(len(records))]
 
 
-def sharp(records: Sequence[dict], count: int) -> list[int]:
-    """Places of up to ``count`` sharp records; a scene comes again, in another picture, only after all others."""
-    return [place for _, place in _visits(records)[:count]]
+def sharp_indices(records: Sequence[dict], count: int) -> list[int]:
+    """Indices of up to ``count`` records without blur; a scene repeats, in another image, only after all others."""
+    return [index for _, index in _repetitions(records)[:count]]
 
 
-def distinct(records: Sequence[dict], count: int) -> list[int]:
-    """Places of up to ``count`` sharp records that differ in meaning."""
-    return [place for visit, place in _visits(records) if visit == 0][:count]
+def distinct_indices(records: Sequence[dict], count: int) -> list[int]:
+    """Indices of up to ``count`` records without blur, all of different scenes."""
+    return [index for repetition, index in _repetitions(records) if repetition == 0][:count]
 
 
-def _visits(records: Sequence[dict]) -> list[tuple[int, int]]:
-    """Of every sharp record, how many came before with its scene, and its place; sorted."""
-    seen: Counter[Scene] = Counter()
-    visits = []
-    for place, scene in enumerate(scenes(records)):
+def _repetitions(records: Sequence[dict]) -> list[tuple[int, int]]:
+    """For every record without blur the number of earlier records of its scene, and its index; sorted."""
+    counts: Counter[Scene] = Counter()
+    repetitions = []
+    for index, scene in enumerate(scenes(records)):
         if not scene.blurry:
-            visits.append((seen[scene], place))
-            seen[scene] += 1
-    return sorted(visits)
+            repetitions.append((counts[scene], index))
+            counts[scene] += 1
+    return sorted(repetitions)
 
 
 def full_caption(record: dict) -> str:
-    """The caption that leaves nothing of the scene unsaid."""
+    """The caption that names every attribute of the scene."""
     return json.loads(record["metadata"])["caption"]
 
 
-def confusions(records: Sequence[dict]) -> dict[str, list[tuple[int, str, str]]]:
-    """What a bag of words confuses: of each matter that can be exchanged in a pair, by its name, and every sharp pair,
-    the record's place, a caption of it, and one with that exchanged; but for the relation both have the same words."""
-    found, shown = {}, scenes(records)
-    for place in distinct(records, len(records)):
-        if shown[place].kind == "relation":
-            for name, other in exchanges(shown[place]).items():
-                found.setdefault(name, []).append((place, ordered_caption(shown[place]), ordered_caption(other)))
-    return found
+def hard_negative_captions(records: Sequence[dict]) -> dict[str, list[tuple[int, str, str]]]:
+    """Captions of two objects with one property exchanged: hard negatives for an encoder that ignores word order.
+
+    Returns, by property ("order", "relation", "colour", ...) and for every pair without blur, the record's index, its
+    caption, and the caption with that property exchanged. Both have the same words, except for the relation.
+    """
+    captions, all_scenes = {}, scenes(records)
+    for index in distinct_indices(records, len(records)):
+        scene = all_scenes[index]
+        if scene.kind == "relation":
+            for name, other in exchanges(scene).items():
+                captions.setdefault(name, []).append((index, ordered_caption(scene), ordered_caption(other)))
+    return captions
 
 
 @dataclass(frozen=True)
-class Avoidance:
-    """A prompt, what its picture is to keep clear of, and whether a scene shows that all the same."""
+class NegativePromptCase:
+    """A prompt, a negative prompt, and whether a scene shows what the negative prompt excludes."""
 
     prompt: str
     negative: str
-    shown: Callable[[Scene], bool]
+    is_shown: Callable[[Scene], bool]
 
 
-def avoidances() -> dict[str, list[Avoidance]]:
-    """Prompts that leave a colour, or blur, open, with the word for it as the negative prompt."""
+def negative_prompt_cases() -> dict[str, list[NegativePromptCase]]:
+    """Prompts that leave the colour, or blur, open; the negative prompt names a colour, or "blurry"."""
 
-    def has(colour: str) -> Callable[[Scene], bool]:
+    def has_colour(colour: str) -> Callable[[Scene], bool]:
         return lambda scene: any(thing.colour == colour for thing in scene.things)
 
     pairs = [(colour, shape) for shape in SHAPES for colour in COLOURS]
     return {
-        "colour": [Avoidance(f"a {shape}", colour, has(colour)) for colour, shape in pairs],
-        "blur": [Avoidance(short_caption(*pair), "blurry", lambda scene: scene.blurry) for pair in pairs],
+        "colour": [NegativePromptCase(f"a {shape}", colour, has_colour(colour)) for colour, shape in pairs],
+        "blur": [NegativePromptCase(short_caption(*pair), "blurry", lambda scene: scene.blurry) for pair in pairs],
     }
 
 
@@ -84,12 +88,12 @@ def candidates() -> list[str]:
 
 def analogies() -> list[Analogy]:
     """Every change of colour, and every change of shape, of every colour-shape caption."""
-    found = []
+    cases = []
     for colour in COLOURS:
         for shape in SHAPES:
             start = short_caption(colour, shape)
-            found += [
+            cases += [
                 Analogy(start, colour, other, short_caption(other, shape)) for other in COLOURS if other != colour
             ]
-            found += [Analogy(start, shape, other, short_caption(colour, other)) for other in SHAPES if other != shape]
-    return found
+            cases += [Analogy(start, shape, other, short_caption(colour, other)) for other in SHAPES if other != shape]
+    return cases

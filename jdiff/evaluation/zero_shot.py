@@ -1,4 +1,4 @@
-"""Pictures told apart by the names of what they show alone [clip sec. 3.1]."""
+"""Zero-shot classification: images classified by the names of the classes alone [clip sec. 3.1]."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
-PROMPTS = epath.Path(__file__).parent / "templates.txt"  # the 80 that CLIP was measured with
+PROMPTS = epath.Path(__file__).parent / "templates.txt"  # the 80 templates of CLIP's evaluation on ImageNet
 
 
 def read_templates(path: epath.PathLike = PROMPTS) -> list[str]:
-    """Sentences with a place {} for a name, one a line. Raises ValueError."""
-    found = [line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()]
-    wrong = [line for line in found if line.count("{}") != 1]
-    if wrong or not found:
-        raise ValueError(f"{path} must have one {{}} in each line, where the name goes; found {wrong[:1] or 'no line'}")
-    return found
+    """Read prompt templates, one per line, with {} in place of the class name. Raises ValueError."""
+    templates = [line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()]
+    invalid_lines = [line for line in templates if line.count("{}") != 1]
+    if invalid_lines or not templates:
+        raise ValueError(
+            f"{path} must have one {{}} in each line, for the class name; found {invalid_lines[:1] or 'no line'}"
+        )
+    return templates
 
 
-def class_vectors(
+def class_embeddings(
     embed_texts: Callable[[list[str]], np.ndarray], names: Sequence[str], templates: Sequence[str]
 ) -> np.ndarray:
-    """One unit vector for each name: of the mean of its sentences' unit vectors.
+    """One unit vector for each class: the normalized mean over templates of the sentences' unit vectors.
 
     embed_texts: sentences to unit vectors (n, d).   Returns (names, d).
     """
@@ -32,13 +34,13 @@ def class_vectors(
 
 
 def accuracy(image: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Share of images whose class is nearest, is among the five nearest, and the mean of the classes' shares.
+    """Top-1 and top-5 accuracy, and the mean over classes of their top-1 accuracy.
 
     image: (n, d), classes: (m, d) unit vectors.   labels: (n,) the class of each image.   A tie counts against.
     """
     similarity = image @ classes.T
-    own = similarity[np.arange(len(image)), labels]
-    better = np.sum(similarity >= own[:, None], axis=1) - 1
+    true_similarity = similarity[np.arange(len(image)), labels]
+    better = np.sum(similarity >= true_similarity[:, None], axis=1) - 1
     per_class = [np.mean(better[labels == label] < 1) for label in np.unique(labels)]
     return {
         "top1": float(np.mean(better < 1)),

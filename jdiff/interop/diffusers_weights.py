@@ -47,7 +47,7 @@ def diffusers_unet(levels: int) -> tuple[Rule, ...]:
         return f"up_blocks.{levels - 1 - int(match[1])}."
 
     return (
-        (r"^unet/", ""),
+        (r"^denoiser/", ""),
         (r"^time(\d)/", r"time_embedding.linear_\1."),
         (r"^down_(\d)_residual_(\d)/", r"down_blocks.\1.resnets.\2."),
         (r"^down_(\d)_transformer_(\d)/", r"down_blocks.\1.attentions.\2./"),
@@ -101,7 +101,7 @@ def single_file_unet(unet: Mapping[str, Any]) -> tuple[Rule, ...]:
         return f"{output_block(match[1], blocks)}.{2 if unet['attention'][int(match[1])] else 1}.conv."
 
     return (
-        (r"^unet/", ""),
+        (r"^denoiser/", ""),
         (r"^time(\d)/", lambda match: f"time_embed.{2 * int(match[1]) - 2}."),
         (r"^conv_in/", "input_blocks.0.0."),
         (r"^down_(\d)_residual_(\d)/", lambda match: f"{input_block(match[1], match[2])}.0/"),
@@ -138,7 +138,7 @@ SINGLE_FILE_AUTOENCODER: tuple[Rule, ...] = (
 
 
 def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The unet section of a U-Net's config.json. Raises ``WrongWeights`` where the network would compute otherwise."""
+    """The denoiser section of a U-Net's config.json. Raises ``WrongWeights`` where jdiff would compute otherwise."""
     channels = tuple(config["block_out_channels"])
     levels = len(channels)
     down_attention = [_lookup("down_block_types", name, BLOCKS) for name in config["down_block_types"]]
@@ -285,7 +285,7 @@ def single_file_config(tensors: Mapping[str, StoredTensor], prediction_type: str
         "data": {"image_size": 768 if diffusers_type == "v_prediction" else 512},
         "tokenizer": {"context_length": _shape(tensors, positions)[0]},
         "text": text,
-        "unet": unet,
+        "denoiser": unet,
         "autoencoder": autoencoder,
         "diffusion": diffusion,
         "sample": sample,

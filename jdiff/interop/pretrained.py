@@ -15,7 +15,7 @@ from jax.sharding import Sharding
 from jdiff.data import tokenizer as jdiff_tokenizers
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.interop import clip_weights, diffusers_weights, positions
-from jdiff.interop.tensors import StoredTensor, WeightFile, WrongWeights, read, refuse_pickle, scan, scan_folder
+from jdiff.interop.tensors import StoredTensor, WeightFile, WrongWeights, read_params, refuse_pickle, scan, scan_folder
 from jdiff.models.autoencoder import Autoencoder
 
 VOCABULARIES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
@@ -54,8 +54,8 @@ class PretrainedModel:
     notes: tuple[str, ...] = ()
 
     def weights(self, target: Any, sharding: Sharding, *, parts: Iterable[str] | None = None) -> dict[str, Any]:
-        """Read the parameters, placed by ``sharding``; see ``tensors.read``. Raises ``WrongWeights``."""
-        return read(target, self.files, sharding, source=self.source, parts=parts)
+        """Read the parameters, placed by ``sharding``; see ``tensors.read_params``. Raises ``WrongWeights``."""
+        return read_params(target, self.files, sharding, source=self.source, parts=parts)
 
 
 def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> PretrainedModel | None:
@@ -208,7 +208,7 @@ def _diffusers(path: epath.Path, hints: Hints) -> PretrainedModel:
     sections = {
         "tokenizer": {"context_length": text.get("max_position_embeddings", 77)},
         "text": clip_weights.hugging_face_text(text) | {"embed_dim": 0},
-        "unet": diffusers_weights.unet_config(unet),
+        "denoiser": diffusers_weights.unet_config(unet),
         "autoencoder": diffusers_weights.autoencoder_config(vae),
         "diffusion": diffusion,
         "sample": sample,
@@ -223,11 +223,11 @@ def _diffusers(path: epath.Path, hints: Hints) -> PretrainedModel:
     has_prefix = any(name.startswith("text_model.") for name in text_tensors)
     strip = () if has_prefix else ((r"^text_model\.", ""),)
     old = any(".attentions.0.query." in name for name in vae_tensors)
-    unet_rules = diffusers_weights.diffusers_unet(len(sections["unet"]["channels"]))
+    unet_rules = diffusers_weights.diffusers_unet(len(sections["denoiser"]["channels"]))
     vae_rules = diffusers_weights.diffusers_autoencoder(len(sections["autoencoder"]["channels"]), old=old)
     text_rules = (*clip_weights.HUGGING_FACE, *strip)
     files = (
-        WeightFile(unet_tensors, ("unet",), unet_rules),
+        WeightFile(unet_tensors, ("denoiser",), unet_rules),
         WeightFile(vae_tensors, ("autoencoder",), vae_rules),
         WeightFile(text_tensors, ("text",), text_rules, unused_pattern=clip_weights.UNUSED_TENSORS),
     )
@@ -244,12 +244,12 @@ def _latent_diffusion(path: epath.Path, tensors: Mapping[str, StoredTensor], hin
     config = _config("text_to_image", sections, dialect="open_clip" if version_2 else "hugging_face")
     tokenizer = _clip_tokenizer(path.parent, hints, config)
     prefixes = {
-        "unet": diffusers_weights.UNET_IN_FILE,
+        "denoiser": diffusers_weights.UNET_IN_FILE,
         "autoencoder": diffusers_weights.VAE_IN_FILE,
         "text": diffusers_weights.TEXT_2_IN_FILE if version_2 else diffusers_weights.TEXT_1_IN_FILE,
     }
     rules = {
-        "unet": diffusers_weights.single_file_unet(sections["unet"]),
+        "denoiser": diffusers_weights.single_file_unet(sections["denoiser"]),
         "autoencoder": diffusers_weights.SINGLE_FILE_AUTOENCODER,
         "text": clip_weights.OPENAI if version_2 else clip_weights.HUGGING_FACE,
     }

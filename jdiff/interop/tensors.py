@@ -165,7 +165,7 @@ def source_tensor(path: str, rules: Iterable[Rule]) -> SourceTensor:
 class WeightFile:
     """Tensors of one file, or of the shards in one folder, and which parameters they hold.
 
-    parts: the networks whose parameters they are: "text", "vision", "unet", ...
+    parts: the networks whose parameters they are: "text", "vision", "denoiser", ...
     rules: of ``source_tensor``, for paths that begin with a part.   prefix: what precedes every source name.
     unused_pattern: matches the names of tensors that hold no parameter.
     resizers: by parameter path, how to convert a tensor of another length: (array, rows) -> array.
@@ -248,7 +248,7 @@ def _source_shape(shape: tuple[int, ...], path: str, source: SourceTensor) -> tu
     return shape if source.part is None else (3 * shape[0], *shape[1:])
 
 
-def read(
+def read_params(
     target: Any,
     files: Iterable[WeightFile],
     sharding: Sharding,

@@ -1,6 +1,6 @@
-"""The KL autoencoder of latent diffusion: images to latents an eighth of the side, and back [ldm sec. 3.1].
+"""The KL autoencoder (VAE) of latent diffusion: images to latents of an eighth of the side, and back [ldm sec. 3.1].
 
-Diffusion then works on latents as it does on images: neither the loss nor the sampler knows which it is given.
+Diffusion then works on latents exactly as on images: the loss and the sampler are the same for both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EPSILON = 1e-6
 
 
 class _Middle(nn.Module):
-    """Attention of all pixels to each other between two residual blocks. x: (b, h, w, c). Returns the same shape."""
+    """Self-attention over all pixels, between two residual blocks. x: (b, h, w, c). Returns the same shape."""
 
     groups: int
     attend: Attend
@@ -36,7 +36,10 @@ class _Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (b, h, w, 3) to mean and log variance of their latents, (b, h/f, w/f, 2 latent_channels)."""
+    """Images (b, h, w, 3) to mean and log variance of their latents, (b, h/f, w/f, 2 latent_channels).
+
+    Fields as in ``Autoencoder``; f is its ``factor``.
+    """
 
     channels: Sequence[int]
     blocks: int
@@ -53,7 +56,7 @@ class Encoder(nn.Module):
                 name = f"down_{level}_residual_{i}"
                 x = ResidualBlock(features, self.groups, EPSILON, dtype=self.dtype, name=name)(x)
             if level < len(self.channels) - 1:
-                name = f"down_{level}_sample"  # its padding is right and below only
+                name = f"down_{level}_sample"  # pads on the right and below only
                 x = Conv(features, (3, 3), (2, 2), ((0, 1), (0, 1)), dtype=self.dtype, name=name)(x)
         x = _Middle(self.groups, self.attend, self.dtype, name="middle")(x)
         x = nn.silu(GroupNorm(self.groups, EPSILON, name="norm_out")(x))
@@ -61,7 +64,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (b, h, w, latent_channels) to images (b, f h, f w, 3)."""
+    """Latents (b, h, w, latent_channels) to images (b, f h, f w, 3). Fields as in ``Autoencoder``."""
 
     channels: Sequence[int]
     blocks: int
@@ -84,45 +87,42 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images to latents of about unit variance, and latents to images.
+    """Images to latents of about unit variance, and latents to images."""
 
-    channels: width of each level; each but the last halves the side.   blocks: residual blocks of a level.
-    scale: latents are multiplied by this, which brings them to unit variance [ldm sec. 4.3.2].
-    """
-
-    channels: Sequence[int] = (128, 256, 512, 512)
-    blocks: int = 2
-    groups: int = 32
+    channels: Sequence[int] = (128, 256, 512, 512)  # width of each level; each but the last halves the side
+    blocks: int = 2  # residual blocks of each encoder level; the decoder has one more
+    groups: int = 32  # of group normalization
     latent_channels: int = 4
-    scale: float = 0.18215
-    attend: Attend = dot_product
-    dtype: jax.typing.DTypeLike | None = None
+    scale: float = 0.18215  # latents are multiplied by this, to unit variance [ldm sec. 4.3.2]
+    attend: Attend = dot_product  # the attention function
+    dtype: jax.typing.DTypeLike | None = None  # of the computation; parameters stay float32
 
     def setup(self):
-        more = {"attend": self.attend, "dtype": self.dtype}
-        self.encoder = Encoder(self.channels, self.blocks, self.groups, self.latent_channels, **more)
-        self.decoder = Decoder(self.channels, self.blocks, self.groups, **more)
+        options = {"attend": self.attend, "dtype": self.dtype}
+        self.encoder = Encoder(self.channels, self.blocks, self.groups, self.latent_channels, **options)
+        self.decoder = Decoder(self.channels, self.blocks, self.groups, **options)
         self.quant = Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
         self.post_quant = Conv(self.latent_channels, (1, 1), dtype=self.dtype)
 
     @property
     def factor(self) -> int:
-        """Pixels of an image's side to one of its latents'."""
+        """Downsampling factor f: pixels of an image's side per pixel of its latents' side."""
         return 2 ** (len(self.channels) - 1)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
-        """Where an image's latents lie: a Gaussian for each, whose deviation is small.
+        """The Gaussian posterior of an image's latents.
 
-        images: (b, h, w, 3) floats in [-1, 1].   Returns mean and deviation, (b, h/f, w/f, latent_channels) each.
+        images: (b, h, w, 3) floats in [-1, 1].
+        Returns mean and standard deviation, (b, h/f, w/f, latent_channels) each; the deviation is small.
         """
         mean, log_variance = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         deviation = jnp.exp(0.5 * jnp.clip(log_variance, -30, 20))
         return self.scale * mean, self.scale * deviation
 
     def decode(self, latents: Array) -> Array:
-        """latents: (b, h, w, latent_channels).   Returns images (b, f h, f w, 3), about in [-1, 1]."""
+        """Reconstruct images. latents: (b, h, w, latent_channels). Returns (b, f h, f w, 3), about in [-1, 1]."""
         return self.decoder(self.post_quant(latents / self.scale)).astype(jnp.float32)
 
     def __call__(self, images: Array) -> Array:
-        """Images as they come back."""
+        """Reconstructions of ``images`` from the posterior's mean."""
         return self.decode(self.encode(images)[0])

@@ -1,4 +1,4 @@
-"""The small parts that the networks are made of. Layouts: images NHWC, kernels HWIO, text (b, n, d)."""
+"""Layers that the networks share. Layouts: images NHWC, kernels HWIO, text (b, n, d)."""
 
 from __future__ import annotations
 
@@ -26,26 +26,30 @@ ACTIVATIONS = {
 }
 
 
-def _products(primitive, *_, **how) -> bool:
-    """Whether to keep something: products with weights, which cost the most to do again, and not those of attention."""
+def _products(primitive, *args, **params) -> bool:
+    """Checkpoint policy: save matmul and convolution outputs, the costliest to recompute; recompute attention's."""
     return primitive.name == "conv_general_dilated" or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
-        primitive, *_, **how
+        primitive, *args, **params
     )
 
 
 REMAT = {"none": None, "blocks": jax.checkpoint_policies.nothing_saveable, "products": _products}
 
 
-def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
-    """A block that keeps less for its gradient, and does the rest again [checkpointing]. remat: a name in ``REMAT``."""
+def remat_block(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """Activation checkpointing: a block that recomputes activations in the backward pass [checkpointing].
+
+    remat: a name in ``REMAT``. "none" saves all activations, "products" the outputs of matmuls and convolutions,
+        "blocks" only each block's input.
+    """
     return block if remat == "none" else nn.remat(block, policy=REMAT[remat])
 
 
 class Dense(nn.Dense):
     """A linear layer that flattens all leading axes into one.
 
-    XLA's CPU backend takes up to twice as long for the gradient of a product that sums over two axes,
-    batch and place, as for one that sums over their product.
+    The gradient of the kernel sums over batch and position. XLA's CPU backend takes up to twice as long for a sum
+    over two axes as for one over the flattened axis.
     """
 
     def __call__(self, x: Array) -> Array:
@@ -53,17 +57,19 @@ class Dense(nn.Dense):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation in one pass over the image [groupnorm].
+    """Group normalization in one pass over the image [groupnorm].
 
-    Sums and sums of squares are taken per channel in float32, folded into one scale and one shift
-    per image and channel, so the image is read once for statistics and once for the result.
+    Sums and sums of squares are taken per channel in float32 and folded into one scale and one shift per image and
+    channel, so the image is read once for statistics and once for the result.
 
-    x: (b, h, w, c).   modulation: (scale, shift), (b, c) each: the answer y becomes y (1 + scale) + shift [film],
-    folded into the norm's own scale and shift, so at no further pass.   Returns the shape and type of x.
+    x: (b, h, w, c).
+    modulation: (scale, shift), (b, c) each: the output y becomes y (1 + scale) + shift [film]. It is folded into the
+        norm's own scale and shift, so it costs no further pass over the image.
+    Returns the shape and type of x.
     """
 
-    groups: int = 32
-    epsilon: float = 1e-5
+    groups: int = 32  # groups of channels that share a mean and a variance
+    epsilon: float = 1e-5  # added to the variance
 
     @nn.compact
     def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
@@ -79,14 +85,15 @@ class GroupNorm(nn.Module):
         gain = inverse * scale[None]
         shift = bias[None] - mean * gain
         if modulation is not None:
-            more, moved = modulation
-            gain, shift = gain * (1 + more), shift * (1 + more) + moved
+            extra_scale, extra_shift = modulation
+            gain, shift = gain * (1 + extra_scale), shift * (1 + extra_scale) + extra_shift
         return (wide * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
 
 def sinusoids(position: Array, width: int) -> Array:
-    """Waves of a position, cosines first, as Stable Diffusion's weights expect: how the U-Net is told its timestep
-    [ddpm sec. 3.3], and where towers' learned positions start.
+    """Sinusoidal embedding of a position, cosines first, as Stable Diffusion's weights expect.
+
+    Embeds the U-Net's timestep [ddpm sec. 3.3] and initializes the towers' learned positions.
 
     position: (...) numbers, here 0..1000.   width: even.   Returns (..., width) float32.
     """
@@ -101,10 +108,11 @@ def l2_normalize(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
-def standardised(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """Images in [-1, 1] as a network wants them whose pixels, from 0 to 1, were of this mean and deviation.
+def standardize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Normalize pixels with per-channel statistics: (pixel - mean) / std, with pixels in [0, 1].
 
-    images: (b, h, w, c).   mean, std: (c) numbers.   At one half each, images stay as they are.
+    images: (b, h, w, c) in [-1, 1]; converted to [0, 1] on the way.   mean, std: (c) numbers for pixels in [0, 1].
+    Returns (b, h, w, c); ``images`` unchanged where mean and std are 0.5.
     """
     gain, shift = 0.5 / np.asarray(std), (0.5 - np.asarray(mean)) / np.asarray(std)
     if np.all(gain == 1) and np.all(shift == 0):
@@ -114,31 +122,33 @@ def standardised(images: Array, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def conv(features: int, size: int = 3, stride: int = 1, *, zero: bool = False, name: str, dtype=None) -> Conv:
-    """A square convolution with the padding that halves or keeps an even side."""
-    start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    pad = (size - 1) // 2
-    return Conv(
-        features, (size, size), (stride, stride), ((pad, pad), (pad, pad)), kernel_init=start, dtype=dtype, name=name
-    )
+    """A square convolution, padded so that stride 1 keeps the side and stride 2 halves an even side.
+
+    zero: initialize the kernel to zero.
+    """
+    kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    pads = (((size - 1) // 2,) * 2,) * 2
+    return Conv(features, (size, size), (stride, stride), pads, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
 def upsample_nearest(x: Array) -> Array:
-    """Each pixel as a square of four. (b, h, w, c) -> (b, 2h, 2w, c)."""
+    """Nearest-neighbour upsampling by 2. (b, h, w, c) -> (b, 2h, 2w, c)."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, which may be told the time between them: it shifts what the second norm reads, or, where
-    ``scale_shift_norm``, scales and shifts what that norm gives [film; adm sec. 3.1].
+    """Two convolutions with a skip connection, optionally conditioned on a time embedding between them.
 
-    x: (b, h, w, c).   time: (b, d), or None where there is none.   Returns (b, h, w, features).
+    x: (b, h, w, c).   time: (b, d) embedding, or None for an unconditioned block.   Returns (b, h, w, features).
     """
 
-    features: int
-    groups: int = 32
-    epsilon: float = 1e-5
-    scale_shift_norm: bool = False
-    dtype: jax.typing.DTypeLike | None = None
+    features: int  # output channels
+    groups: int = 32  # of group normalization
+    epsilon: float = 1e-5  # of group normalization
+    scale_shift_norm: bool = (
+        False  # time scales and shifts the second norm's output [film; adm sec. 3.1], not its input
+    )
+    dtype: jax.typing.DTypeLike | None = None  # of the computation; parameters stay float32
 
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None) -> Array:
@@ -146,13 +156,12 @@ class ResidualBlock(nn.Module):
         y = conv(self.features, name="conv1", dtype=self.dtype)(y)
         norm, modulation = GroupNorm(self.groups, self.epsilon, name="norm2"), None
         if time is not None:
-            told = Dense(self.features * (2 if self.scale_shift_norm else 1), dtype=self.dtype, name="time")(
-                nn.silu(time)
-            )
+            width = self.features * (2 if self.scale_shift_norm else 1)
+            conditioning = Dense(width, dtype=self.dtype, name="time")(nn.silu(time))
             if self.scale_shift_norm:
-                modulation = jnp.split(told, 2, axis=-1)
+                modulation = jnp.split(conditioning, 2, axis=-1)
             else:
-                y = y + told[:, None, None]
+                y = y + conditioning[:, None, None]
         y = conv(self.features, zero=True, name="conv2", dtype=self.dtype)(nn.silu(norm(y, modulation)))
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, name="shortcut", dtype=self.dtype)(x)

@@ -7,18 +7,24 @@ import jax
 from jax import Array
 
 from jdiff.models.attention import Attend, Attention, dot_product
-from jdiff.models.layers import ACTIVATIONS, Dense, rematerialised
+from jdiff.models.layers import ACTIVATIONS, Dense, remat_block
 
 
 def feed_forward(x: Array, ratio: float, activation: str, dtype) -> Array:
-    """Two linear layers, ``mlp_1`` and ``mlp_2`` of the module that calls this, ``ratio`` times as wide in between."""
+    """A two-layer MLP whose hidden width is ``ratio`` times x's.
+
+    Call it inside a compact module, which then owns the layers ``mlp_1`` and ``mlp_2``. activation: in ``ACTIVATIONS``.
+    """
     width = x.shape[-1]
     y = ACTIVATIONS[activation](Dense(round(width * ratio), dtype=dtype, name="mlp_1")(x))
     return Dense(width, dtype=dtype, name="mlp_2")(y)
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
+    """x + attention(norm x), then x + mlp(norm x). Fields as in ``Transformer``.
+
+    x: (b, n, width).   mask: (b, n) bool, true on tokens that may be attended to; None allows all.
+    """
 
     heads: int
     mlp_ratio: float = 4.0
@@ -40,25 +46,25 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """``layers`` blocks in a row. x: (b, n, width), mask: (b, n) bool or None.
+    """A stack of ``Block``s, without a final norm.
 
-    remat: what blocks keep for their gradients, a name in ``REMAT``.
+    x: (b, n, width).   mask: (b, n) bool, true on tokens that may be attended to; None allows all.
     Returns the states after each block, each (b, n, width).
     """
 
-    layers: int
-    heads: int
-    mlp_ratio: float = 4.0
-    activation: str = "gelu"
-    causal: bool = False
-    epsilon: float = 1e-5
-    remat: str = "none"
-    attend: Attend = dot_product
-    dtype: jax.typing.DTypeLike | None = None
+    layers: int  # number of blocks
+    heads: int  # attention heads; they divide width
+    mlp_ratio: float = 4.0  # hidden width of the MLP over width
+    activation: str = "gelu"  # of the MLP, a name in ``layers.ACTIVATIONS``
+    causal: bool = False  # hide later tokens
+    epsilon: float = 1e-5  # of layer normalization
+    remat: str = "none"  # activation checkpointing of the blocks, a name in ``layers.REMAT``
+    attend: Attend = dot_product  # the attention function
+    dtype: jax.typing.DTypeLike | None = None  # of the computation; parameters stay float32
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> list[Array]:
-        states, block = [], rematerialised(Block, self.remat)
+        states, block = [], remat_block(Block, self.remat)
         for i in range(self.layers):
             x = block(
                 self.heads,

@@ -1,8 +1,8 @@
-"""The denoising U-Net: residual blocks told the timestep, spatial transformers that read the caption.
+"""The denoising U-Net: residual blocks conditioned on the timestep, and cross-attention to the caption.
 
-Its parts, their order and their numbers are those of Stable Diffusion 1.x and 2.x [ldm], which are
-configurations of it; ``patch_size``, ``pooled`` and ``scale_shift_norm`` are what it can do beyond them. It is
-told a timestep and knows nothing of schedules.
+Its layers, their order and their constants are those of Stable Diffusion 1.x and 2.x [ldm], which are configurations.
+``patch_size``, ``pooled`` and ``scale_shift_norm`` go beyond them. The network takes a timestep and does not depend
+on the noise schedule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jdiff.models.layers import (
     ResidualBlock,
     conv,
     depth_to_space,
-    rematerialised,
+    remat_block,
     sinusoids,
     space_to_depth,
     upsample_nearest,
@@ -29,14 +29,14 @@ from jdiff.models.layers import (
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the caption, gated feed-forward; each on a norm, each added.
+    """Self-attention, cross-attention to the caption and a gated feed-forward layer (GEGLU), each pre-norm residual.
 
     x: (b, n, width).   context: (b, m, d).   mask: (b, m) bool or None.   Returns (b, n, width).
     """
 
-    heads: int
-    attend: Attend = dot_product
-    dtype: jax.typing.DTypeLike | None = None
+    heads: int  # attention heads; they divide width
+    attend: Attend = dot_product  # the attention function
+    dtype: jax.typing.DTypeLike | None = None  # of the computation; parameters stay float32
 
     @nn.compact
     def __call__(self, x: Array, context: Array, mask: Array | None) -> Array:
@@ -55,24 +55,24 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map, between two projections, added to it.
+    """Transformer blocks over the pixels of a feature map, between two projections, with a skip connection.
 
     x: (b, h, w, c).   context: (b, m, d).   mask: (b, m) bool or None.   Returns (b, h, w, c).
     """
 
-    heads: int
-    depth: int = 1
-    groups: int = 32
-    attend: Attend = dot_product
-    dtype: jax.typing.DTypeLike | None = None
+    heads: int  # attention heads; they divide c
+    depth: int = 1  # number of transformer blocks
+    groups: int = 32  # of group normalization
+    attend: Attend = dot_product  # the attention function
+    dtype: jax.typing.DTypeLike | None = None  # of the computation; parameters stay float32
 
     @nn.compact
     def __call__(self, x: Array, context: Array, mask: Array | None) -> Array:
         b, h, w, c = x.shape
 
-        def project(y: Array, name: str, start) -> Array:
+        def project(y: Array, name: str, kernel_init) -> Array:
             # A 1x1 convolution and a linear layer are the same map; weights files differ only in layout.
-            return Dense(c, dtype=self.dtype, kernel_init=start, name=name)(y)
+            return Dense(c, dtype=self.dtype, kernel_init=kernel_init, name=name)(y)
 
         y = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
         y = project(y, "proj_in", nn.initializers.lecun_normal())
@@ -82,36 +82,28 @@ class SpatialTransformer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts what the loss asks for (eps, x0, v) from a noised image, its timestep and a caption.
+    """Predicts the training target (eps, x0 or v) from a noised image, its timestep and a caption.
 
     xt: (b, h, w, c) noised image.   timestep: (b,) float.
-    context: (b, m, d) caption states.   mask: (b, m) bool, true on real tokens; None shows all.
-    pooled: (b, e) caption embedding, added to the time embedding where ``pooled`` is set.
+    context: (b, m, d) token states of the caption.   mask: (b, m) bool, true on the caption's tokens; None: on all.
+    pooled: (b, e) caption embedding of unit length; used only if the field ``pooled`` is true.
     Returns (b, h, w, out_channels) float32.
-
-    channels: width of each level; each level halves the side.
-    attention: which levels have transformers; the middle always has one.
-    heads: attention heads of each level.
-    patch_size: pixels of a square folded into channels before the first convolution.
-    scale_shift_norm: whether time (and the caption, where ``pooled``) scales residual channels as well as shifts them.
-    attend_to_padding: whether the caption's padding is read like its words, as Stable Diffusion was trained to.
-    remat: what residual blocks and transformers keep for their gradients, a name in ``layers.REMAT``.
     """
 
-    channels: Sequence[int] = (320, 640, 1280, 1280)
-    attention: Sequence[bool] = (True, True, True, False)
-    heads: Sequence[int] = (8, 8, 8, 8)
-    blocks: int = 2
-    depth: int = 1
-    groups: int = 32
+    channels: Sequence[int] = (320, 640, 1280, 1280)  # width of each level; each but the last halves the side
+    attention: Sequence[bool] = (True, True, True, False)  # which levels have transformers; the middle always has one
+    heads: Sequence[int] = (8, 8, 8, 8)  # attention heads of each level
+    blocks: int = 2  # residual blocks of each level on the way down; one more on the way up
+    depth: int = 1  # transformer blocks of each spatial transformer
+    groups: int = 32  # of group normalization
     out_channels: int = 4
-    patch_size: int = 1
-    pooled: bool = False
-    scale_shift_norm: bool = False
-    attend_to_padding: bool = False
-    remat: str = "none"
-    attend: Attend = dot_product
-    dtype: jax.typing.DTypeLike | None = None
+    patch_size: int = 1  # side of the pixel squares folded into channels before the first convolution
+    pooled: bool = False  # whether a projection of the caption embedding is added to the time embedding
+    scale_shift_norm: bool = False  # the time embedding scales and shifts norms' outputs, as in ``ResidualBlock``
+    attend_to_padding: bool = False  # ignore ``mask`` and attend to padding tokens, as in Stable Diffusion's training
+    remat: str = "none"  # activation checkpointing of residual blocks and transformers, a name in ``layers.REMAT``
+    attend: Attend = dot_product  # the attention function
+    dtype: jax.typing.DTypeLike | None = None  # of the computation; parameters stay float32
 
     @nn.compact
     def __call__(
@@ -120,8 +112,8 @@ class UNet(nn.Module):
         top, last = self.channels[0], len(self.channels) - 1
         mask = None if self.attend_to_padding else mask
 
-        residual_block = rematerialised(ResidualBlock, self.remat)
-        spatial_transformer = rematerialised(SpatialTransformer, self.remat)
+        residual_block = remat_block(ResidualBlock, self.remat)
+        spatial_transformer = remat_block(SpatialTransformer, self.remat)
 
         def residual(x: Array, features: int, name: str) -> Array:
             return residual_block(
@@ -137,9 +129,9 @@ class UNet(nn.Module):
         time = Dense(4 * top, dtype=self.dtype, name="time1")(time)
         time = Dense(4 * top, dtype=self.dtype, name="time2")(nn.silu(time))
         if self.pooled:
-            # Unit vectors of many dimensions are small in each; bring them to unit variance first.
-            spread = pooled * pooled.shape[-1] ** 0.5
-            time = time + Dense(4 * top, dtype=self.dtype, name="pooled")(spread.astype(time.dtype))
+            # Coordinates of a unit vector have variance 1 / dimensions; scale them to unit variance.
+            scaled = pooled * pooled.shape[-1] ** 0.5
+            time = time + Dense(4 * top, dtype=self.dtype, name="pooled")(scaled.astype(time.dtype))
 
         x = conv(top, name="conv_in", dtype=self.dtype)(space_to_depth(xt, self.patch_size))
         skips = [x]

@@ -3,7 +3,7 @@
 Imported without JAX, so that its settings come first.
 """
 
-from jdiff.runtime import allocator, compilation_cache, xla_flags
+from . import allocator, compilation_cache, xla_flags  # relative: an exported sampler has a copy of these
 
 
 def setup() -> None:

@@ -1,7 +1,7 @@
-"""Several processes as one run: they find each other, and say what they are about to wait for.
+"""Multi-process runs: initialize JAX's distributed runtime, compare processes, and stop all of them together.
 
-Every process runs the same command. Which others there are, JAX reads from the environment of SLURM, Open MPI,
-Kubernetes and TPU VMs; anywhere else it is said. A process that is alone joins nothing.
+Every process runs the same command. JAX detects the other processes in the environment of SLURM, Open MPI, Kubernetes
+and TPU VMs; elsewhere --coordinator, --num_processes and --process_id pass them. A single process initializes nothing.
 """
 
 from __future__ import annotations
@@ -18,74 +18,90 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.clusters import ClusterEnv  # no public function tells what JAX would join; a test holds this one
+from jax._src.clusters import ClusterEnv  # JAX has no public function for what it detects; a test covers this one
 from jax.experimental import multihost_utils
 
-HEARTBEAT = 60  # seconds until a silent process counts as dead
-SHUTDOWN = 60  # seconds that the first to end waits for others
-COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # the environment variable by which JAX may be told
-ANY, ALONE = "auto", "none"  # what --cluster says beside the name of one
+HEARTBEAT_SECONDS = 60  # a process silent for longer counts as dead
+SHUTDOWN_SECONDS = 60  # how long the first process to end waits for the others
+COORDINATOR_VARIABLE = "JAX_COORDINATOR_ADDRESS"  # the environment variable in which JAX looks for host:port
+AUTO_DETECT, SINGLE_PROCESS = "auto", "none"  # values of --cluster beside the names of JAX's cluster types
 
 
-class CannotJoin(RuntimeError):
-    """The processes of a run did not find each other, or not the devices they were to find."""
+class ClusterError(RuntimeError):
+    """The processes of a run could not connect, see other numbers of devices, or were started differently."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is said of the processes of a run; None is left to JAX to find.
+    """How the processes of a run find each other; JAX detects what is None.
 
-    kind: ANY, ALONE, or a name that JAX has for a kind of cluster.   coordinator: host:port of process 0.
-    devices: how many all processes together must find.   wait: seconds to find each other in.
+    kind: AUTO_DETECT, SINGLE_PROCESS, or the name of one of JAX's cluster types.
+    coordinator: host:port of process 0.   num_processes, process_id: of the run, and this one's index, 0-based.
+    num_devices: required number of devices of all processes together; None accepts any.
+    timeout: seconds within which all processes must connect.
     """
 
-    kind: str = ANY
+    kind: str = AUTO_DETECT
     coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
-    devices: int | None = None
-    wait: int = 300
+    num_processes: int | None = None
+    process_id: int | None = None
+    num_devices: int | None = None
+    timeout: int = 300
 
 
-def join(said: Cluster) -> None:
-    """Make this process one of a run's, before JAX starts; prints who is waited for. Raises ``CannotJoin``."""
-    explicit = (said.coordinator, said.processes, said.process)
-    if any(value is not None for value in explicit) and None in explicit:
-        raise CannotJoin("--coordinator, --num_processes and --process_id come together; say all three, or none")
-    if said.coordinator is not None and said.kind not in (ANY, ALONE):
-        raise CannotJoin(f"--coordinator says where the processes meet, and so does --cluster={said.kind}; say one")
-    if said.processes is not None and not 0 <= said.process < said.processes:
-        raise CannotJoin(f"--process_id is {said.process}; it must be from 0 to {said.processes - 1}, one for each")
-    address, processes, process, local = _found(said)
-    if processes is not None and processes > 1:
-        who = f"process {process} of {processes}, coordinator {address}"
-        print(f"{who}: waiting up to {said.wait} s for all of them", file=sys.stderr, flush=True)
+def initialize(cluster: Cluster) -> None:
+    """Connect this process to the others of its run, before JAX starts. Logs the coordinator and the timeout.
+
+    Raises ``ClusterError`` for flags that contradict each other, and for another number of devices than required. The
+    process exits with status 1 when the others do not connect in time.
+    """
+    _check(cluster)
+    address, num_processes, process_id, local_devices = _resolve(cluster)
+    if num_processes is not None and num_processes > 1:
+        label = f"process {process_id} of {num_processes}, coordinator {address}"
+        print(f"{label}: waiting up to {cluster.timeout} s for all processes", file=sys.stderr, flush=True)
         loopback = address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1")
-        with _at_most(said.wait, f"{who}: not all of them came in {said.wait} s; start each, or say more by --wait"):
+        with _exit_after(
+            cluster.timeout,
+            f"{label}: not all processes connected within {cluster.timeout} s; start all of them, or raise --wait",
+        ):
             jax.distributed.initialize(
                 address,
-                processes,
-                process,
-                local,
+                num_processes,
+                process_id,
+                local_devices,
                 cluster_detection_method="deactivate",
-                initialization_timeout=said.wait + 60,
-                heartbeat_timeout_seconds=HEARTBEAT,
-                shutdown_timeout_seconds=SHUTDOWN,
+                initialization_timeout=cluster.timeout + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
                 coordinator_bind_address=address if loopback else None,
             )
-    if said.devices is not None and jax.device_count() != said.devices:
-        raise CannotJoin(
+    if cluster.num_devices is not None and jax.device_count() != cluster.num_devices:
+        raise ClusterError(
             f"{jax.device_count()} devices were found in {jax.process_count()} processes, but --devices is "
-            f"{said.devices}; see what each process is shown, or change the flag"
+            f"{cluster.num_devices}; check which devices each process sees, or change the flag"
+        )
+
+
+def _check(cluster: Cluster) -> None:
+    explicit = (cluster.coordinator, cluster.num_processes, cluster.process_id)
+    if any(value is not None for value in explicit) and None in explicit:
+        raise ClusterError("--coordinator, --num_processes and --process_id go together: pass all three, or none")
+    if cluster.coordinator is not None and cluster.kind not in (AUTO_DETECT, SINGLE_PROCESS):
+        raise ClusterError(f"--coordinator and --cluster={cluster.kind} both set the coordinator; pass one of them")
+    if cluster.num_processes is not None and not 0 <= cluster.process_id < cluster.num_processes:
+        raise ClusterError(
+            f"--process_id is {cluster.process_id}; with --num_processes={cluster.num_processes} it must be from 0 to "
+            f"{cluster.num_processes - 1}, different for each process"
         )
 
 
 @contextmanager
-def _at_most(seconds: int, sentence: str) -> Iterator[None]:
-    """End the process with a sentence if it stays in here for longer; JAX would abort it with a stack trace."""
+def _exit_after(seconds: int, message: str) -> Iterator[None]:
+    """Exit the process with a message if the block takes longer; JAX would abort it with a stack trace."""
 
     def end() -> None:
-        print(f"jdiff: {sentence}", file=sys.stderr, flush=True)
+        print(f"jdiff: {message}", file=sys.stderr, flush=True)
         os._exit(1)
 
     timer = threading.Timer(seconds, end)
@@ -97,76 +113,77 @@ def _at_most(seconds: int, sentence: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _found(said: Cluster) -> tuple[str | None, int | None, int | None, list[int] | None]:
-    """Coordinator, processes, this one's number, and its devices, None for all that it is shown."""
-    if said.coordinator is not None or said.kind == ALONE:
-        return said.coordinator, said.processes, said.process, None
+def _resolve(cluster: Cluster) -> tuple[str | None, int | None, int | None, list[int] | None]:
+    """Coordinator, number of processes, this one's index, and its local devices (None: all that it sees)."""
+    if cluster.coordinator is not None or cluster.kind == SINGLE_PROCESS:
+        return cluster.coordinator, cluster.num_processes, cluster.process_id, None
     kinds = {kind.name: kind for kind in ClusterEnv._cluster_types}
-    if said.kind != ANY and (said.kind not in kinds or not kinds[said.kind].is_env_present()):
-        known = ", ".join(sorted({ANY, ALONE, *kinds} - {""}))
-        raise CannotJoin(f"--cluster is {said.kind}, of which nothing is found here; it can be {known}")
-    kind = None if said.kind == ANY else said.kind
-    told = os.environ.get(COORDINATOR)
-    address, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(
-        told, None, None, None, kind, said.wait
-    )
-    if told is not None and processes is None:
-        raise CannotJoin(
-            f"{COORDINATOR} is {told}, but nothing tells how many processes there are, and which this is; say it by "
-            "--coordinator, --num_processes and --process_id, or --cluster=none if it is alone"
+    if cluster.kind != AUTO_DETECT and (cluster.kind not in kinds or not kinds[cluster.kind].is_env_present()):
+        choices = ", ".join(sorted({AUTO_DETECT, SINGLE_PROCESS, *kinds} - {""}))
+        raise ClusterError(
+            f"--cluster is {cluster.kind}, but this process does not run in such a cluster; choices: {choices}"
         )
-    # JAX takes one device for a task of SLURM or of Open MPI, though a node's only task is shown all of them.
+    kind = None if cluster.kind == AUTO_DETECT else cluster.kind
+    coordinator = os.environ.get(COORDINATOR_VARIABLE)
+    address, num_processes, process_id, local_devices = ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator, None, None, None, kind, cluster.timeout
+    )
+    if coordinator is not None and num_processes is None:
+        raise ClusterError(
+            f"{COORDINATOR_VARIABLE} is {coordinator}, but the number of processes and this one's index are unknown; "
+            "pass --coordinator, --num_processes and --process_id, or --cluster=none for a single process"
+        )
+    # JAX assigns one device to a task of SLURM or Open MPI, but the only task of a node sees all devices of its node.
     tasks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    return address, processes, process, None if tasks.partition("(")[0] == "1" else local
+    return address, num_processes, process_id, None if tasks.partition("(")[0] == "1" else local_devices
 
 
 def is_primary_process() -> bool:
-    """Whether this process is the one that prints, and writes what all share."""
+    """Whether this is process 0, which prints and writes the files that all processes share."""
     return jax.process_index() == 0
 
 
-def assert_equal_across_processes(**told: str) -> None:
-    """Wait until every process has come here, and see that all tell the same. Raises ``CannotJoin``."""
+def assert_equal_across_processes(**values: str) -> None:
+    """Wait for all processes, and compare their values by name. Raises ``ClusterError`` where one differs."""
     if jax.process_count() == 1:
         return
-    marks = np.array([zlib.crc32(text.encode()) for text in told.values()], np.uint32)
-    of_all = multihost_utils.process_allgather(marks)
-    for name, column in zip(told, of_all.T):
-        unlike = np.flatnonzero(column != column[0])
-        if len(unlike):
-            raise CannotJoin(
-                f"process {unlike[0]} has another {name} than process 0; each must be started by the same command, "
-                "and see the same files"
+    checksums = np.array([zlib.crc32(text.encode()) for text in values.values()], np.uint32)
+    for name, column in zip(values, multihost_utils.process_allgather(checksums).T):
+        different = np.flatnonzero(column != column[0])
+        if len(different):
+            raise ClusterError(
+                f"process {different[0]} has another {name} than process 0; start every process with the same command, "
+                "and let all of them see the same files"
             )
 
 
-class Stop:
-    """Signals that ask a run to stop, as a context: every process hears of one, and stops at the same step.
+class StopSignals:
+    """A context in which SIGINT and SIGTERM ask the run to stop: all processes stop after the same step.
 
-    JAX carries a SIGTERM from one process to all; a SIGINT is made one.
+    With several processes, JAX's preemption service passes a SIGTERM of any process to all; SIGINT is turned into one.
     """
 
     def __init__(self):
-        self._heard: list[int] = []
-        self._several, self._asked = jax.process_count() > 1, 0
+        self._signals: list[int] = []
+        self._multi_process, self._step = jax.process_count() > 1, 0
 
-    def __enter__(self) -> Stop:
-        def hear(number: int, _: Any) -> None:
-            self._heard.append(number)
-            if self._several:
+    def __enter__(self) -> StopSignals:
+        def handle(number: int, _: Any) -> None:
+            self._signals.append(number)
+            if self._multi_process:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        heeded = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, hear) for number in heeded}
+        numbers = (signal.SIGINT,) if self._multi_process else (signal.SIGINT, signal.SIGTERM)
+        self._previous_handlers = {number: signal.signal(number, handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def asked(self) -> int | None:
-        """The number of the signal to stop by, if there is one. Every process asks equally often, between steps."""
-        self._asked += 1
-        if self._several and not multihost_utils.reached_preemption_sync_point(self._asked):
+    def poll(self) -> int | None:
+        """The number of the signal to stop by, or None. Every process must call it equally often, between steps."""
+        self._step += 1
+        if self._multi_process and not multihost_utils.reached_preemption_sync_point(self._step):
             return None
-        return self._heard[0] if self._heard else signal.SIGTERM if self._several else None
+        return self._signals[0] if self._signals else signal.SIGTERM if self._multi_process else None

@@ -53,7 +53,7 @@ def placement(mesh: Mesh, tree: Any) -> Any:
     )
 
 
-def table(mesh: Mesh, params: Any) -> str:
+def placement_table(mesh: Mesh, params: Any) -> str:
     """A text table: each rule with the parameters that it decides for, then those that an axis does not divide."""
     leaves = [(_path(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
     _check_rules(mesh, (path for path, _ in leaves))
@@ -64,11 +64,11 @@ def table(mesh: Mesh, params: Any) -> str:
             layout = ", ".join(axis or "-" for axis in axes) or "replicated"
             lines.append(f"{len(sizes):5} tensors {sum(sizes) / 1e6:9.3f} M  {layout:14} {pattern}")
     for path, leaf in leaves:
-        used = _spec(mesh, path, leaf.shape)
+        spec = _spec(mesh, path, leaf.shape)
         lines += [
             f"{path} {leaf.shape} is not sharded by {axis}, whose size {mesh.shape[axis]} does not divide its dimension"
             for axis in _axes(path)
-            if axis and mesh.shape[axis] > 1 and axis not in used
+            if axis and mesh.shape[axis] > 1 and axis not in spec
         ]
     return "\n".join(lines)
 
@@ -103,8 +103,8 @@ def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
 def _path(keys: tuple) -> str:
     """A parameter's path inside its network, the same in parameters, EMAs and moments; "" for what is no parameter.
 
-    In a train state parameters are the dictionaries below the last attribute: opt_state[1].mu["unet"]["conv_1"]. Below
-    the state's own ``ema`` the first key is the average's name.
+    In a train state parameters are the dictionaries below the last attribute: opt_state[1].mu["denoiser"]["conv_1"].
+    Below the state's own ``ema`` the first key is the average's name.
     """
     depth = next((i for i in reversed(range(len(keys))) if not isinstance(keys[i], jax.tree_util.DictKey)), -1)
     names = [str(key.key) for key in keys[depth + 1 :]]

@@ -1,4 +1,4 @@
-"""What the cells of a sweep are, written as sums and products: each a dict from a config's dotted key to its value.
+"""The cells of a sweep as sums and products: each is a dict of a config's dotted keys and their values.
 
 product(grid({"train.batch_size": (64, 128)}), chain(first, second), seeds(5))
 """
@@ -10,7 +10,7 @@ from itertools import product as combinations
 from typing import Any
 
 Cells = list[dict[str, Any]]
-SEED = ".seed"  # what the keys of repetitions end with
+SEED = ".seed"  # the end of the keys of repetitions
 
 
 def grid(axes: Mapping[str, Sequence]) -> Cells:
@@ -27,23 +27,23 @@ def zipped(axes: Mapping[str, Sequence]) -> Cells:
 
 
 def chain(*sweeps: Cells) -> Cells:
-    """The cells of one sweep after those of another."""
+    """The cells of all sweeps, one sweep after another."""
     return [cell for cells in sweeps for cell in cells]
 
 
 def product(*sweeps: Cells) -> Cells:
-    """Every cell of one sweep with every cell of another. Raises ``ValueError`` where both say the same key."""
-    made: Cells = []
-    for parts in combinations(*sweeps):
+    """Every cell of one sweep with every cell of another. Raises ``ValueError`` where both set the same key."""
+    cells: Cells = []
+    for factors in combinations(*sweeps):
         cell: dict[str, Any] = {}
-        for part in parts:
-            if both := cell.keys() & part.keys():
-                raise ValueError(f"two factors of a product say {', '.join(sorted(both))}")
-            cell |= part
-        made.append(cell)
-    return made
+        for factor in factors:
+            if common_keys := cell.keys() & factor.keys():
+                raise ValueError(f"two factors of a product set {', '.join(sorted(common_keys))}")
+            cell |= factor
+        cells.append(cell)
+    return cells
 
 
 def seeds(count: int, key: str = "train" + SEED) -> Cells:
-    """Repetitions, whose differences are chance: seeds 0 to ``count``. Cells of one seed share all that it draws."""
+    """Repetitions with seeds 0 to ``count`` - 1. Cells of one seed share all random draws."""
     return [{key: seed} for seed in range(count)]

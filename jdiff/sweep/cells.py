@@ -1,9 +1,7 @@
-"""A sweep as its file says it, checked whole; its cells by what they are, and which of them are done.
+"""A sweep as its file defines it, checked whole: which configs it compares.
 
-A cell is its resolved config: two that agree in every key that decides a result are one (``NOT_HASHED`` has the
-others). Cells that differ only in how they draw or are measured are of one run, which is trained once. In the
-sweep's directory, ``runs/KEY`` is a run, ``cells/KEY.json`` what was measured of a cell, ``failed/KEY.json`` why a run
-could not be.
+A cell is a resolved config: two that agree in every key that decides a result are one (``NOT_HASHED`` has the others).
+Cells that differ only in how they sample or are measured share a run, which is trained once.
 """
 
 from __future__ import annotations
@@ -20,43 +18,43 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jdiff import build, storage
-from jdiff.build import Experiment, Spiral
-from jdiff.build.sections import plain
-from jdiff.construct import ConfigError, construct
+from jdiff.config.construct import ConfigError, construct
+from jdiff.config.sections import plain, set_key
+from jdiff.runs.directory import is_run, saved_config
 from jdiff.sweep.algebra import SEED
-from jdiff.training import ema
+from jdiff.tasks import AnyTask, make_task
+from jdiff.training.ema import NO_EMA, parse_width
 
-AFTER = ("sample", "measure")  # sections that say nothing of how a run is trained
+NOT_TRAINED = ("sample", "measure")  # sections that do not change how a run is trained
 # Keys that decide no result: when a run reports and saves, where its data is stored, which devices train it.
 NOT_HASHED = {
-    "train": ("log_every", "save_every", "sample_every", "keep"),
+    "train": ("log_every", "save_every", "sample_every", "evaluate_every", "evaluate_num", "keep"),
     "data": ("directory",),
     "mesh": None,  # the whole section
 }
-DRAWN = "measure" + SEED
+MEASURE_SEED = "measure" + SEED
 BETTER = ("higher", "lower")
-Variant = tuple[tuple[str, Any], ...]  # what cells say but for their seeds
+Variant = tuple[tuple[str, Any], ...]  # the values of a cell but for its seeds
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a cell is measured. num: prompts, pairs or points; the kind's own number if 0.   seed: of what is drawn.
+    """How a cell is measured. num: prompts, pairs or points; 0 for the task's default.   seed: of what is drawn.
 
-    average: which of the run's, as of ``runs.restore_weights``.
+    ema: the EMA of the run's parameters that is used, as of ``directory.restore_params``.
     """
 
     num: int = 0
     seed: int = 0
     split: str = "test"
-    average: str | None = None
+    ema: str | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """said: what it says beside the base, by dotted key.   config: all it says, with a section ``measure``."""
+    """values: what it sets besides the base, by dotted key.   config: all of it, with a section ``measure``."""
 
-    said: dict[str, Any]
+    values: dict[str, Any]
     config: dict[str, Any]
 
     @cached_property
@@ -66,22 +64,23 @@ class Cell:
     @cached_property
     def run(self) -> str:
         """The key of what is trained."""
-        return _hash({name: section for name, section in self.config.items() if name not in AFTER})
+        return _hash({name: section for name, section in self.config.items() if name not in NOT_TRAINED})
 
     @property
     def variant(self) -> Variant:
-        """What it is but for its seed."""
-        return tuple((key, value) for key, value in self.said.items() if not key.endswith(SEED))
+        """The cell without its seeds."""
+        return tuple((key, value) for key, value in self.values.items() if not key.endswith(SEED))
 
     @property
     def repetition(self) -> tuple[tuple[str, Any], ...]:
-        """Its seed: that of training, where it says one, for what one run draws is no repetition of training it."""
-        own = {key: value for key, value in self.said.items() if key.endswith(SEED)}
-        return tuple((key, value) for key, value in own.items() if key != DRAWN or own.keys() == {DRAWN})
+        """Its seed: that of training, where it sets one, as what one run draws is no repetition of its training."""
+        seeds = {key: value for key, value in self.values.items() if key.endswith(SEED)}
+        drawn_only = seeds.keys() == {MEASURE_SEED}
+        return tuple((key, value) for key, value in seeds.items() if key != MEASURE_SEED or drawn_only)
 
     @cached_property
-    def setup(self) -> Experiment | Spiral:
-        return _setup(self.config)
+    def task(self) -> AnyTask:
+        return _make_task(self.config)
 
     @property
     def measure(self) -> Measure:
@@ -92,8 +91,8 @@ class Cell:
 class Sweep:
     """cells: in the file's order.   compare: which is better of each measure, the first being what the sweep is about.
 
-    baseline: what those say that others are compared with, by dotted key; the best one of all if not said.
-    trained: a run that all cells are drawn by, in place of runs of their own.
+    baseline: values, by dotted key, of the variant that others are compared with; empty for the best of all.
+    trained_run: a run that all cells sample with, in place of runs of their own.
     """
 
     name: str
@@ -101,156 +100,168 @@ class Sweep:
     cells: tuple[Cell, ...]
     compare: dict[str, str]
     baseline: dict[str, Any] = field(default_factory=dict)
-    trained: str | None = None
+    trained_run: str | None = None
 
-    def words(self, said: Mapping[str, Any]) -> str:
-        """What sets a cell apart from others, to be read."""
-        return words({key: value for key, value in said.items() if key in self.axes})
+    def label(self, values: Mapping[str, Any]) -> str:
+        """What distinguishes a cell from others, to be read."""
+        return label({key: value for key, value in values.items() if key in self.axes})
 
     @cached_property
     def axes(self) -> dict[str, list]:
-        """The keys that cells differ in, each with its values, None where a cell does not say it."""
+        """The keys that cells differ in, each with its values, None where a cell does not set it."""
         values: dict[str, list] = {}
-        for key in dict.fromkeys(key for cell in self.cells for key in cell.said):
-            values[key] = list(dict.fromkeys(cell.said.get(key) for cell in self.cells))
-        return {key: found for key, found in values.items() if len(found) > 1}
+        for key in dict.fromkeys(key for cell in self.cells for key in cell.values):
+            values[key] = list(dict.fromkeys(cell.values.get(key) for cell in self.cells))
+        return {key: of_cells for key, of_cells in values.items() if len(of_cells) > 1}
 
     @property
     def variant_axes(self) -> dict[str, list]:
-        """As ``axes``, but for seeds."""
+        """As ``axes``, without seeds."""
         return {key: values for key, values in self.axes.items() if not key.endswith(SEED)}
 
     def reference(self, variant: Variant) -> Variant | None:
-        """What a variant is compared with: the one of the baseline, or where there are several the one that is like it
-        in all else that both say, or the base does; None where there is not one."""
-        found = [one for one in self.variants if self.baseline.items() <= dict(one).items()]
-        if len(found) > 1:
-            found = [one for one in found if self._alike(one, variant)]
-        return found[0] if len(found) == 1 else None
+        """What a variant is compared with: the one with the baseline's values; where there are several, the one that
+        agrees with it in all other axes that both, or the base, set; None where there is not exactly one."""
+        candidates = [other for other in self.variants if self.baseline.items() <= dict(other).items()]
+        if len(candidates) > 1:
+            candidates = [other for other in candidates if self._agree(other, variant)]
+        return candidates[0] if len(candidates) == 1 else None
 
-    def _alike(self, one: Variant, other: Variant) -> bool:
+    def _agree(self, a: Variant, b: Variant) -> bool:
         for key in self.variant_axes.keys() - self.baseline.keys():
-            section, _, name = key.partition(".")
-            values = {_frozen(self.variants[of].config[section].get(name)) for of in (one, other)} - {None}
+            section, *path = key.split(".")
+            values = {_hashable(_get_nested(self.variants[v].config[section], path)) for v in (a, b)} - {None}
             if len(values) > 1:
                 return False
         return True
 
     @cached_property
     def variants(self) -> dict[Variant, Cell]:
-        """The variants, each with a cell of its own."""
+        """The variants, each with one of its cells."""
         return {cell.variant: cell for cell in reversed(self.cells)}
 
     @cached_property
     def runs(self) -> dict[str, list[Cell]]:
-        """The cells of each run, by its key; of a run that is trained already, those of each variant apart."""
-        found: dict[str, list[Cell]] = {}
+        """The cells of each run, by its key; with a trained run, those of each variant under a key of their own."""
+        runs: dict[str, list[Cell]] = {}
         for cell in self.cells:
             key = cell.run
-            if self.trained:
+            if self.trained_run:
                 key = _hash(cell.config | {"measure": cell.config["measure"] | {"seed": None}})
-            found.setdefault(key, []).append(cell)
-        return found
+            runs.setdefault(key, []).append(cell)
+        return runs
 
 
-def read(path: str, config_file: Callable[[str], str]) -> Sweep:
-    """The sweep of a file, each of whose cells is a config that can be built. Raises ``ConfigError``.
+def read_sweep(path: str, config_file: Callable[[str], str]) -> Sweep:
+    """The sweep of a file, each of whose cells is a valid config. Raises ``ConfigError``.
 
     config_file: from a config's name to its file, with :variant after it.
     """
-    said = runpy.run_path(path)
+    module = runpy.run_path(path)
     for name in ("sweep", "COMPARE"):
-        if name not in said:
+        if name not in module:
             raise ConfigError(f"{path} has no {name}")
-    if ("BASE" in said) == ("RUN" in said):
-        raise ConfigError(f"{path} must have BASE, a config to train, or RUN, a run to draw by, and not both")
-    for measure, better in said["COMPARE"].items():
+    if ("BASE" in module) == ("RUN" in module):
+        raise ConfigError(f"{path} must have either BASE, a config to train, or RUN, a run to sample with")
+    for measure, better in module["COMPARE"].items():
         if better not in BETTER:
-            raise ConfigError(
-                f"COMPARE of {path} says {better!r} is better of {measure}; it can be 'higher' or 'lower'"
-            )
-    if "RUN" in said:
-        base, config = said["RUN"], epath.Path(said["RUN"]) / "config.json"
-        if not config.exists():
+            raise ConfigError(f"COMPARE['{measure}'] of {path} is {better!r}; it must be 'higher' or 'lower'")
+    if "RUN" in module:
+        base = module["RUN"]
+        if not epath.Path(base).exists():
             raise ConfigError(f"RUN of {path} is {base}, where there is no run; train it first")
-        config = json.loads(config.read_text())
-        if "train" not in config:
-            raise ConfigError(f"RUN of {path} is {base}, which is no run of ours; jdiff convert makes one of it")
+        if not is_run(base):
+            raise ConfigError(f"RUN of {path} is {base}, which is not a run of jdiff; `jdiff convert` makes one of it")
+        config = saved_config(base)
     else:
-        base = said["BASE"]
+        base = module["BASE"]
         file, _, variant = config_file(base).partition(":")
         config = plain(runpy.run_path(file)["get_config"](variant))
     try:
-        listed = said["sweep"]()
+        rows = module["sweep"]()
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-    cells = tuple(_cell(config, one, said.get("MEASURE", {}), path) for one in listed)
+    cells = tuple(_make_cell(config, values, module.get("MEASURE", {}), path) for values in rows)
     if not cells:
         raise ConfigError(f"{path} has no cells")
-    known = {}
+    _check_cells(cells, path, has_run="RUN" in module)
+    baseline = {key: _hashable(value) for key, value in module.get("BASELINE", {}).items()}
+    sweep = Sweep(Path(path).stem, base, cells, dict(module["COMPARE"]), baseline, module.get("RUN"))
+    _check_baseline(sweep, path)
+    return sweep
+
+
+def _check_cells(cells: tuple[Cell, ...], path: str, *, has_run: bool) -> None:
+    by_key: dict[str, Cell] = {}
     for cell in cells:
-        if (other := known.setdefault(cell.key, cell)) is not cell:
-            raise ConfigError(f"{path} has one cell twice: {words(other.said)}, and {words(cell.said)}")
-        if "RUN" in said and (outside := {key.split(".")[0] for key in cell.said} - set(AFTER)):
-            raise ConfigError(f"{path} has a RUN, which is trained already, but a cell says {', '.join(outside)}")
-    baseline = {key: _frozen(value) for key, value in said.get("BASELINE", {}).items()}
-    plan = Sweep(Path(path).stem, base, cells, dict(said["COMPARE"]), baseline, said.get("RUN"))
-    references = {one: plan.reference(one) for one in plan.variants} if baseline else {}
+        if (other := by_key.setdefault(cell.key, cell)) is not cell:
+            raise ConfigError(f"{path} has one cell twice: {label(other.values)}, and {label(cell.values)}")
+        if has_run and (sections := {key.split(".")[0] for key in cell.values} - set(NOT_TRAINED)):
+            raise ConfigError(f"{path} has a RUN, which is trained already, but a cell sets {', '.join(sections)}")
+
+
+def _check_baseline(sweep: Sweep, path: str) -> None:
+    references = {variant: sweep.reference(variant) for variant in sweep.variants} if sweep.baseline else {}
     for variant, reference in references.items():
         if reference is None:
             raise ConfigError(
-                f"BASELINE of {path} is {words(baseline)}, but there is not one variant of it to compare with "
-                f"{words(variant)}"
+                f"BASELINE of {path} is {label(sweep.baseline)}, but not exactly one variant has it to compare with "
+                f"{label(variant)}"
             )
-    if len(references) > 1 and all(one == reference for one, reference in references.items()):
-        raise ConfigError(f"BASELINE of {path} is {words(baseline)}, which all its variants say; nothing is compared")
-    return plan
+    if len(references) > 1 and all(variant == reference for variant, reference in references.items()):
+        raise ConfigError(f"BASELINE of {path} is {label(sweep.baseline)}, as in all its variants; nothing is compared")
 
 
-def _cell(base: Mapping, said: Mapping[str, Any], measure: Mapping, path: str) -> Cell:
-    said = {key: _frozen(value) for key, value in said.items()}
+def _make_cell(base: Mapping, values: Mapping[str, Any], measure: Mapping, path: str) -> Cell:
+    values = {key: _hashable(value) for key, value in values.items()}
     config = {name: dict(section) for name, section in base.items()} | {"measure": dict(measure)}
-    for key, value in said.items():
-        section, dot, name = key.partition(".")
-        if not dot or "." in name:
-            raise ConfigError(f"{path} says {key}; a key is that of a section, as train.steps")
-        config.setdefault(section, {})[name] = value
+    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):  # a choice before its parameters
+        if "." not in key:
+            raise ConfigError(f"{path} sets {key}; a key is one of a section, such as train.steps")
+        if isinstance(value, Mapping):
+            raise ConfigError(
+                f"{path} sets {key} to a dict; set {key} to a name, and parameters by keys such as {key}.x"
+            )
+        set_key(config, key, value)
     config = plain(config)
     try:
-        own = construct("measure", Measure, config["measure"])
-        _check_measure(_setup(config), own, said)
+        section = construct("measure", Measure, config["measure"])
+        _check_measure(_make_task(config), section, values)
     except ConfigError as error:
-        raise ConfigError(f"{path}, cell {words(said)}: {error}") from error
-    return Cell(said, config | {"measure": asdict(own)})
+        raise ConfigError(f"{path}, cell {label(values)}: {error}") from error
+    return Cell(values, config | {"measure": asdict(section)})
 
 
-def _frozen(value: Any) -> Any:
+def _get_nested(section: Any, names: list[str]) -> Any:
+    """The value of a key, None where it is not set; of a choice with parameters its name."""
+    for name in names:
+        section = section.get(name) if isinstance(section, Mapping) else None
+    return section.get("name") if isinstance(section, Mapping) else section
+
+
+def _hashable(value: Any) -> Any:
     """A value that can be compared, hashed and written: a list as a tuple, a number of NumPy's as Python's."""
     if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
+        return tuple(map(_hashable, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _setup(config: Mapping) -> Experiment | Spiral:
-    own = {name: section for name, section in config.items() if name != "measure"}
-    points = own.get("train", {}).get("task") == "points"
-    return build.spiral(own) if points else build.experiment(own)
+def _make_task(config: Mapping) -> AnyTask:
+    return make_task({name: section for name, section in config.items() if name != "measure"})
 
 
-def _check_measure(setup: Experiment | Spiral, measure: Measure, said: Mapping) -> None:
-    """Raise ``ConfigError`` where a run cannot be measured so, as far as the config tells."""
+def _check_measure(task: AnyTask, measure: Measure, values: Mapping) -> None:
+    """Raise ``ConfigError`` where a run cannot be measured so, as far as the config determines."""
     if measure.num < 0 or measure.num == 1 or measure.seed < 0:
         raise ConfigError(
-            f"measure.num is {measure.num} and measure.seed {measure.seed}; num must be 0 or 2 and more, seed 0 or more"
+            f"measure.num is {measure.num} and measure.seed {measure.seed}; num must be 0 or from 2, seed from 0"
         )
-    if DRAWN in said and setup.train.task == "contrastive":
-        raise ConfigError(f"{DRAWN} is {measure.seed}, but of a dual encoder nothing is drawn; train.seed repeats it")
-    names = (ema.NO_EMA, *setup.ema_config().names)
-    made = isinstance(setup, Experiment) and setup.ema.snapshot_every and ema.width_of(str(measure.average))
-    if measure.average not in (None, *names) and not made:
-        raise ConfigError(
-            f"measure.average is {measure.average}, but the run will have {', '.join(names)} (config.ema)"
-        )
+    if MEASURE_SEED in values and not task.draws:
+        raise ConfigError(f"{MEASURE_SEED} is {measure.seed}, but task '{task.name}' draws nothing; vary train.seed")
+    names = (NO_EMA, *task.config.ema.config().names)
+    posthoc = task.has_run_dir and task.config.ema.snapshot_every and parse_width(str(measure.ema))
+    if measure.ema not in (None, *names) and not posthoc:
+        raise ConfigError(f"measure.ema is {measure.ema}, but the run will have {', '.join(names)} (config.ema)")
 
 
 def _hash(config: Mapping) -> str:
@@ -263,58 +274,7 @@ def _hash(config: Mapping) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def words(said: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
-    """What a cell or a variant says, to be read."""
-    pairs = said.items() if isinstance(said, Mapping) else said
+def label(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
+    """The values of a cell or a variant, to be read."""
+    pairs = values.items() if isinstance(values, Mapping) else values
     return ", ".join(f"{key}={value}" for key, value in pairs) or "the base"
-
-
-class Store:
-    """What there is of a sweep in its directory."""
-
-    def __init__(self, workdir: epath.PathLike):
-        self.path = epath.Path(workdir)
-        self.on_disk = storage.on_disk(workdir)
-
-    def run(self, key: str) -> epath.Path:
-        return self.path / "runs" / key
-
-    def found(self, cell: Cell) -> dict[str, float] | None:
-        """What was measured of a cell, None where it is not done."""
-        path = self.path / "cells" / f"{cell.key}.json"
-        return json.loads(path.read_text())["found"] if path.exists() else None
-
-    def done(self, sweep: Sweep) -> list[tuple[Cell, dict[str, float]]]:
-        """The cells that are done, in the sweep's order, and what was measured of each."""
-        return [(cell, found) for cell in sweep.cells if (found := self.found(cell)) is not None]
-
-    def finish(self, cell: Cell, found: dict[str, float]) -> None:
-        """Keep what was measured of a cell, whole or not at all."""
-        self._write("cells", cell.key, {"said": cell.said, "run": cell.run, "found": found})
-
-    def failure(self, key: str) -> str | None:
-        """Why a run could not be, None where it has not failed."""
-        path = self.path / "failed" / f"{key}.json"
-        return json.loads(path.read_text())["why"] if path.exists() else None
-
-    def fail(self, key: str, why: str) -> None:
-        self._write("failed", key, {"why": why})
-
-    def forgive(self, key: str) -> None:
-        """Let a run be tried again."""
-        (self.path / "failed" / f"{key}.json").unlink(missing_ok=True)
-
-    def left(self, sweep: Sweep) -> list[str]:
-        """The runs that have cells to do, and have not failed."""
-        return [
-            key
-            for key, cells in sweep.runs.items()
-            if self.failure(key) is None and any(self.found(cell) is None for cell in cells)
-        ]
-
-    def _write(self, kind: str, key: str, content: dict) -> None:
-        folder = self.path / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        half = folder / f".{key}.part"
-        half.write_text(json.dumps(content, indent=2) + "\n")
-        half.replace(folder / f"{key}.json")

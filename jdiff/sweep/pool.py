@@ -1,4 +1,4 @@
-"""Programs run side by side on this machine, each on devices of its own."""
+"""A pool of processes on this machine, each with GPUs or CPU cores of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-class RunsFailed(RuntimeError):
-    """Some runs of a sweep have failed; what the others say is written."""
+class RunFailure(RuntimeError):
+    """Some runs of a sweep failed; the results of the others are written."""
 
 
-class Stopped(Exception):
-    """The pool was asked to stop by a signal, and its programs have ended."""
+class PoolInterruption(Exception):
+    """A signal stopped the pool, and its processes have ended."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by signal {number}")
@@ -26,91 +26,105 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a program runs. gpus: which it is shown, None for all.   cores: which it may use, None for all."""
+class Devices:
+    """Devices of a process. gpus: CUDA_VISIBLE_DEVICES, None for all.   cores: CPU affinity, None for all."""
 
     gpus: str | None = None
     cores: tuple[int, ...] | None = None
 
 
-def places(jobs: int, gpus: Sequence[str] = ()) -> list[Place]:
-    """A place for each of several programs at a time: a GPU each, or else an even share of the cores."""
+@dataclass(frozen=True)
+class Job:
+    """A running process. log_start: where in the log file its output starts.   start_time: of ``time.monotonic``."""
+
+    process: subprocess.Popen
+    devices: Devices
+    log_start: int
+    start_time: float
+
+
+def divide_devices(jobs: int, gpus: Sequence[str] = ()) -> list[Devices]:
+    """The devices of each process that runs at a time: one GPU each, or else an even share of the CPU cores."""
     if gpus:
-        return [Place(gpus=gpu) for gpu in gpus]
+        return [Devices(gpus=gpu) for gpu in gpus]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if jobs == 1 or len(cores) < jobs:
-        return [Place()] * jobs
-    return [Place(cores=tuple(cores[i::jobs])) for i in range(jobs)]
+        return [Devices()] * jobs
+    return [Devices(cores=tuple(cores[i::jobs])) for i in range(jobs)]
 
 
-def run(
+def run_commands(
     commands: Mapping[str, Sequence[str]],
-    at: Iterable[Place],
+    devices: Iterable[Devices],
     logs: Path,
-    done: Callable[[str, int, float, str], None],
+    on_end: Callable[[str, int, float, str], None],
 ) -> None:
-    """Run programs, as many at a time as there are places, until all have ended.
+    """Run commands until all have ended, as many at a time as there are ``devices``.
 
-    commands: by name.   logs: a folder, to whose NAME.log is added what each prints.   done: told of each that ends
-    its name, its status, its seconds, and what it has printed.
-    Raises ``Stopped`` after a SIGINT or SIGTERM, which is passed on to the programs as a SIGTERM.
+    commands: by name.   logs: a folder; the output of a command is appended to its NAME.log.
+    on_end: called when a command ends, with its name, exit status, seconds and output.
+    Raises ``PoolInterruption`` after a SIGINT or SIGTERM, which reaches the processes as a SIGTERM.
     """
-    waiting, free = dict(commands), list(at)
-    running: dict[str, tuple[subprocess.Popen, Place, float, int]] = {}
-    heard: list[int] = []
-    told = 0  # of the signals heard, how many were passed on
-    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    waiting, free_devices = dict(commands), list(devices)
+    running: dict[str, Job] = {}
+    signals: list[int] = []
+    num_forwarded = 0  # of the signals
+    handlers = {n: signal.signal(n, lambda number, _: signals.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     logs.mkdir(parents=True, exist_ok=True)
     try:
-        while running or (waiting and not heard):
-            while waiting and free and not heard:
-                name, place = next(iter(waiting)), free.pop(0)
-                with (logs / f"{name}.log").open("ab") as log:
-                    start = log.tell()
-                    running[name] = _started(waiting.pop(name), place, log), place, time.monotonic(), start
+        while running or (waiting and not signals):
+            while waiting and free_devices and not signals:
+                name = next(iter(waiting))
+                running[name] = _start(waiting.pop(name), free_devices.pop(0), logs / f"{name}.log")
             time.sleep(0.05)
-            asked = len(heard)
-            for name, (process, place, began, start) in list(running.items()):
-                if told < asked and process.poll() is None:
-                    process.terminate()
-                if process.poll() is not None:
+            num_signals = len(signals)
+            for name, job in list(running.items()):
+                if num_forwarded < num_signals and job.process.poll() is None:
+                    job.process.terminate()
+                if job.process.poll() is not None:
                     del running[name]
-                    free.append(place)
-                    if not heard:
-                        said = (logs / f"{name}.log").read_bytes()[start:].decode(errors="replace")
-                        done(name, process.returncode, time.monotonic() - began, said)
-            told = asked
+                    free_devices.append(job.devices)
+                    if not signals:
+                        output = (logs / f"{name}.log").read_bytes()[job.log_start :].decode(errors="replace")
+                        on_end(name, job.process.returncode, time.monotonic() - job.start_time, output)
+            num_forwarded = num_signals
     finally:
-        for process, *_ in running.values():
-            process.kill()
-        for number, handler in before.items():
+        for job in running.values():
+            job.process.kill()
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if heard:
-        raise Stopped(heard[0])
+    if signals:
+        raise PoolInterruption(signals[0])
 
 
-def _started(command: Sequence[str], place: Place, log: BinaryIO) -> subprocess.Popen:
-    own = {} if place.gpus is None else {"CUDA_VISIBLE_DEVICES": place.gpus}
-    with _on(place.cores):
+def _start(command: Sequence[str], devices: Devices, log: Path) -> Job:
+    with log.open("ab") as file:
+        log_start, start_time = file.tell(), time.monotonic()
+        return Job(_open_process(command, devices, file), devices, log_start, start_time)
+
+
+def _open_process(command: Sequence[str], devices: Devices, log: BinaryIO) -> subprocess.Popen:
+    environment = {} if devices.gpus is None else {"CUDA_VISIBLE_DEVICES": devices.gpus}
+    with _cpu_affinity(devices.cores):
         return subprocess.Popen(
             command,
-            env=os.environ | own,
+            env=os.environ | environment,
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the pool, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only the pool, which forwards it
         )
 
 
 @contextmanager
-def _on(cores: tuple[int, ...] | None):
-    """What is started in here inherits these cores; a hook in the child would fork, which JAX's threads may hang."""
+def _cpu_affinity(cores: tuple[int, ...] | None):
+    """Processes started inside inherit these cores. A preexec_fn would fork, which can deadlock with JAX's threads."""
     if cores is None:
         yield
         return
-    before = os.sched_getaffinity(0)
+    previous_cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, previous_cores)

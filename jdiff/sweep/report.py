@@ -1,4 +1,4 @@
-"""What a sweep has found: results.csv, tables with verdicts, plots, and one page that needs nothing beside it."""
+"""The report of a sweep: results.csv, tables with verdicts, plots, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,234 +17,248 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jdiff.construct import ConfigError, nearest
-from jdiff.sweep.cells import AFTER, Cell, Store, Sweep, Variant, words
-from jdiff.sweep.statistics import LEAST, Difference, difference, paired, together
+from jdiff.config.construct import ConfigError, nearest
+from jdiff.sweep.cells import NOT_TRAINED, Cell, Sweep, Variant, label
+from jdiff.sweep.statistics import MIN_COUNT, Estimate, estimate_mean, paired_difference, simultaneous_level
+from jdiff.sweep.store import Results, Store
 
-Done = Sequence[tuple[Cell, dict[str, float]]]  # what was measured of each cell
-UNSAID = "as the base"  # of an axis
-TICKS = 8  # of an axis, values that are each told
-WIDE = 20.0  # from the least to the greatest of an axis, from which on it is drawn by its logarithm
+MeasuredCells = Sequence[tuple[Cell, Results]]
+UNSET = "as the base"  # tick label where a variant does not set the key of an axis
+MAX_TICKS = 8  # values of an axis that are all labelled
+LOG_RATIO = 20.0  # of the largest to the smallest value of an axis, from which on its scale is logarithmic
 
 
 @dataclass(frozen=True)
-class Row:
-    """A variant in one measure: its own mean, and how much higher it is than the one it is compared with, its
-    reference; None of what is compared with no other."""
+class VariantRow:
+    """A variant in one measure: its mean, and its difference from the reference that it is compared with.
+
+    reference: None for a reference itself.   difference: None for it too, and where no seed is measured of both.
+    """
 
     variant: Variant
-    mean: Difference
+    mean: Estimate
     reference: Variant | None
-    beside: Difference | None
+    difference: Estimate | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said in one measure."""
+    """What a sweep shows in one measure: its variants, and which of them differ from their references."""
 
-    plan: Sweep
+    sweep: Sweep
     measure: str
-    rows: list[Row]
+    rows: list[VariantRow]
 
     @property
     def better(self) -> str:
-        return self.plan.compare[self.measure]
+        return self.sweep.compare[self.measure]
 
-    def words(self, variant: Variant) -> str:
-        """What sets a variant apart, to be read."""
-        return self.plan.words(dict(variant))
+    def label(self, variant: Variant) -> str:
+        """What distinguishes a variant from others, to be read."""
+        return self.sweep.label(dict(variant))
 
-    def told(self, row: Row) -> str:
-        """Better, worse, or neither."""
+    def verdict_label(self, row: VariantRow) -> str:
+        """Better, worse or not distinguishable, or why the variant has no verdict."""
         if row.reference is None:
             return "reference"
-        if row.beside is None:
+        if row.difference is None:
             return "its reference is not measured"
-        if row.beside.low is None:
-            return f"fewer than {LEAST} seeds" if row.beside.count < LEAST else "the same of all seeds"
-        sign = row.beside.sign if self.better == "higher" else -row.beside.sign
+        if row.difference.low is None:
+            return f"fewer than {MIN_COUNT} seeds" if row.difference.count < MIN_COUNT else "equal for all seeds"
+        sign = row.difference.sign if self.better == "higher" else -row.difference.sign
         return {1: "better", -1: "worse", 0: "not distinguishable"}[sign]
 
     @property
     def sentence(self) -> str:
-        """All of it in words."""
-        told: dict[str, list[str]] = {}
+        """The verdicts on all variants in words."""
+        labels: dict[str, list[str]] = {}
         for row in self.rows:
-            told.setdefault(self.told(row), []).append(self.words(row.variant))
-        references = told.pop("reference", [])
-        beside = words(self.plan.baseline) if self.plan.baseline else "".join(references)
-        parts = [f"{name}: {'; '.join(variants)}" for name, variants in told.items()]
-        return f"{self.measure} ({self.better} is better), beside {beside}. " + ". ".join(parts)
+            labels.setdefault(self.verdict_label(row), []).append(self.label(row.variant))
+        references = labels.pop("reference", [])
+        reference = label(self.sweep.baseline) if self.sweep.baseline else "".join(references)
+        parts = [f"{name}: {'; '.join(variants)}" for name, variants in labels.items()]
+        return f"{self.measure} ({self.better} is better), compared with {reference}. " + ". ".join(parts)
 
 
-def verdicts(plan: Sweep, done: Done) -> Iterator[Verdict]:
-    """One for each measure that the sweep compares. Raises ``ConfigError`` where no cell has it."""
-    known = _measures(done)
-    for measure, better in plan.compare.items():
-        values: dict[Variant, dict] = {}
-        for cell, numbers in done:
-            if measure in numbers:
-                values.setdefault(cell.variant, {}).setdefault(cell.repetition, []).append(numbers[measure])
-        by_seed = {one: {seed: float(np.mean(of)) for seed, of in own.items()} for one, own in values.items()}
-        if not by_seed and done:
-            raise ConfigError(f"COMPARE of {plan.name} says {measure}, which no cell has; {nearest(measure, known)}")
+def verdicts(sweep: Sweep, measured_cells: MeasuredCells) -> Iterator[Verdict]:
+    """A verdict for each measure that the sweep compares. Raises ``ConfigError`` where no cell has the measure."""
+    for measure, better in sweep.compare.items():
+        by_seed = _means_by_seed(measured_cells, measure)
+        if not by_seed and measured_cells:
+            names = _measure_names(measured_cells)
+            raise ConfigError(
+                f"COMPARE of {sweep.name} has {measure}, which is measured of no cell; {nearest(measure, names)}"
+            )
         if not by_seed:
             continue
         sign = 1 if better == "higher" else -1
         best = max(by_seed, key=lambda variant: sign * np.mean(list(by_seed[variant].values())))
-        references = {one: plan.reference(one) if plan.baseline else best for one in by_seed}
-        compared = sum(one != reference for one, reference in references.items())
-        # The best is known by the same numbers, as if all had been compared with all.
-        level = together(compared if plan.baseline else compared * (compared + 1) // 2)
+        references = {variant: sweep.reference(variant) if sweep.baseline else best for variant in by_seed}
+        count = sum(variant != reference for variant, reference in references.items())
+        # The best is chosen by the same numbers, so the level is that of all pairs.
+        level = simultaneous_level(count if sweep.baseline else count * (count + 1) // 2)
         rows = []
-        for one, reference in references.items():
-            mean = difference(list(by_seed[one].values()))
-            if one == reference:
-                rows.append(Row(one, mean, None, None))
+        for variant, reference in references.items():
+            mean = estimate_mean(list(by_seed[variant].values()))
+            if variant == reference:
+                rows.append(VariantRow(variant, mean, None, None))
             else:
-                beside = paired(by_seed[one], by_seed.get(reference, {}), level=level)
-                rows.append(Row(one, mean, reference, beside))
-        yield Verdict(plan, measure, rows)
+                difference = paired_difference(by_seed[variant], by_seed.get(reference, {}), level=level)
+                rows.append(VariantRow(variant, mean, reference, difference))
+        yield Verdict(sweep, measure, rows)
 
 
-def write(plan: Sweep, store: Store) -> list[epath.Path]:
-    """Print the table and the verdicts, and write the files; returns those a user opens."""
-    folder, done = store.path, store.done(plan)
-    made = [folder / name for name in ("results.csv", "results.md", "report.html")]
-    _csv(done, made[0])
-    told = list(verdicts(plan, done))
-    made[1].write_text("\n".join(map(markdown, told)))
+def _means_by_seed(measured_cells: MeasuredCells, measure: str) -> dict[Variant, dict[Any, float]]:
+    """A measure of each variant, by seed; the mean where one seed has several cells."""
+    values: dict[Variant, dict[Any, list[float]]] = {}
+    for cell, results in measured_cells:
+        if measure in results:
+            values.setdefault(cell.variant, {}).setdefault(cell.repetition, []).append(results[measure])
+    return {
+        variant: {seed: float(np.mean(numbers)) for seed, numbers in seeds.items()} for variant, seeds in values.items()
+    }
+
+
+def write(sweep: Sweep, store: Store) -> list[epath.Path]:
+    """Print the tables and the verdicts, and write the files; returns those that a user opens."""
+    folder, measured_cells = store.path, store.measured_cells(sweep)
+    files = [folder / name for name in ("results.csv", "results.md", "report.html")]
+    _write_csv(measured_cells, files[0])
+    sweep_verdicts = list(verdicts(sweep, measured_cells))
+    files[1].write_text("\n".join(map(markdown, sweep_verdicts)))
     console = Console(width=160)
-    for verdict in told:
+    for verdict in sweep_verdicts:
         console.print(table(verdict))
         print(verdict.sentence)
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    drawn = []
-    for name, figure in _figures(plan, store, told):
-        drawn.append(plots / f"{name}.png")
-        with drawn[-1].open("wb") as file:
+    plot_files = []
+    for name, figure in _figures(sweep, store, sweep_verdicts):
+        plot_files.append(plots / f"{name}.png")
+        with plot_files[-1].open("wb") as file:
             FigureCanvasAgg(figure).print_png(file)
-    made[2].write_text(_page(plan, store, len(done), told, drawn))
-    return [*made, plots]
+    files[2].write_text(_page(sweep, store, len(measured_cells), sweep_verdicts, plot_files))
+    return [*files, plots]
 
 
-def _measures(done: Done) -> list[str]:
-    """The names of all that was measured."""
-    return list(dict.fromkeys(name for _, found in done for name in found))
+def _measure_names(measured_cells: MeasuredCells) -> list[str]:
+    return list(dict.fromkeys(name for _, results in measured_cells for name in results))
 
 
-def _csv(done: Done, path: epath.Path) -> None:
-    keys = list(dict.fromkeys(key for cell, _ in done for key in cell.said))
-    measures = _measures(done)
+def _write_csv(measured_cells: MeasuredCells, path: epath.Path) -> None:
+    keys = list(dict.fromkeys(key for cell, _ in measured_cells for key in cell.values))
+    names = _measure_names(measured_cells)
     with path.open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["cell", "run", *keys, *measures])
-        for cell, found in done:
-            said = [str(cell.said[key]) if key in cell.said else "" for key in keys]
-            writer.writerow([cell.key, cell.run, *said, *(found.get(name, "") for name in measures)])
+        writer.writerow(["cell", "run", *keys, *names])
+        for cell, results in measured_cells:
+            values = [str(cell.values[key]) if key in cell.values else "" for key in keys]
+            writer.writerow([cell.key, cell.run, *values, *(results.get(name, "") for name in names)])
 
 
-def _interval(found: Difference | None, signed: bool = False) -> str:
-    if found is None:
+def _format_estimate(estimate: Estimate | None, *, show_sign: bool = False) -> str:
+    if estimate is None:
         return ""
-    mean = f"{found.mean:+.4g}" if signed else f"{found.mean:.4g}"
-    return mean if found.low is None else f"{mean} ({found.low:.4g} to {found.high:.4g})"
+    mean = f"{estimate.mean:+.4g}" if show_sign else f"{estimate.mean:.4g}"
+    return mean if estimate.low is None else f"{mean} ({estimate.low:.4g} to {estimate.high:.4g})"
 
 
-HEADER = ("seeds", "mean", "beside the reference", "verdict")
-INTERVALS = "in brackets where the truth is in 95 of 100 cases: of each mean by itself, of all differences at once"
+HEADER = ("seeds", "mean", "difference from the reference", "verdict")
+INTERVALS = "95 % confidence intervals in parentheses; those of differences are simultaneous (Bonferroni)"
 
 
-def _cells(verdict: Verdict) -> Iterator[list[str]]:
+def _table_rows(verdict: Verdict) -> Iterator[list[str]]:
     for row in verdict.rows:
-        beside = _interval(row.beside, signed=True)
-        yield [verdict.words(row.variant), str(row.mean.count), _interval(row.mean), beside, verdict.told(row)]
+        mean, difference = _format_estimate(row.mean), _format_estimate(row.difference, show_sign=True)
+        yield [verdict.label(row.variant), str(row.mean.count), mean, difference, verdict.verdict_label(row)]
 
 
 def table(verdict: Verdict) -> Table:
-    """A verdict for the terminal."""
-    made = Table(verdict.measure, *HEADER, title=f"{verdict.better} is better; {INTERVALS}")
-    for row in _cells(verdict):
-        made.add_row(*row)
-    return made
+    """The table of a verdict for the terminal."""
+    result = Table(verdict.measure, *HEADER, title=f"{verdict.better} is better; {INTERVALS}")
+    for row in _table_rows(verdict):
+        result.add_row(*row)
+    return result
 
 
 def markdown(verdict: Verdict) -> str:
     """A verdict in words, and its table, for a document."""
-    rows = [[verdict.measure, *HEADER], ["---"] * (1 + len(HEADER)), *_cells(verdict)]
+    rows = [[verdict.measure, *HEADER], ["---"] * (1 + len(HEADER)), *_table_rows(verdict)]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    return f"{verdict.sentence}\n\n({INTERVALS[0].upper()}{INTERVALS[1:]}.)\n\n{table}"
+    return f"{verdict.sentence}\n\n({INTERVALS}.)\n\n{table}"
 
 
-def _figures(plan: Sweep, store: Store, told: Sequence[Verdict]) -> Iterator[tuple[str, Figure]]:
-    """Plots by name: each measure over an axis, and over two as a map; the loss while training."""
-    axes = plan.variant_axes
-    for verdict in told:
-        numbers = {key for key, values in axes.items() if all(map(_is_number, values))}
+def _figures(sweep: Sweep, store: Store, sweep_verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Figure]]:
+    """Plots by name: each measure over the longest axis, over two axes as a heat map, and the training loss."""
+    axes = sweep.variant_axes
+    for verdict in sweep_verdicts:
+        numeric = {key for key, values in axes.items() if all(map(_is_number, values))}
         if axes:
-            along = max(axes, key=lambda key: (len(axes[key]), key in numbers))
-            yield verdict.measure, _lines(verdict, along, axes[along], ordered=along in numbers)
+            key = max(axes, key=lambda key: (len(axes[key]), key in numeric))
+            yield verdict.measure, _line_plot(verdict, key, axes[key], is_numeric=key in numeric)
         if len(axes) == 2:
-            yield f"{verdict.measure}_map", _heat(verdict, axes)
-    if curves := _losses(plan, store):
+            yield f"{verdict.measure}_map", _heat_map(verdict, axes)
+    if curves := _loss_curves(sweep, store):
         figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
+        panel = figure.subplots()
         for variant, lines in curves.items():
             steps = sorted(set.intersection(*(set(line) for line in lines)))
-            axes.plot(
-                steps, [np.mean([line[step] for line in lines]) for step in steps], label=plan.words(dict(variant))
-            )
-        axes.set(xlabel="step", ylabel="loss, on the mean over seeds")
-        axes.legend(fontsize=7)
+            means = [np.mean([line[step] for line in lines]) for step in steps]
+            panel.plot(steps, means, label=sweep.label(dict(variant)))
+        panel.set(xlabel="step", ylabel="loss, mean over seeds")
+        panel.legend(fontsize=7)
         yield "loss_while_training", figure
 
 
-def _is_number(value) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _lines(verdict: Verdict, along: str, values: Sequence, ordered: bool) -> Figure:
-    """A measure along an axis, a line for each combination of the others, or points where it has no order."""
+def _line_plot(verdict: Verdict, key: str, values: Sequence, *, is_numeric: bool) -> Figure:
+    """A measure over an axis, a line for each combination of the other axes; points where the values are no numbers."""
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    lines: dict[Variant, list[tuple[Any, Difference]]] = {}
+    panel = figure.subplots()
+    lines: dict[Variant, list[tuple[Any, Estimate]]] = {}
     for row in verdict.rows:
-        rest = tuple((key, value) for key, value in row.variant if key != along)
-        lines.setdefault(rest, []).append((dict(row.variant).get(along), row.mean))
-    for i, (rest, points) in enumerate(lines.items()):
-        points.sort(key=lambda point: point[0] if ordered else values.index(point[0]))
-        aside = 0.3 * (i + 0.5) / len(lines) - 0.15  # so that points do not hide each other
-        low_high = [(0, 0) if of.low is None else (of.mean - of.low, of.high - of.mean) for _, of in points]
-        axes.errorbar(
-            [at if ordered else values.index(at) + aside for at, _ in points],
-            [of.mean for _, of in points],
-            np.transpose(low_high),
+        other_values = tuple(pair for pair in row.variant if pair[0] != key)
+        lines.setdefault(other_values, []).append((dict(row.variant).get(key), row.mean))
+    for i, (other_values, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point[0] if is_numeric else values.index(point[0]))
+        offset = 0.3 * (i + 0.5) / len(lines) - 0.15  # so that points of several lines do not cover each other
+        errors = [(0, 0) if y.low is None else (y.mean - y.low, y.high - y.mean) for _, y in points]
+        panel.errorbar(
+            [x if is_numeric else values.index(x) + offset for x, _ in points],
+            [y.mean for _, y in points],
+            np.transpose(errors),
             marker="o",
             ms=4,
-            ls="-" if ordered else "",
+            ls="-" if is_numeric else "",
             capsize=3,
-            label=verdict.words(rest) if len(lines) > 1 else None,
+            label=verdict.label(other_values) if len(lines) > 1 else None,
         )
-    if ordered and min(values) > 0 and max(values) / min(values) >= WIDE:
-        axes.set_xscale("log")
-    if not ordered or len(values) <= TICKS:
-        places = values if ordered else range(len(values))
-        axes.set_xticks(places, [UNSAID if value is None else str(value) for value in values])
-        axes.set_xticks([], minor=True)
-    axes.set(xlabel=along, ylabel=f"{verdict.measure} ({verdict.better} is better)")
+    if is_numeric and min(values) > 0 and max(values) / min(values) >= LOG_RATIO:
+        panel.set_xscale("log")
+    if not is_numeric or len(values) <= MAX_TICKS:
+        positions = values if is_numeric else range(len(values))
+        panel.set_xticks(positions, _tick_labels(values))
+        panel.set_xticks([], minor=True)
+    panel.set(xlabel=key, ylabel=f"{verdict.measure} ({verdict.better} is better)")
     if len(lines) > 1:
-        axes.legend(fontsize=7)
+        panel.legend(fontsize=7)
     return figure
 
 
-def _heat(verdict: Verdict, axes: Mapping[str, list]) -> Figure:
+def _tick_labels(values: Sequence) -> list[str]:
+    return [UNSET if value is None else str(value) for value in values]
+
+
+def _heat_map(verdict: Verdict, axes: Mapping[str, list]) -> Figure:
     """A measure over two axes."""
-    (first, rows), (second, columns) = axes.items()
+    (row_key, rows), (column_key, columns) = axes.items()
     means = np.full((len(rows), len(columns)), np.nan)
     for row in verdict.rows:
-        said = dict(row.variant)
-        means[rows.index(said.get(first)), columns.index(said.get(second))] = row.mean.mean
+        values = dict(row.variant)
+        means[rows.index(values.get(row_key)), columns.index(values.get(column_key))] = row.mean.mean
     figure = Figure(figsize=(1.5 + 0.9 * len(columns), 1.5 + 0.6 * len(rows)), layout="constrained")
     panel = figure.subplots()
     panel.imshow(means, aspect="auto", cmap="viridis" if verdict.better == "higher" else "viridis_r")
@@ -259,22 +273,22 @@ def _heat(verdict: Verdict, axes: Mapping[str, list]) -> Figure:
             color="w",
             bbox={"facecolor": "0.2", "edgecolor": "none", "pad": 1},
         )
-    panel.set_xticks(range(len(columns)), [UNSAID if value is None else str(value) for value in columns])
-    panel.set_yticks(range(len(rows)), [UNSAID if value is None else str(value) for value in rows])
-    panel.set(xlabel=second, ylabel=first, title=f"{verdict.measure} ({verdict.better} is better)")
+    panel.set_xticks(range(len(columns)), _tick_labels(columns))
+    panel.set_yticks(range(len(rows)), _tick_labels(rows))
+    panel.set(xlabel=column_key, ylabel=row_key, title=f"{verdict.measure} ({verdict.better} is better)")
     return figure
 
 
-def _losses(plan: Sweep, store: Store) -> dict[Variant, list[dict[int, float]]]:
-    """What training reported, by step, of the runs of each variant."""
+def _loss_curves(sweep: Sweep, store: Store) -> dict[Variant, list[dict[int, float]]]:
+    """The training loss by step, of the runs of each variant."""
     curves: dict[Variant, list[dict[int, float]]] = {}
-    for key, cells in plan.runs.items():
-        path = store.run(key) / "metrics.jsonl"
-        if path.exists() and not plan.trained:
+    for key, cells in sweep.runs.items():
+        path = store.run_dir(key) / "metrics.jsonl"
+        if path.exists() and not sweep.trained_run:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            own = tuple((name, value) for name, value in cells[0].variant if name.split(".")[0] not in AFTER)
+            variant = tuple((name, value) for name, value in cells[0].variant if name.split(".")[0] not in NOT_TRAINED)
             if lines:
-                curves.setdefault(own, []).append({line["step"]: line["loss"] for line in lines})
+                curves.setdefault(variant, []).append({line["step"]: line["loss"] for line in lines if "loss" in line})
     return curves
 
 
@@ -285,35 +299,38 @@ STYLE = (
 )
 
 
-def _page(plan: Sweep, store: Store, done: int, told: Sequence[Verdict], plots: Sequence[epath.Path]) -> str:
-    parts = [f"<h1>{html.escape(plan.name)}</h1>"]
-    parts.append(f"<p>{done} of {len(plan.cells)} cells of {html.escape(plan.base)}.</p>")
-    for verdict in told:
+def _page(
+    sweep: Sweep, store: Store, num_measured: int, sweep_verdicts: Sequence[Verdict], plots: Sequence[epath.Path]
+) -> str:
+    """The HTML page, with all pictures inside it."""
+    parts = [f"<h1>{html.escape(sweep.name)}</h1>"]
+    parts.append(f"<p>{num_measured} of {len(sweep.cells)} cells of {html.escape(sweep.base)}.</p>")
+    for verdict in sweep_verdicts:
         header = "".join(f"<th>{name}</th>" for name in (html.escape(verdict.measure), *HEADER))
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in _cells(verdict)
+            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in _table_rows(verdict)
         )
         parts.append(f"<h2>{html.escape(verdict.measure)}</h2><p>{html.escape(verdict.sentence)}</p>")
         parts.append(f"<table><caption>{INTERVALS}</caption><tr>{header}</tr>{body}</table>")
-    parts += [_picture(path.read_bytes(), path.stem) for path in plots]
-    shown = set()
-    for cell in plan.cells:
-        path = picture_of(store, cell)
-        if cell.variant not in shown and path.exists():
-            shown.add(cell.variant)
-            parts.append(_picture(path.read_bytes(), plan.words(cell.said)))
+    parts += [_figure_html(path.read_bytes(), path.stem) for path in plots]
+    pictured_variants = set()
+    for cell in sweep.cells:
+        path = picture_path(store, cell)
+        if cell.variant not in pictured_variants and path.exists():
+            pictured_variants.add(cell.variant)
+            parts.append(_figure_html(path.read_bytes(), sweep.label(cell.values)))
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(plan.name)}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(sweep.name)}</title>"
         f"<style>{STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
     )
 
 
-def _picture(png: bytes, caption: str) -> str:
+def _figure_html(png: bytes, caption: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     text = html.escape(caption)
     return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 
-def picture_of(store: Store, cell: Cell) -> epath.Path:
-    """Where a cell's picture is, if it has one."""
+def picture_path(store: Store, cell: Cell) -> epath.Path:
+    """The file of a cell's picture, which not every cell has."""
     return store.path / "pictures" / f"{cell.key}.png"

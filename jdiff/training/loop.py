@@ -1,144 +1,154 @@
-"""The training loop of every model, read top to bottom."""
+"""The training loop of every task, read top to bottom."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jdiff.training import metrics
-from jdiff.training.checkpoint import Checkpoints, Snapshots
+from jdiff.training.callbacks import Callback
+from jdiff.training.checkpoint import Checkpoints
 from jdiff.training.state import TrainState
-from jdiff.training.steps import Step
+
+CompiledStep = Callable[[TrainState, dict], tuple[TrainState, metrics.Metrics]]
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved. signal: the number of the signal."""
+class Interruption(Exception):
+    """The run was asked to stop by a signal, and has saved a checkpoint."""
 
     def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
+        super().__init__(f"stopped at step {step} and saved a checkpoint; run the same command to resume")
         self.signal = signal_number
 
 
-class Diverged(ArithmeticError):
-    """The loss is no number any more."""
+class Divergence(ArithmeticError):
+    """The loss is NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class Every:
-    """After how many steps the loop reports, saves, draws samples and keeps averages for good, 0 for never."""
-
-    log: int = 50
-    save: int = 500
-    sample: int = 500
-    snapshot: int = 0
-
-
-def train(
+def run_loop(
     state: TrainState,
-    step: Step,
+    step: CompiledStep,
     batches: Iterator[dict],
     *,
     steps: int,
-    every: Every,
+    log_every: int,
+    save_every: int,
     checkpoints: Checkpoints,
     writer: metrics.Writer | None,
-    show_samples: Callable[[TrainState], None],
+    callbacks: Sequence[Callback],
     stop: Callable[[], int | None],
-    snapshots: Snapshots | None = None,
     steps_per_dispatch: int = 1,
-    merged: metrics.Metrics | None = None,
+    pending: metrics.Metrics | None = None,
 ) -> TrainState:
-    """Train until ``steps``, saving as it goes.
+    """Train until ``steps``, saving checkpoints as it goes.
 
-    step: compiled, (state, batch) -> (state, metrics); the state passed in is given up.
+    step: compiled, (state, batch) -> (state, metrics); the input state is donated.
     batches: placed batches, from the state's step on.
-    writer: None on a process that leaves it, and showing progress, to another.
-    show_samples: writes what the model can do so far.
+    writer: None on a process that leaves writing and showing progress to another.
     stop: asked before every step; the number of the signal to stop by, or None.
-    at_a_time: how many steps ``step`` takes.
-    merged: what was measured between the last report and the state's step.
-    Raises ``Interrupted`` after a stop that was saved, ``Diverged`` before a save that would be worthless.
+    steps_per_dispatch: how many steps ``step`` takes.
+    pending: metrics since the last log line, of a run that resumes.
+    Raises ``Interruption`` after a signal, with a checkpoint saved; ``Divergence`` before it saves useless parameters.
     """
-    done = first = int(state.step)
-    last_report, last_time, loss = done, time.monotonic(), None
-    signal = None
-    if snapshots is not None and first and first % every.snapshot == 0:
-        snapshots.save(state)  # whose run may have been ended after the checkpoint was written
-    with _Progress(first, steps, shown=writer is not None) as progress:
-        while done < steps and (signal := stop()) is None:
+    current = first = int(state.step)
+    log_step, log_time, loss = current, time.monotonic(), None
+    signal_number = None
+    for callback in callbacks:
+        if first and callback.is_missing(first, steps):
+            _run(callback, state, first, writer)  # the previous process ended after its checkpoint, before this
+    with _Progress(first, steps, visible=writer is not None) as progress:
+        while current < steps and (signal_number := stop()) is None:
             state, step_metrics = step(state, next(batches))
-            merged = step_metrics if merged is None else metrics.merge(merged, step_metrics)
-            done += steps_per_dispatch
-            if done % every.log == 0 or done == steps:
-                values = metrics.values(merged)
-                loss = _finite(values["loss"], done)
-                rate = (done - last_report) / (time.monotonic() - last_time)
+            pending = step_metrics if pending is None else metrics.merge(pending, step_metrics)
+            current += steps_per_dispatch
+            if current % log_every == 0 or current == steps:
+                means = metrics.values(pending)
+                loss = _finite(means["loss"], current)
+                rate = (current - log_step) / (time.monotonic() - log_time)
                 if writer is not None:
-                    writer.write(done, values, rates={"steps_per_second": rate})
-                merged, last_report, last_time = None, done, time.monotonic()
-            progress.show(done, loss)
-            if done % every.save == 0 or done == steps:
-                _finite(float(step_metrics["loss"].total), done)
-                checkpoints.save(state, merged)
-            if snapshots is not None and done % every.snapshot == 0:
-                snapshots.save(state)
-            if done % every.sample == 0 or done == steps:
-                show_samples(state)
-        if done > first:
-            _finite(float(step_metrics["loss"].total), done)
-            checkpoints.save(state, merged)
-        for kept in (checkpoints, snapshots):
-            if kept is not None:
-                kept.wait()
-    if done < steps:
-        raise Interrupted(signal, done)
+                    writer.write(current, means, rates={"steps_per_second": rate})
+                pending, log_step, log_time = None, current, time.monotonic()
+            progress.show(current, loss)
+            if current % save_every == 0 or current == steps:
+                _finite(float(step_metrics["loss"].total), current)
+                checkpoints.save(state, pending)
+            for callback in callbacks:
+                if callback.is_due(current, steps):
+                    _run(callback, state, current, writer)
+        if current > first:
+            _finite(float(step_metrics["loss"].total), current)
+            checkpoints.save(state, pending)
+        checkpoints.wait()
+    if current < steps:
+        raise Interruption(signal_number, current)
     return state
 
 
+def _run(callback: Callback, state: TrainState, step: int, writer: metrics.Writer | None) -> None:
+    """Run a callback and write its report."""
+    report = callback.run(state)
+    if writer is not None:
+        if report.metrics:
+            writer.write(step, report.metrics)
+        for name, picture in report.pictures.items():
+            writer.image(step, name, picture)
+
+
 def _finite(loss: float, step: int) -> float:
-    """The loss, if it is a number; it is asked before every report and every save."""
+    """The loss, checked before every log line and every checkpoint. Raises ``Divergence``."""
     if not math.isfinite(loss):
-        raise Diverged(
-            f"the loss of step {step} is not a number; start again in another --workdir, "
-            "with a lower config.optimizer.learning_rate"
+        raise Divergence(
+            f"the loss is {loss} at step {step}; start again in another --workdir, with a lower "
+            "config.optimizer.learning_rate"
         )
     return loss
 
 
 class _Progress:
-    """A bar on a terminal; elsewhere a line now and then; where it is not shown, nothing."""
+    """A bar on a terminal; elsewhere a line now and then; nothing where it is not visible.
 
-    LINE_SECONDS = 15.0
+    The rate does not count the first step, which is compiled. Lines come less and less often, so that a log of a long
+    run stays short.
+    """
 
-    def __init__(self, start: int, total: int, *, shown: bool):
-        self._start, self._total, self._began = start, total, time.monotonic()
-        self._last_line = self._began
+    FIRST_LINE, GROWTH = 15.0, 1.2  # seconds until the first line, and how much later each next one is
+
+    def __init__(self, start: int, total: int, *, visible: bool):
+        self._start, self._total = start, total
+        self._start_time = self._rate_time = time.monotonic()
+        self._rate_step, self._next_line = start, self.FIRST_LINE
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(file=sys.stderr))
-        self._task = self._bar.add_task("", total=total, completed=start, note="")
-        self._shown, self._live = shown, shown and self._bar.console.is_terminal
+        self._task = self._bar.add_task("", total=total, completed=start, note="compiling")
+        self._visible, self._live = visible, visible and self._bar.console.is_terminal
 
     def __enter__(self) -> _Progress:
         if self._live:
             self._bar.start()
         return self
 
-    def show(self, done: int, loss: float | None) -> None:
-        now = time.monotonic()
-        rate = (done - self._start) / max(now - self._began, 1e-9)
-        note = f"{rate:.2f} steps/s" + ("" if loss is None else f"  loss {loss:.4f}")
+    def show(self, step: int, loss: float | None) -> None:
+        current_time = time.monotonic()
+        if self._rate_step == self._start:  # the first step ends here, compiled
+            self._rate_step, self._rate_time = step, current_time
+        rate = (step - self._rate_step) / max(current_time - self._rate_time, 1e-9)
+        note = ("compiled" if step == self._rate_step else f"{rate:.2f} steps/s") + (
+            "" if loss is None else f"  loss {loss:.4f}"
+        )
+        elapsed_seconds = current_time - self._start_time
         if self._live:
-            self._bar.update(self._task, completed=done, note=note)
-        elif self._shown and (now - self._last_line > self.LINE_SECONDS or done == self._total):
-            self._last_line = now
-            left = (self._total - done) / max(rate, 1e-9)
-            print(f"step {done}/{self._total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+            self._bar.update(self._task, completed=step, note=note)
+        elif self._visible and (elapsed_seconds > self._next_line or step == self._total):
+            self._next_line = elapsed_seconds + self.FIRST_LINE * max(
+                1.0, elapsed_seconds / self.FIRST_LINE * (self.GROWTH - 1)
+            )
+            remaining = f"  {(self._total - step) / rate:.0f} s left" if rate else ""
+            print(f"step {step}/{self._total}  {note}{remaining}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self._live:

@@ -1,4 +1,4 @@
-"""What a run says of itself: averages between reports, in metrics.jsonl and in TensorBoard events."""
+"""Training metrics: means between log steps, written to metrics.jsonl and to TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from jdiff import storage
 Metrics = dict[str, metrics.Average]
 
 
-def from_report(report: dict[str, Array | tuple[Array, Array]]) -> Metrics:
-    """A step's report as averages that can be merged. A value is a scalar, or a pair (mean, count)."""
-    pairs = {name: value if isinstance(value, tuple) else (value, 1) for name, value in report.items()}
+def from_values(step_values: dict[str, Array | tuple[Array, Array]]) -> Metrics:
+    """The metrics of one step, to be merged with those of others. A value is a scalar, or a pair (mean, count)."""
+    pairs = {name: value if isinstance(value, tuple) else (value, 1) for name, value in step_values.items()}
     return {
         name: metrics.Average(total=jnp.asarray(mean * count, jnp.float32), count=jnp.asarray(count, jnp.float32))
         for name, (mean, count) in pairs.items()
@@ -28,38 +28,38 @@ def from_report(report: dict[str, Array | tuple[Array, Array]]) -> Metrics:
 
 @jax.jit
 def merge(a: Metrics, b: Metrics) -> Metrics:
-    """The averages of both."""
+    """The metrics of both; each mean is weighted by its count."""
     return {name: a[name].merge(b[name]) for name in b}
 
 
-def from_checkpoint(saved: dict[str, dict[str, Array]] | None) -> Metrics | None:
-    """Metrics as a checkpoint gives them back."""
-    return saved and {name: metrics.Average(total=a["total"], count=a["count"]) for name, a in saved.items()}
+def from_checkpoint(item: dict[str, dict[str, Array]] | None) -> Metrics | None:
+    """Metrics from the item that a checkpoint restores, None where it has none."""
+    return item and {name: metrics.Average(total=a["total"], count=a["count"]) for name, a in item.items()}
 
 
-def values(merged: Metrics) -> dict[str, float]:
-    """Metrics as plain numbers; one that saw no example is left out."""
-    return {name: float(average.compute()) for name, average in merged.items() if float(average.count) > 0}
+def values(means: Metrics) -> dict[str, float]:
+    """Metrics as plain numbers, without those whose count is 0."""
+    return {name: float(average.compute()) for name, average in means.items() if float(average.count) > 0}
 
 
 class Writer:
-    """Writes metrics.jsonl, which holds no clock and so is equal for equal runs, and events, which hold the rates."""
+    """Writes metrics.jsonl, without timing and so equal for equal runs, and event files, with rates."""
 
     def __init__(self, workdir: epath.Path, *, start_step: int):
-        """start_step: the step a run goes on from; lines of later steps, which it will write again, are cut."""
+        """start_step: the step that the run resumes from; lines of later steps are removed, to be written again."""
         self._lines = workdir / "metrics.jsonl"
-        kept = self._lines.read_text().splitlines(keepends=True) if self._lines.exists() else []
-        self._lines.write_text("".join(line for line in kept if json.loads(line)["step"] <= start_step))
+        previous_lines = self._lines.read_text().splitlines(keepends=True) if self._lines.exists() else []
+        self._lines.write_text("".join(line for line in previous_lines if json.loads(line)["step"] <= start_step))
         self._events = SummaryWriter(str(workdir), purge_step=start_step + 1, write_to_disk=True)
 
-    def write(self, step: int, report: dict[str, float], *, rates: dict[str, float] | None = None) -> None:
-        """Add one report. rates: figures of the clock, for the events only."""
-        storage.append(self._lines, json.dumps({"step": step, **report}) + "\n")
-        for name, value in {**report, **(rates or {})}.items():
+    def write(self, step: int, means: dict[str, float], *, rates: dict[str, float] | None = None) -> None:
+        """Write the metrics of a log step. rates: timing, for the event files only."""
+        storage.append(self._lines, json.dumps({"step": step, **means}) + "\n")
+        for name, value in {**means, **(rates or {})}.items():
             self._events.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Add a picture to the events. image: (h, w, 3) uint8."""
+        """Write an image to the event files. image: (h, w, 3) uint8."""
         self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:

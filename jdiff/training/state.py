@@ -1,4 +1,4 @@
-"""What a training run is made of, as one tree: saved whole, restored whole."""
+"""The train state: one tree, saved and restored whole."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 import flax.struct
 from jax import Array
 
+from jdiff.training.masks import merge
+
 Params = Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step: () int32, updates made.   params: what is trained.   opt_state: the optimizer's memory.
+    """step: () int32, updates made.   params: trained parameters.   opt_state: of the optimizer.
 
-    ema: running averages of ``params``, by name.   frozen: parameters that are read and never changed.
-    used: the name of the average that is used, None for ``params`` themselves.
-    Parameters are by network: "text", "vision", "unet", "autoencoder", ...
+    ema: running averages of ``params``, by name.   frozen: parameters that are not trained.
+    ema_name: which average inference uses, None for ``params`` themselves.
+    Parameters are by network: "text", "vision", "denoiser", "autoencoder", ...
     """
 
     step: Array
@@ -24,9 +26,9 @@ class TrainState:
     opt_state: Any
     ema: dict[str, Params]
     frozen: Params
-    used: str | None = flax.struct.field(pytree_node=False, default=None)
+    ema_name: str | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
-    def best(self) -> Params:
-        """The parameters to use, of all networks: of what is trained an average where there is one."""
-        return {**self.frozen, **(self.params if self.used is None else self.ema[self.used])}
+    def inference_params(self) -> Params:
+        """The parameters of all networks for inference: of trained networks an EMA, if the run keeps any."""
+        return merge(self.frozen, self.params if self.ema_name is None else self.ema[self.ema_name])

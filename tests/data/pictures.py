@@ -1,4 +1,4 @@
-"""Pictures to make small collections of, and what a source makes of a collection."""
+"""Image files for small test collections, and a function that reads a source's items."""
 
 import io
 
@@ -16,7 +16,7 @@ def picture(colour=RED, kind: str = "PNG", size=(8, 6)) -> bytes:
 
 
 def read(source) -> tuple[dict[str, Example], dict[str, str]]:
-    """All of a source's items by key, whatever the split; each key is met once."""
+    """All of a source's examples, and the reasons of its rejected items, by key; keys are unique over all splits."""
     items = [item for split in source.splits() for item in source.examples(split)]
     assert len({item.key for item in items}) == len(items)
     rejected = {item.key: item.reason for item in items if isinstance(item, Rejected)}

@@ -1,4 +1,4 @@
-"""Every kind of image file that people bring, against colours that are known without decoding it."""
+"""Every common kind of image file, against colours that are known without decoding it."""
 
 import io
 import struct
@@ -24,14 +24,14 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG file from the specification's own words, for modes that Pillow does not write."""
+    """A PNG file written from the specification, for modes that Pillow does not write."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     data = png_chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + header + extra + data + png_chunk(b"IEND", b"")
 
 
 def quarters(size: int = 32) -> Image.Image:
-    """No two of its corners are alike: red, green / blue, white."""
+    """An image with four different corners: red, green / blue, white."""
     image = Image.new("RGB", (size, size), WHITE)
     half = size // 2
     for place, colour in (((0, 0), RED), ((half, 0), GREEN), ((0, half), BLUE)):
@@ -42,7 +42,7 @@ def quarters(size: int = 32) -> Image.Image:
 # --- modes -----------------------------------------------------------------------------------------------------------
 
 
-def test_rgb_png_comes_back_to_the_bit():
+def test_rgb_png_round_trips_exactly():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     decoded = decode(file(Image.fromarray(pixels)))
     assert decoded.dtype == np.uint8 and decoded.flags.writeable
@@ -62,13 +62,13 @@ def test_lossy_kinds_nearly_keep_a_colour(kind):
         assert np.abs(decoded[row, column].astype(int) - colour).max() <= 6
 
 
-def test_bilevel():
+def test_bilevel_png_is_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 255)
     assert decode(file(image)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-def test_grey():
+def test_grey_png_becomes_rgb():
     assert decode(file(Image.new("L", (1, 1), 77))).tolist() == [[[77, 77, 77]]]
 
 
@@ -79,7 +79,7 @@ def test_grey_with_alpha_lies_on_white(alpha, expected):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_alpha_is_straight_and_lies_on_white(kind):
-    image = Image.new("RGBA", (3, 1), (200, 0, 0, 0))  # red that no one sees
+    image = Image.new("RGBA", (3, 1), (200, 0, 0, 0))  # fully transparent red
     image.putpixel((1, 0), (200, 0, 0, 51))
     image.putpixel((2, 0), (200, 0, 0, 255))
     decoded = decode(file(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
@@ -132,7 +132,7 @@ def test_sixteen_bit_grey_with_a_transparent_value():
     assert decode(data)[0, :, 0].tolist() == [255, 100]
 
 
-def test_float_tiff():
+def test_float_tiff_is_scaled_and_refused_outside_0_to_1():
     assert decode(file(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
     with pytest.raises(Undecodable, match="outside 0 to 1"):
         decode(file(Image.fromarray(np.array([[0, 7]], np.float32)), "TIFF"))
@@ -145,14 +145,14 @@ def test_integers_beyond_sixteen_bits_are_refused():
         decode(file(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
 
 
-@pytest.mark.parametrize(("inks", "seen"), [((0, 0, 0, 0), WHITE), ((0, 255, 255, 0), RED), ((0, 0, 0, 255), BLACK)])
-def test_cmyk_jpeg_inverted_by_adobe_shows_its_colours(inks, seen):
+@pytest.mark.parametrize(("inks", "colour"), [((0, 0, 0, 0), WHITE), ((0, 255, 255, 0), RED), ((0, 0, 0, 255), BLACK)])
+def test_cmyk_jpeg_inverted_by_adobe_shows_its_colours(inks, colour):
     data = file(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100)
     assert b"Adobe" in data  # the marker by which decoders know that the inks are stored inverted
-    assert np.abs(decode(data).astype(int) - seen).max() <= 3
+    assert np.abs(decode(data).astype(int) - colour).max() <= 3
 
 
-def test_cmyk_tiff():
+def test_cmyk_tiff_becomes_rgb():
     assert decode(file(Image.new("CMYK", (1, 1), (255, 0, 0, 0)), "TIFF")).tolist() == [[[0, 255, 255]]]
 
 
@@ -166,9 +166,9 @@ def test_an_animation_shows_its_first_frame(kind):
 
 # --- orientation -----------------------------------------------------------------------------------------------------
 
-# EXIF 2.3, tag Orientation: where the stored picture's row 0 and column 0 lie in the one that is seen.
-# Each entry: the corner of the stored picture that is seen at top left, top right, bottom left, bottom right.
-SEEN_CORNERS = {
+# EXIF 2.3, tag Orientation: where the stored picture's row 0 and column 0 are in the displayed one.
+# Each entry: the corner of the stored picture that is displayed at top left, top right, bottom left, bottom right.
+DISPLAY_CORNERS = {
     1: ("tl", "tr", "bl", "br"),  # row 0 top, column 0 left
     2: ("tr", "tl", "br", "bl"),  # row 0 top, column 0 right
     3: ("br", "bl", "tr", "tl"),  # row 0 bottom, column 0 right
@@ -181,15 +181,15 @@ SEEN_CORNERS = {
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", SEEN_CORNERS)
+@pytest.mark.parametrize("orientation", DISPLAY_CORNERS)
 def test_exif_orientation_turns_the_picture_upright(orientation, kind):
-    stored = quarters(64).resize((96, 64), Image.Resampling.NEAREST)
+    image = quarters(64).resize((96, 64), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode(file(stored, kind, exif=exif))
+    decoded = decode(file(image, kind, exif=exif))
     assert decoded.shape == ((64, 96, 3) if orientation <= 4 else (96, 64, 3))
     colours = {"tl": RED, "tr": GREEN, "bl": BLUE, "br": WHITE}
-    for (row, column), corner in zip([(8, 8), (8, -8), (-8, 8), (-8, -8)], SEEN_CORNERS[orientation], strict=True):
+    for (row, column), corner in zip([(8, 8), (8, -8), (-8, 8), (-8, -8)], DISPLAY_CORNERS[orientation], strict=True):
         assert np.abs(decoded[row, column].astype(int) - colours[corner]).max() <= 12
 
 
@@ -208,10 +208,11 @@ def test_broken_exif_data_is_ignored():
 
 
 def swapped_profile() -> bytes:
-    """sRGB with the red and blue primaries exchanged: a picture in it is seen with its channels reversed."""
+    """sRGB with the red and blue primaries exchanged: it displays a picture with its channels reversed."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     tags = {
-        bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * struct.unpack(">I", profile[128:132])[0], 12)
+        bytes(profile[offset : offset + 4]): offset
+        for offset in range(132, 132 + 12 * struct.unpack(">I", profile[128:132])[0], 12)
     }
     red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
     profile[red + 4 : red + 12], profile[blue + 4 : blue + 12] = (
@@ -239,10 +240,10 @@ def linear_profile() -> bytes:
 
 def test_colours_become_srgb_before_they_are_laid_on_white():
     image = Image.new("RGBA", (1, 1), (55, 55, 55, 51))
-    seen = 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)  # [iec 61966-2-1]
+    srgb = 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)  # [iec 61966-2-1]
     decoded = decode(file(image, icc_profile=linear_profile()))
-    assert np.abs(decoded - (0.2 * seen + 0.8 * 255)).max() <= 1
-    assert abs(0.2 * seen - 0.2 * 55) > 10  # else the order would not show
+    assert np.abs(decoded - (0.2 * srgb + 0.8 * 255)).max() <= 1
+    assert abs(0.2 * srgb - 0.2 * 55) > 10  # otherwise the test could not detect the wrong order
 
 
 def test_an_srgb_profile_changes_next_to_nothing():
@@ -265,7 +266,7 @@ def test_a_broken_profile_is_ignored(profile):
     np.testing.assert_array_equal(decode(file(quarters(), icc_profile=profile)), np.asarray(quarters()))
 
 
-# --- what is no image ------------------------------------------------------------------------------------------------
+# --- invalid images --------------------------------------------------------------------------------------------------
 
 
 def refusal(data: bytes, **options) -> str:
@@ -276,40 +277,40 @@ def refusal(data: bytes, **options) -> str:
     return reason
 
 
-def test_empty():
+def test_an_empty_file_is_refused():
     assert refusal(b"") == "The file is empty."
 
 
 @pytest.mark.parametrize(
     "data", [b"hello, world", b"\0" * 1000, b"<html><body>404</body></html>", b"%!PS-Adobe-3.0 EPSF\n"]
 )
-def test_not_an_image(data):
+def test_other_data_is_refused_as_not_an_image(data):
     assert "not an image" in refusal(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM"])
-def test_truncated_anywhere(kind):
+def test_a_truncated_file_is_refused(kind):
     noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    whole = file(noise, kind)
-    for length in [1, 2, 10, *range(20, len(whole) - 60, max(1, len(whole) // 40))]:
-        refusal(whole[:length])
+    data = file(noise, kind)
+    for length in [1, 2, 10, *range(20, len(data) - 60, max(1, len(data) // 40))]:
+        refusal(data[:length])
 
 
-def test_noise_after_a_true_beginning():
+def test_noise_after_a_valid_header_is_decoded_or_refused():
     generator = np.random.default_rng(3)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        whole = bytearray(file(quarters(), kind))
+        data = bytearray(file(quarters(), kind))
         for _ in range(40):
-            broken = bytearray(whole)
-            for place in generator.integers(8, len(whole), 6):
-                broken[place] = generator.integers(256)
+            noisy = bytearray(data)
+            for i in generator.integers(8, len(data), 6):
+                noisy[i] = generator.integers(256)
             try:
-                assert decode(bytes(broken)).shape[2] == 3
+                assert decode(bytes(noisy)).shape[2] == 3
             except Undecodable as error:
                 assert str(error)
 
 
-def test_a_bomb_is_refused_by_its_header():
+def test_a_decompression_bomb_is_refused_by_its_header():
     assert "100 x 50 pixels" in refusal(file(Image.new("RGB", (100, 50))), max_pixels=4999)
     assert decode(file(Image.new("RGB", (100, 50))), max_pixels=5000).shape == (50, 100, 3)
     claim = png(100_000, 100_000, 8, 2, b"")
@@ -317,12 +318,12 @@ def test_a_bomb_is_refused_by_its_header():
     assert "too many pixels" in refusal(claim)
 
 
-def test_a_claim_between_our_limit_and_pillows_is_refused_too():
+def test_a_size_between_our_limit_and_pillows_is_refused():
     assert "10000 x 8000" in refusal(png(10_000, 8_000, 8, 2, b""))
     assert "pixels" in refusal(png(10_000, 10_000, 8, 2, b""))  # Pillow warns here; a warning is an error in tests
 
 
-def test_no_size():
+def test_an_image_of_width_zero_is_refused():
     assert refusal(png(0, 5, 8, 2, b""))
 
 
@@ -333,9 +334,9 @@ def test_no_size():
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (64, 200), (200, 64), (1, 500), (33, 33)])
 def test_fit_makes_any_shape_square(crop, shape):
     pixels = np.full((*shape, 3), 255, np.uint8)
-    fitted = fit(pixels, 32, crop=crop)
-    assert fitted.shape == (32, 32, 3) and fitted.dtype == np.uint8
-    assert (fitted == 255).all()  # white stays white, to the border
+    square = fit(pixels, 32, crop=crop)
+    assert square.shape == (32, 32, 3) and square.dtype == np.uint8
+    assert (square == 255).all()  # white stays white, to the border
 
 
 def test_center_keeps_the_middle():
@@ -345,20 +346,20 @@ def test_center_keeps_the_middle():
     assert (fit(pixels.swapaxes(0, 1), 10)[2:-2] == GREEN).all()  # the filter reaches two pixels into the neighbours
 
 
-def test_squash_keeps_all_of_it():
+def test_squash_keeps_the_whole_picture():
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, :20], pixels[:, 20:40], pixels[:, 40:] = RED, GREEN, BLUE
-    fitted = fit(pixels, 30, crop="squash")
-    assert [tuple(fitted[15, column]) for column in (3, 15, 26)] == [RED, GREEN, BLUE]
+    square = fit(pixels, 30, crop="squash")
+    assert [tuple(square[15, column]) for column in (3, 15, 26)] == [RED, GREEN, BLUE]
 
 
 def test_pad_keeps_the_shape_on_white():
-    fitted = fit(np.zeros((20, 40, 3), np.uint8), 32, crop="pad")
-    assert (fitted[:8] == 255).all() and (fitted[8:24] == 0).all() and (fitted[24:] == 255).all()
+    square = fit(np.zeros((20, 40, 3), np.uint8), 32, crop="pad")
+    assert (square[:8] == 255).all() and (square[8:24] == 0).all() and (square[24:] == 255).all()
 
 
 def test_fit_is_antialiased():
-    """Lines one pixel wide, made eight times smaller, are their mean grey, not black or white by chance."""
+    """Lines one pixel wide, scaled down eight times, become their mean grey instead of black or white by aliasing."""
     pixels = np.zeros((256, 256, 3), np.uint8)
     pixels[:, ::2] = 255
     assert np.abs(fit(pixels, 32).astype(int) - 127.5).max() <= 2
@@ -366,17 +367,17 @@ def test_fit_is_antialiased():
 
 def test_fit_is_symmetric():
     pixels = np.random.default_rng(4).integers(0, 256, (50, 71, 3), dtype=np.uint8)
-    mirrored = fit(pixels[:, ::-1], 24)[:, ::-1].astype(int)
-    assert np.abs(mirrored - fit(pixels, 24)).max() <= 1  # rounding of the filter's integer weights
+    mirror_image = fit(pixels[:, ::-1], 24)[:, ::-1].astype(int)
+    assert np.abs(mirror_image - fit(pixels, 24)).max() <= 1  # rounding of the filter's integer weights
 
 
-def test_fit_leaves_the_right_size_alone():
+def test_fit_does_not_change_an_image_of_the_right_size():
     pixels = np.random.default_rng(5).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     for crop in CROPS:
         np.testing.assert_array_equal(fit(pixels, 16, crop=crop), pixels)
 
 
-def test_fit_refuses_in_sentences():
+def test_fit_refuses_invalid_arguments():
     with pytest.raises(ValueError, match="expected one of center, squash, pad, clip"):
         fit(np.zeros((2, 2, 3), np.uint8), 2, crop="centre")
     with pytest.raises(ValueError, match=r"found \(2, 2\) float32"):
@@ -384,36 +385,39 @@ def test_fit_refuses_in_sentences():
 
 
 def bicubic(pixels, size):
-    """Keys' cubic convolution, a = -1/2, widened where it shrinks, rounded after each pass as bytes are."""
+    """Keys' cubic convolution, a = -1/2, widened when it shrinks, rounded to bytes after each pass.
 
-    def along(image, after):
-        before = image.shape[0]
-        stretch = max(before / after, 1)
-        x = np.abs(((np.arange(after) + 0.5) * before / after - 0.5)[:, None] - np.arange(before)) / stretch
-        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    Returns both orders: rows first and columns first.
+    """
+
+    def resize_rows(image, new):
+        old = image.shape[0]
+        stretch = max(old / new, 1)
+        x = np.abs(((np.arange(new) + 0.5) * old / new - 0.5)[:, None] - np.arange(old)) / stretch
+        inner, outer = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        weights = np.where(x < 1, inner, np.where(x < 2, outer, 0))
         weights /= weights.sum(1, keepdims=True)
         return np.clip(np.rint(np.einsum("ab,bcd->acd", weights, image)), 0, 255)
 
-    wide = along(pixels.astype(np.float64).swapaxes(0, 1), size[1]).swapaxes(0, 1)
-    high = along(pixels.astype(np.float64), size[0])
-    return along(wide, size[0]), along(high.swapaxes(0, 1), size[1]).swapaxes(0, 1)
+    columns_resized = resize_rows(pixels.astype(np.float64).swapaxes(0, 1), size[1]).swapaxes(0, 1)
+    rows_resized = resize_rows(pixels.astype(np.float64), size[0])
+    return resize_rows(columns_resized, size[0]), resize_rows(rows_resized.swapaxes(0, 1), size[1]).swapaxes(0, 1)
 
 
-def beside(found, *wanted):
-    """The largest difference to the nearer result: Pillow begins with the rows or the columns, as is cheaper."""
-    return min(np.abs(found.astype(int) - one).max() for one in wanted)
+def smallest_difference(image, *truths):
+    """The largest pixel difference to the nearest truth: Pillow begins with rows or columns, whichever is cheaper."""
+    return min(np.abs(image.astype(int) - truth).max() for truth in truths)
 
 
 @pytest.mark.parametrize(("shape", "scaled"), [((90, 121), (48, 64)), ((131, 60), (104, 48)), ((20, 30), (48, 72))])
-def test_clips_own_preprocessing(shape, scaled):
+def test_crop_clip_equals_clips_preprocessing(shape, scaled):
     """The shortest edge to the size, the longest rounded down, then the middle in whole pixels [clip.py _transform]."""
     pixels = np.random.default_rng(6).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    top, left = (round((edge - 48) / 2) for edge in scaled)
-    wanted = (whole[top : top + 48, left : left + 48] for whole in bicubic(pixels, scaled))
-    assert beside(fit(pixels, 48, crop="clip"), *wanted) <= 1
+    row, column = (round((edge - 48) / 2) for edge in scaled)
+    truths = (image[row : row + 48, column : column + 48] for image in bicubic(pixels, scaled))
+    assert smallest_difference(fit(pixels, 48, crop="clip"), *truths) <= 1
 
 
-def test_squash_is_bicubic_and_nothing_else():
+def test_squash_is_only_bicubic():
     pixels = np.random.default_rng(7).integers(0, 256, (300, 211, 3), dtype=np.uint8)
-    assert beside(fit(pixels, 32, crop="squash"), *bicubic(pixels, (32, 32))) <= 1
+    assert smallest_difference(fit(pixels, 32, crop="squash"), *bicubic(pixels, (32, 32))) <= 1

@@ -1,4 +1,4 @@
-"""The emoji world: names against Unicode's own, pictures against the font, and a split that holds pairs out."""
+"""The emoji source: names against Unicode's, pictures against the font, and a split that holds pairs out."""
 
 import unicodedata
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ def font_is_here() -> bool:
 needs_font = pytest.mark.skipif(not font_is_here(), reason="needs the font Noto Color Emoji: fonts-noto-color-emoji")
 
 
-def named(name: str):
+def symbol_of(name: str):
     return next(symbol for symbol in symbols() if symbol.name == name)
 
 
@@ -31,13 +31,13 @@ def emoji():
 
 
 @pytest.fixture(scope="module")
-def drawn(emoji):
+def examples_by_split(emoji):
     return {split: list(emoji.examples(split)) for split in emoji.splits()}
 
 
 @pytest.fixture(scope="module")
-def everything(drawn):
-    return {example.metadata["name"]: example for examples in drawn.values() for example in examples}
+def examples_by_name(examples_by_split):
+    return {example.metadata["name"]: example for examples in examples_by_split.values() for example in examples}
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_names_are_unicodes(characters, name, group):
 
 
 def test_single_characters_have_the_names_of_the_unicode_database():
-    """CLDR's short names are not the character names, but faces and hands share most words with them."""
+    """CLDR's short names differ from the character names, but share the main word of animals and things."""
     for character, word in {
         "\U0001f431": "CAT",
         "\U0001f34e": "APPLE",
@@ -84,7 +84,7 @@ def test_names_and_keys_are_unique():
     assert len({symbol.name for symbol in symbols()}) == len({symbol.key for symbol in symbols()}) == len(symbols())
 
 
-def test_captions_are_plain_words_and_mean_one_emoji():
+def test_captions_are_plain_words_and_unique_to_one_emoji():
     owners = defaultdict(set)
     for symbol in symbols():
         assert len(set(symbol.captions)) == len(symbol.captions) >= 2
@@ -95,8 +95,8 @@ def test_captions_are_plain_words_and_mean_one_emoji():
 
 
 def test_aliases_are_extra_captions_unless_another_emoji_has_them():
-    assert "car" in named("automobile").captions
-    assert "cat" not in named("cat face").captions  # the cat is another one
+    assert "car" in symbol_of("automobile").captions
+    assert "cat" not in symbol_of("cat face").captions  # the emoji cat has that name
 
 
 def test_every_person_of_a_profession_has_gender_and_tone_from_its_code_points():
@@ -112,7 +112,7 @@ def test_every_person_of_a_profession_has_gender_and_tone_from_its_code_points()
             assert chr(0x1F3FB + TONES.index(symbol.tone)) in symbol.characters
 
 
-def test_pairs_differ_in_the_gender_alone():
+def test_man_woman_pairs_differ_only_in_gender():
     pairs = man_woman_pairs(symbol.name for symbol in symbols())
     assert {
         ("man", "woman"),
@@ -123,8 +123,8 @@ def test_pairs_differ_in_the_gender_alone():
     assert man_woman_pairs(["man cook", "woman pilot", "woman cook"]) == [("man cook", "woman cook")]
 
 
-def test_the_held_out_pairs_leave_every_profession_gender_and_tone_to_training():
-    """One tone of each profession, which is a fifth; chosen without the font."""
+def test_one_skin_tone_of_each_profession_is_held_out():
+    """Training keeps every profession, gender and tone; the split does not depend on the font."""
     people = [symbol for symbol in symbols() if symbol.profession and symbol.tone]
     held_out = [symbol for symbol in people if source.split_of(symbol) == "test"]
     assert Counter((symbol.profession, symbol.gender) for symbol in held_out) == Counter(
@@ -142,20 +142,20 @@ def test_the_held_out_pairs_leave_every_profession_gender_and_tone_to_training()
 
 
 @needs_font
-def test_there_are_thousands_with_sequences(emoji, drawn):
-    groups = Counter(example.metadata["group"] for examples in drawn.values() for example in examples)
+def test_there_are_thousands_of_emoji_with_sequences(emoji, examples_by_split):
+    groups = Counter(example.metadata["group"] for examples in examples_by_split.values() for example in examples)
     assert groups["character"] > 1300 and groups["flag"] > 250 and groups["keycap"] == 12
     assert sum(groups.values()) > 3000
-    assert len(drawn["test"]) == len(PROFESSIONS) * len(GENDERS)
+    assert len(examples_by_split["test"]) == len(PROFESSIONS) * len(GENDERS)
     counts = emoji.counts()
-    assert counts["train"] == len(drawn["train"]) and counts["test"] == len(drawn["test"])
+    assert counts["train"] == len(examples_by_split["train"]) and counts["test"] == len(examples_by_split["test"])
     assert sum(counts[split] for split in ("train", "test")) + counts["not drawn"] == len(symbols())
     assert {group: counts[group] for group in groups} == groups
 
 
 @needs_font
-def test_pictures_are_on_white_and_in_colour(drawn):
-    for example in drawn["train"] + drawn["test"]:
+def test_pictures_are_on_white_and_in_colour(examples_by_split):
+    for example in examples_by_split["train"] + examples_by_split["test"]:
         assert example.image.shape == (64, 64, 3) and example.image.dtype == np.uint8
         assert (example.image[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()  # the corners
         assert (example.image < 250).any()
@@ -163,56 +163,58 @@ def test_pictures_are_on_white_and_in_colour(drawn):
 
 @needs_font
 @pytest.mark.parametrize(("name", "channel"), [("red square", 0), ("green circle", 1), ("blue heart", 2)])
-def test_colours_are_what_their_names_say(everything, name, channel):
-    middle = everything[name].image[28:36, 28:36].reshape(-1, 3).mean(axis=0)
+def test_colours_match_their_names(examples_by_name, name, channel):
+    middle = examples_by_name[name].image[28:36, 28:36].reshape(-1, 3).mean(axis=0)
     assert (middle[channel] - np.delete(middle, channel) > 40).all()
 
 
 @needs_font
-def test_flags_have_their_bands(everything):
+def test_flags_have_their_bands(examples_by_name):
     """Red, white and blue: from top to bottom in the Netherlands, blue, white and red from left to right in France."""
 
     def strongest(pixel) -> str:
         red, _, blue = (int(value) for value in pixel)
         return "white" if abs(red - blue) < 40 else "red" if red > blue else "blue"
 
-    netherlands, france = everything["flag of Netherlands"].image, everything["flag of France"].image
+    netherlands, france = examples_by_name["flag of Netherlands"].image, examples_by_name["flag of France"].image
     assert [strongest(netherlands[row, 32]) for row in (18, 32, 46)] == ["red", "white", "blue"]
     assert [strongest(france[32, column]) for column in (10, 32, 54)] == ["blue", "white", "red"]
 
 
 @needs_font
-def test_tones_darken(everything):
-    hands = [everything[f"raised hand, {tone} skin tone"].image for tone in TONES]
+def test_skin_tones_darken_in_their_order(examples_by_name):
+    hands = [examples_by_name[f"raised hand, {tone} skin tone"].image for tone in TONES]
     brightness = [hand[30:44, 26:38].mean() for hand in hands]
     assert brightness == sorted(brightness, reverse=True)
 
 
 @needs_font
-def test_a_sequence_that_is_not_one_glyph_is_left_out(everything):
+def test_a_sequence_that_is_not_one_glyph_is_left_out(examples_by_name):
     font = glyphs.load_font(glyphs.find_font().read_bytes(), sequences=True)
-    assert glyphs.draw(font, "\U0001f600") is not None
-    assert glyphs.draw(font, "\U0001f600\u200d\U0001f600") is None  # two faces: joined by nobody
-    assert glyphs.draw(font, "\U0001f600\U0001f600") is None
-    assert glyphs.draw(font, "a") is None  # no letters
-    assert glyphs.draw(font, "\U0001faff") is None  # not assigned
-    assert "snowboarder" in everything and "snowboarder, dark skin tone" not in everything  # drawn without the tone
+    assert glyphs.draw_glyph(font, "\U0001f600") is not None
+    assert glyphs.draw_glyph(font, "\U0001f600\u200d\U0001f600") is None  # two faces: no such sequence
+    assert glyphs.draw_glyph(font, "\U0001f600\U0001f600") is None
+    assert glyphs.draw_glyph(font, "a") is None  # no letters
+    assert glyphs.draw_glyph(font, "\U0001faff") is None  # not assigned
+    assert (
+        "snowboarder" in examples_by_name and "snowboarder, dark skin tone" not in examples_by_name
+    )  # examples_by_split without the tone
 
 
 @needs_font
-def test_a_flag_newer_than_the_font_is_left_out(everything):
-    """The font draws a flag with a question mark for a country it does not know, which is no country's flag."""
+def test_a_flag_newer_than_the_font_is_left_out(examples_by_name):
+    """The font draws an unknown country as a flag with a question mark."""
     font = glyphs.load_font(glyphs.find_font().read_bytes(), sequences=True)
-    unknown = glyphs.draw(font, "\U0001f1fd\U0001f1fd")  # XX
+    unknown = glyphs.draw_glyph(font, "\U0001f1fd\U0001f1fd")  # XX
     for symbol in symbols():
-        if symbol.group == "flag" and symbol.name in everything:
-            assert not np.array_equal(glyphs.draw(font, symbol.characters), unknown)
+        if symbol.group == "flag" and symbol.name in examples_by_name:
+            assert not np.array_equal(glyphs.draw_glyph(font, symbol.characters), unknown)
 
 
 @needs_font
-def test_equal_pictures_name_each_other_and_no_others(drawn):
+def test_emoji_with_equal_pictures_list_each_other_in_same_as(examples_by_split):
     looks = defaultdict(set)
-    examples = drawn["train"] + drawn["test"]
+    examples = examples_by_split["train"] + examples_by_split["test"]
     for example in examples:
         looks[example.image.tobytes()].add(example.key)
     for example in examples:
@@ -222,40 +224,42 @@ def test_equal_pictures_name_each_other_and_no_others(drawn):
 
 
 @needs_font
-def test_no_test_picture_is_in_training(drawn):
-    assert not {e.image.tobytes() for e in drawn["test"]} & {e.image.tobytes() for e in drawn["train"]}
+def test_no_test_picture_is_in_training(examples_by_split):
+    assert not {e.image.tobytes() for e in examples_by_split["test"]} & {
+        e.image.tobytes() for e in examples_by_split["train"]
+    }
 
 
 @needs_font
-def test_single_characters_need_no_shaping(drawn):
+def test_single_characters_need_no_shaping(examples_by_split):
     single = Emoji(image_size=64, sequences=False)
     assert single.splits() == ("train",)
-    with_sequences = {example.key: example for example in drawn["train"]}
-    lone = list(single.examples("train"))
-    assert {example.metadata["group"] for example in lone} == {"character"} and len(lone) > 1300
-    for example in lone[::7]:
+    with_sequences = {example.key: example for example in examples_by_split["train"]}
+    examples = list(single.examples("train"))
+    assert {example.metadata["group"] for example in examples} == {"character"} and len(examples) > 1300
+    for example in examples[::7]:
         np.testing.assert_array_equal(example.image, with_sequences[example.key].image)
 
 
 @needs_font
-def test_the_glyph_is_centred_and_antialiased(everything):
-    image = everything["red circle"].image.astype(int)
+def test_the_glyph_is_centred_and_antialiased(examples_by_name):
+    image = examples_by_name["red circle"].image.astype(int)
     ink = (image.sum(axis=2) < 600).nonzero()
     assert abs(ink[0].mean() - 31.5) < 1.5 and abs(ink[1].mean() - 31.5) < 1.5
     assert len(np.unique(image[:, :, 1])) > 20  # soft edges
 
 
 @needs_font
-def test_identity_follows_what_decides_the_records(tmp_path):
+def test_identity_changes_with_everything_that_determines_the_records(tmp_path):
     assert Emoji().identity() == Emoji(image_size=64, font=glyphs.find_font()).identity()
     assert Emoji().identity() != Emoji(image_size=32).identity()
     assert Emoji().identity() != Emoji(sequences=False).identity()
 
 
-# --- what can be missing ---------------------------------------------------------------------------------------------
+# --- missing requirements --------------------------------------------------------------------------------------------
 
 
-def test_a_missing_font_says_how_to_get_it(tmp_path):
+def test_a_missing_font_error_says_how_to_install_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"apt-get install fonts-noto-color-emoji.*config\.data\.font"):
         Emoji(font=tmp_path / "none.ttf")
 
@@ -283,18 +287,18 @@ def test_a_file_that_is_no_font_is_refused(tmp_path):
 
 def test_a_font_without_colours_is_refused(tmp_path):
     plain = tmp_path / "plain.ttf"
-    plain.write_bytes(ImageFont.load_default(20).path.getvalue())  # the letters that Pillow brings along
+    plain.write_bytes(ImageFont.load_default(20).path.getvalue())  # Pillow's built-in letters
     with pytest.raises(ValueError, match="draws no colours"):
         Emoji(font=plain, sequences=False)
 
 
-def test_missing_raqm_is_a_sentence(monkeypatch):
+def test_missing_raqm_error_names_package_and_config_key(monkeypatch):
     monkeypatch.setattr(glyphs.features, "check", lambda feature: False)
     with pytest.raises(ValueError, match=r"libfribidi0.*config\.data\.sequences"):
         glyphs.load_font(b"", sequences=True)
 
 
 @needs_font
-def test_an_unknown_split_is_a_sentence():
+def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="expected one of train, test"):
         list(Emoji().examples("validation"))

@@ -1,4 +1,4 @@
-"""Folders as people really have them: made here as files, with their dirt."""
+"""The folder source on realistic folders: files written here, many of them broken."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_sidecars_in_any_usual_encoding(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(("on_disk", "in_metadata"), [("NFD", "NFC"), ("NFC", "NFD")])
-def test_unicode_names_match_however_they_are_composed(tmp_path, on_disk, in_metadata):
+def test_unicode_names_match_composed_and_decomposed(tmp_path, on_disk, in_metadata):
     name = "Bär 日本 😀.png"
     row = {"file_name": unicodedata.normalize(in_metadata, name), "text": "a bear"}
     root = write(tmp_path, {unicodedata.normalize(on_disk, name): picture(), "metadata.jsonl": lines(row)})
@@ -76,7 +76,7 @@ def test_unicode_names_match_however_they_are_composed(tmp_path, on_disk, in_met
     assert not rejected and list(examples) == [unicodedata.normalize("NFC", name)]
 
 
-def test_hidden_and_foreign_files_are_passed_over(tmp_path):
+def test_hidden_files_and_files_of_other_kinds_are_ignored(tmp_path):
     files = {
         "a.png": picture(),
         "a.txt": "x",
@@ -89,18 +89,18 @@ def test_hidden_and_foreign_files_are_passed_over(tmp_path):
     assert list(examples) == ["a.png"] and not rejected
 
 
-def test_a_listed_image_needs_no_usual_ending(tmp_path):
+def test_an_image_in_the_metadata_needs_no_suffix(tmp_path):
     root = write(tmp_path, {"0001": picture(), "metadata.jsonl": lines({"file_name": "0001", "text": "x"})})
     assert list(read(Folder(root))[0]) == ["0001"]
 
 
-# --- dirt ------------------------------------------------------------------------------------------------------------
+# --- unusable items --------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_dirt_is_rejected_with_its_reason_and_the_rest_goes_on(tmp_path):
+def test_every_kind_of_unusable_item_is_rejected_with_its_reason_and_others_are_read(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    noise.save(tmp_path / "whole.jpg")
-    whole = (tmp_path / "whole.jpg").read_bytes()
+    noise.save(tmp_path / "complete.jpg")
+    jpeg = (tmp_path / "complete.jpg").read_bytes()
     metadata = [
         json.dumps({"file_name": "good.png", "text": "good"}),
         json.dumps({"file_name": "missing.png", "text": "x"}),
@@ -124,7 +124,7 @@ def test_every_kind_of_dirt_is_rejected_with_its_reason_and_the_rest_goes_on(tmp
     files = {
         "good.png": picture(),
         "noise.png": b"not an image at all",
-        "cut.jpg": whole[: len(whole) // 2],
+        "cut.jpg": jpeg[: len(jpeg) // 2],
         "zero.png": b"",
         "large.png": picture(size=(50, 50)),
         "blank.png": picture(),
@@ -159,7 +159,7 @@ def test_every_kind_of_dirt_is_rejected_with_its_reason_and_the_rest_goes_on(tmp
         "metadata.jsonl:13": "not JSON",
         "metadata.jsonl:14": "expected a JSON object",
         "metadata.jsonl:15": "names no image",
-        "metadata.jsonl:16": "duplicate: metadata.jsonl:1",
+        "metadata.jsonl:16": "duplicate: metadata.jsonl:1 ",
     }
     assert set(rejected) == set(expected)
     for key, words in expected.items():
@@ -180,7 +180,7 @@ def test_malformed_csv_lines(tmp_path):
     assert "more cells" in rejected["metadata.csv:3"] and "no caption" in rejected["c.png"] + rejected["b.png"]
 
 
-def test_a_metadata_file_of_noise_does_not_stop_the_sidecars(tmp_path):
+def test_sidecars_are_read_despite_a_broken_metadata_file(tmp_path):
     root = write(tmp_path, {"a.png": picture(), "a.txt": "x", "metadata.jsonl": b"\xff\xfe\0\1\0\0\0"})
     examples, rejected = read(Folder(root))
     assert list(examples) == ["a.png"] and len(rejected) >= 1
@@ -196,13 +196,13 @@ def test_a_link_to_nowhere_is_a_missing_file(tmp_path):
 
 def test_a_file_too_large_for_memory_is_not_read(tmp_path):
     root = write(tmp_path, {"a.png": picture(), "a.txt": "x", "b.png": b"", "b.txt": "x"})
-    os.truncate(tmp_path / "b.png", MAX_BYTES + 1)  # a hole in the disk
+    os.truncate(tmp_path / "b.png", MAX_BYTES + 1)  # a sparse file
     examples, rejected = read(Folder(root))
     assert list(examples) == ["a.png"] and f"more than the {MAX_BYTES}" in rejected["b.png"]
 
 
-def test_halves_of_characters_reach_neither_captions_nor_reports(tmp_path):
-    """Captions cut in the middle of an emoji, and names from before Unicode, are common in scraped collections."""
+def test_lone_surrogates_are_removed_from_captions_and_escaped_in_reports(tmp_path):
+    """Captions cut in the middle of an emoji, and file names that are not UTF-8, are common in scraped collections."""
     rows = '{"file_name": "a.png", "text": "a dog \\ud83d"}\n{"file_name": "\\ud83d.png", "text": "x"}\n'
     root = write(tmp_path, {"a.png": picture(), "metadata.jsonl": rows})
     with open(os.fsencode(root) + b"/\xff.png", "wb") as file:
@@ -242,30 +242,30 @@ def test_split_folders_with_metadata_at_the_root(tmp_path):
 
 def test_metadata_of_a_split_may_not_reach_into_another(tmp_path):
     files = {"train/a.png": picture(), "test/a.png": picture(), "train/a.txt": "a", "test/a.txt": "b"}
-    files["train/metadata.jsonl"] = lines({"file_name": "../test/a.png", "text": "stolen"})
+    files["train/metadata.jsonl"] = lines({"file_name": "../test/a.png", "text": "c"})
     examples, rejected = read(Folder(write(tmp_path, files)))
     assert examples["test/a.png"].captions == ("b",) and "leads out" in rejected["train/metadata.jsonl:1"]
 
 
-def test_the_hash_splits_by_name_alone(tmp_path):
+def test_the_hash_split_depends_on_the_file_name_only(tmp_path):
     names = [f"{number:03d}.png" for number in range(300)]
     root = write(tmp_path, {name: picture() for name in names} | {name[:-4] + ".txt": "x" for name in names})
     source = Folder(root, image_size=2, test_fraction=0.2)
-    tested = {item.key for item in source.examples("test")}
-    assert 35 <= len(tested) <= 85  # 60 of 300, within 3.6 standard deviations
-    assert tested | {item.key for item in source.examples("train")} == set(names)
+    test_keys = {item.key for item in source.examples("test")}
+    assert 35 <= len(test_keys) <= 85  # 60 of 300, within 3.6 standard deviations
+    assert test_keys | {item.key for item in source.examples("train")} == set(names)
     for name in names[::2]:
         os.remove(f"{root}/{name}")
     fewer = {item.key for item in Folder(root, image_size=2, test_fraction=0.2).examples("test")}
-    assert fewer == tested & set(names[1::2])
+    assert fewer == test_keys & set(names[1::2])
 
 
-def test_no_test_fraction_no_test(tmp_path):
+def test_test_fraction_zero_gives_no_test_split(tmp_path):
     root = write(tmp_path, {"a.png": picture(), "a.txt": "x"})
     assert Folder(root, test_fraction=0).splits() == ("train",)
 
 
-def test_order_is_the_order_of_names(tmp_path):
+def test_examples_are_in_the_order_of_their_names(tmp_path):
     root = write(tmp_path, {f"{name}.png": picture() for name in "cab"} | {f"{name}.txt": "x" for name in "cab"})
     assert [item.key for item in Folder(root, test_fraction=0).examples("train")] == ["a.png", "b.png", "c.png"]
 
@@ -273,31 +273,31 @@ def test_order_is_the_order_of_names(tmp_path):
 # --- identity and errors ---------------------------------------------------------------------------------------------
 
 
-def test_identity_changes_with_content_and_options_but_not_with_place(tmp_path):
+def test_identity_changes_with_content_and_options_but_not_with_the_path(tmp_path):
     files = {
         "a.png": picture(),
         "b.png": picture(),
         "b.txt": "x",
         "metadata.jsonl": lines({"file_name": "a.png", "text": "x"}),
     }
-    one, two = tmp_path / "one", tmp_path / "two"
-    for root in (one, two):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root in (first, second):
         write(root, files)
         for name in files:
             os.utime(root / name, (1_000_000, 1_000_000))
-    identity = Folder(str(one)).identity()
-    assert json.loads(json.dumps(identity)) == identity == Folder(str(two)).identity()
-    assert Folder(str(one), crop="pad").identity() != identity
-    assert Folder(str(one), image_size=32).identity() != identity
+    identity = Folder(str(first)).identity()
+    assert json.loads(json.dumps(identity)) == identity == Folder(str(second)).identity()
+    assert Folder(str(first), crop="pad").identity() != identity
+    assert Folder(str(first), image_size=32).identity() != identity
 
-    (one / "metadata.jsonl").write_text(lines({"file_name": "a.png", "text": "y"}))  # same length
-    os.utime(one / "metadata.jsonl", (1_000_000, 1_000_000))  # and same second
-    assert Folder(str(one)).identity() != identity
-    os.utime(two / "b.txt", (2_000_000, 2_000_000))
-    assert Folder(str(two)).identity() != identity
+    (first / "metadata.jsonl").write_text(lines({"file_name": "a.png", "text": "y"}))  # same length
+    os.utime(first / "metadata.jsonl", (1_000_000, 1_000_000))  # and same second
+    assert Folder(str(first)).identity() != identity
+    os.utime(second / "b.txt", (2_000_000, 2_000_000))
+    assert Folder(str(second)).identity() != identity
 
 
-def test_errors_are_sentences(tmp_path):
+def test_errors_name_the_config_key_or_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder .*config.data.path"):
         Folder(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="There are no images in"):

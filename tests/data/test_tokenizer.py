@@ -1,4 +1,4 @@
-"""Captions to tokens: any Unicode comes back, words are the same wherever they stand, lengths are kept."""
+"""Captions to tokens: any Unicode round-trips, words have the same tokens at any position, lengths are fixed."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from jdiff.data import tokenizer
 
 CAPTIONS = ["a small red circle at the top left", "a large blue star", "three green triangles"] * 20
-EXACT = tokenizer.train(CAPTIONS, vocab_size=400, context_length=64, lowercase=False)
-LOWER = tokenizer.train(CAPTIONS, vocab_size=400, context_length=12)
+EXACT = tokenizer.train_tokenizer(CAPTIONS, vocab_size=400, context_length=64, lowercase=False)
+LOWER = tokenizer.train_tokenizer(CAPTIONS, vocab_size=400, context_length=12)
 
 
 @settings(max_examples=300, deadline=None)
@@ -26,13 +26,13 @@ def test_chosen_texts_round_trip(text):
 
 
 @pytest.mark.parametrize("mark", [tokenizer.PAD, tokenizer.START, tokenizer.END])
-def test_a_caption_cannot_smuggle_marks_in_as_words(mark, tmp_path):
+def test_special_tokens_in_a_caption_are_encoded_as_text(mark, tmp_path):
     EXACT.save(tmp_path / "tokenizer.json")
-    for model in (EXACT, tokenizer.load(tmp_path / "tokenizer.json", context_length=64)):
+    for model in (EXACT, tokenizer.load_tokenizer(tmp_path / "tokenizer.json", context_length=64)):
         assert not {0, 1, 2} & set(model.ids(f"a {mark} cat"))
 
 
-def test_layout():
+def test_layout_of_an_encoded_caption():
     tokens, mask = LOWER.encode(["red circle", ""])
     assert tokens.shape == mask.shape == (2, 12)
     assert tokens.dtype == np.int32
@@ -41,11 +41,11 @@ def test_layout():
     assert mask[1].tolist() == [True, True] + [False] * 10
 
 
-def test_a_word_is_the_same_at_the_beginning_and_within():
+def test_a_word_has_the_same_tokens_at_the_beginning_and_within():
     assert LOWER.ids("red") == LOWER.ids("a red")[-len(LOWER.ids("red")) :]
 
 
-def test_long_captions_are_cut_before_their_end():
+def test_long_captions_are_truncated_and_keep_the_end_token():
     tokens, mask = LOWER.encode(["red " * 40])
     assert mask.all()
     assert tokens[0, -1] == 2
@@ -53,18 +53,18 @@ def test_long_captions_are_cut_before_their_end():
     assert LOWER.fits("red circle")
 
 
-def test_capitals_are_read_as_small_letters():
+def test_lowercase_makes_capitals_equal_to_lower_case():
     assert LOWER.ids("Red CIRCLE") == LOWER.ids("red circle")
     assert EXACT.ids("Red") != EXACT.ids("red")
 
 
-def test_a_saved_tokenizer_is_the_same(tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(tmp_path):
     LOWER.save(tmp_path / "tokenizer.json")
-    again = tokenizer.load(tmp_path / "tokenizer.json", context_length=12)
-    np.testing.assert_array_equal(again.encode(CAPTIONS)[0], LOWER.encode(CAPTIONS)[0])
-    assert again.vocab_size == LOWER.vocab_size
+    loaded_copy = tokenizer.load_tokenizer(tmp_path / "tokenizer.json", context_length=12)
+    np.testing.assert_array_equal(loaded_copy.encode(CAPTIONS)[0], LOWER.encode(CAPTIONS)[0])
+    assert loaded_copy.vocab_size == LOWER.vocab_size
 
 
-def test_a_vocabulary_without_room_for_bytes_is_refused():
-    with pytest.raises(ValueError, match="must be 259"):
-        tokenizer.train(CAPTIONS, vocab_size=100, context_length=8)
+def test_a_vocabulary_too_small_for_the_bytes_is_refused():
+    with pytest.raises(ValueError, match="must be at least 259"):
+        tokenizer.train_tokenizer(CAPTIONS, vocab_size=100, context_length=8)

@@ -1,4 +1,4 @@
-"""With which power of the stride each method's error falls, on Gaussian data, whose flow has a closed form."""
+"""Runs every solver on the Gaussian data of ``reference.orders``, and observes its order of convergence."""
 
 from operator import itemgetter
 
@@ -10,65 +10,55 @@ from jdiff.diffusion import exact, sampler
 from jdiff.diffusion.solvers import SOLVERS
 from jdiff.diffusion.tableau import Grid
 from jdiff.levels import Level
-from tests import truths
+from reference import orders, papers
+from reference.orders import MEAN, STD
 
-MEAN, STD = 0.3, 0.25
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
 STOCHASTIC = [name for name, solver in SOLVERS.items() if solver.stochastic]
 
 
-def stretch(name: str, n: int) -> Grid:
-    """n steps from sigma / alpha = 3 to 0.3, even in the coordinate that the method integrates over."""
-    if name in ("plms", "heun"):
-        ratio = np.linspace(3.0, 0.3, n + 1)
-    else:
-        ratio = np.exp(np.linspace(np.log(3.0), np.log(0.3), n + 1))
-    alpha = 1 / np.sqrt(1 + ratio**2)
-    return Grid(np.arange(n, 0.0, -1), Level(alpha, ratio * alpha))
+def stretch(name, n):
+    """n steps of ``orders.stretch``, even in the coordinate that the method integrates over."""
+    return Grid(np.arange(n, 0.0, -1), Level(*orders.stretch(n, even_in_ratio=name in ("plms", "heun"))))
 
 
-def of_images(name: str) -> np.ndarray:
-    """The orders between three strides of a method without noise, in float64.
+def of_images(name):
+    """The orders between three strides of a method without noise.
 
-    Methods that look back begin with what is true of the levels before.
+    Multistep methods start from the exact answers at the levels before.
     """
-
-    def flow(level):
-        return MEAN * level.alpha + 1.3 * np.sqrt((level.alpha * STD) ** 2 + level.sigma**2)
-
     errors = []
     with jax.enable_x64(True):
         for n in (80, 160, 320) if name == "plms" else (20, 40, 80):
-            chosen = stretch(name, n)
-            tableau = SOLVERS[name].rows(chosen)
-            depth = tableau.weights.shape[1]
-            known = 0 if name in ("heun", "ddim", "euler") else min(depth, SOLVERS[name].order)
-            rest = jax.tree.map(itemgetter(slice(known, None)), tableau)
+            grid = stretch(name, n)
+            tableau = SOLVERS[name].make_tableau(grid)
+            depth = tableau.history_weights.shape[1]
+            first = 0 if name in ("heun", "ddim", "euler") else min(depth, SOLVERS[name].order)
             history = []
-            for i in range(known - 1, known - 1 - depth, -1):
-                at = chosen.at(max(i, 0))
-                x0, eps = truths.gaussian_answers(MEAN, STD)(flow(at), at.alpha, at.sigma)
+            for i in range(first - 1, first - 1 - depth, -1):
+                level = grid.level_at(max(i, 0))
+                xt = orders.flow(level.alpha, level.sigma)
+                x0, eps = papers.gaussian_answers(MEAN, STD)(xt, level.alpha, level.sigma)
                 history.append(tableau.x0_coef[max(i, 0)] * x0 + tableau.eps_coef[max(i, 0)] * eps)
-            gaussian = exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))
-            found, _ = sampler.sample(
-                exact.denoiser(gaussian),
-                rest,
-                jnp.array([[flow(chosen.at(known))]]),
+            start, end = grid.level_at(first), grid.level_at(n)
+            result, _ = sampler.sample(
+                exact.denoiser(exact.mixture(jnp.array([[MEAN]]), jnp.array([STD]), jnp.array([1.0]))),
+                jax.tree.map(itemgetter(slice(first, None)), tableau),
+                jnp.array([[orders.flow(start.alpha, start.sigma)]]),
                 keys=jax.random.split(jax.random.key(0), 1),
                 history=jnp.array(history).reshape(depth, 1, 1),
             )
-            errors.append(abs(float(found[0, 0]) - flow(chosen.at(n))))
-    return np.log2(np.array(errors[:-1]) / errors[1:])
+            errors.append(abs(float(result[0, 0]) - orders.flow(end.alpha, end.sigma)))
+    return orders.observed_orders(errors)
 
 
-def of_distributions(name: str) -> np.ndarray:
-    """The weak orders between three strides: of the variance at the end, and of the mean where it is off, without one
-    random number."""
+def of_distributions(name):
+    """The weak orders between three strides, of the mean and variance at the end, which are computed exactly."""
     errors = []
     for n in (40, 80, 160):
-        chosen = stretch(name, n)
-        first, last = chosen.at(0), chosen.at(n)
-        start = (MEAN * first.alpha, (first.alpha * STD) ** 2 + first.sigma**2)
-        found = truths.moments_of_rows(SOLVERS[name].rows(chosen), MEAN, STD, truths.gaussian_answers(MEAN, STD), start)
-        errors.append(np.abs(np.array(found) - (MEAN * last.alpha, (last.alpha * STD) ** 2 + last.sigma**2)).max())
-    return np.log2(np.array(errors[:-1]) / errors[1:])
+        grid = stretch(name, n)
+        start, end = (orders.moments(level.alpha, level.sigma) for level in (grid.level_at(0), grid.level_at(n)))
+        answers = papers.gaussian_answers(MEAN, STD)
+        moments = papers.moments_of_rows(SOLVERS[name].make_tableau(grid), MEAN, STD, answers, start)
+        errors.append(np.abs(np.array(moments) - end).max())
+    return orders.observed_orders(errors)

@@ -1,4 +1,4 @@
-"""The loss: its draws, its value for answers known in closed form, and its report."""
+"""The loss: its draws, its value for predictions known in closed form, and its report."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from jdiff import rng
 from jdiff.diffusion import process, timestep_sampling
 from jdiff.diffusion.gaussian_baseline import data_spectrum, gaussian_loss
-from jdiff.diffusion.loss import BINS, EDGES, draw, loss, variational
+from jdiff.diffusion.loss import BINS, EDGES, draw_timesteps_and_noise, loss, variational_bound
 from jdiff.diffusion.prediction import PREDICTION_TYPES
 from jdiff.diffusion.schedules import cosine, linear, make
 from jdiff.diffusion.weighting import min_snr
@@ -22,30 +22,30 @@ def keys():
 
 
 def test_draws_are_uniform_and_normal_and_belong_to_their_example():
-    size = 16  # whole vectors, as in pictures: XLA rounds what is left over of them another way (jax 0.12)
-    timestep, eps = draw(keys(), jnp.zeros((20_000, size)), linear(1000))
+    size = 16  # a multiple of the vector width, as images are: XLA rounds the remainder differently (jax 0.12)
+    timestep, eps = draw_timesteps_and_noise(keys(), jnp.zeros((20_000, size)), linear(1000))
     assert timestep.min() == 0
     assert timestep.max() == 999
     np.testing.assert_allclose(timestep.mean(), 499.5, atol=4 * 1000 / np.sqrt(12 * 20_000))
     np.testing.assert_allclose([eps.mean(), eps.std()], [0, 1], atol=0.02)
-    some = jnp.array([17, 3, 1999])
-    again = draw(keys()[some], jnp.zeros((3, size)), linear(1000))
-    np.testing.assert_array_equal(timestep[some], again[0])
-    np.testing.assert_array_equal(eps[some], again[1])
+    indices = jnp.array([17, 3, 1999])
+    subset = draw_timesteps_and_noise(keys()[indices], jnp.zeros((3, size)), linear(1000))
+    np.testing.assert_array_equal(timestep[indices], subset[0])
+    np.testing.assert_array_equal(eps[indices], subset[1])
 
 
-def test_the_rising_density_draws_noisy_timesteps_more_often():
+def test_linear_sampling_draws_noisy_timesteps_more_often():
     """P(t < k) = (k / T)^2, so a quarter of the timesteps gets 1, 3, 5, 7 sixteenths of the draws."""
-    timestep, _ = draw(keys(), jnp.zeros((20_000, 1)), linear(1000), timestep_sampling.linear)
+    timestep, _ = draw_timesteps_and_noise(keys(), jnp.zeros((20_000, 1)), linear(1000), timestep_sampling.linear)
     assert timestep.min() >= 0
     assert timestep.max() == 999
     shares = np.histogram(timestep, bins=4, range=(0, 1000))[0] / 20_000
     np.testing.assert_allclose(shares, np.array([1, 3, 5, 7]) / 16, atol=4 * np.sqrt(0.25 / 20_000))
 
 
-def assert_normal_quantiles(values, thresholds, standardized):
-    """As many values are below each threshold as a standard normal has below ``standardized``, to 4 standard errors."""
-    shares = ndtr(standardized)
+def assert_normal_quantiles(values, thresholds, z_scores):
+    """As many values are below each threshold as a standard normal has below ``z_scores``, to 4 standard errors."""
+    shares = ndtr(z_scores)
     errors = np.searchsorted(np.sort(values), thresholds) / len(values) - shares
     assert np.abs(errors / np.sqrt(shares * (1 - shares) / len(values))).max() < 4
 
@@ -58,7 +58,7 @@ def test_log_edm_sigma_is_normal_under_lognormal_sampling(name, continuous, opti
     """On every schedule. A discrete one takes the nearest timestep, so thresholds are half way between two."""
     schedule = make(name, continuous=continuous, **options)
     sampling = partial(timestep_sampling.lognormal, mean=mean, std=std)
-    timestep = np.asarray(draw(keys(), jnp.zeros((20_000, 1)), schedule, sampling)[0])
+    timestep = np.asarray(draw_timesteps_and_noise(keys(), jnp.zeros((20_000, 1)), schedule, sampling)[0])
     assert schedule.first <= timestep.min() and timestep.max() <= schedule.last
     grid = -schedule.rates(np.arange(1, 999)).logsnr / 2
     thresholds = (grid[1:] + grid[:-1]) / 2
@@ -72,24 +72,24 @@ def test_log_edm_sigma_is_normal_under_lognormal_sampling(name, continuous, opti
 def test_logit_of_the_quantile_is_normal_under_logit_normal_sampling(continuous, mean, std):
     schedule = make("cosine", continuous=continuous)
     sampling = partial(timestep_sampling.logit_normal, mean=mean, std=std)
-    timestep = np.asarray(draw(keys(), jnp.zeros((20_000, 1)), schedule, sampling)[0])
+    timestep = np.asarray(draw_timesteps_and_noise(keys(), jnp.zeros((20_000, 1)), schedule, sampling)[0])
     quantiles = np.arange(5, 100, 5) / 100
     thresholds = schedule.first + (1000 - schedule.first) * quantiles
     assert_normal_quantiles(timestep, thresholds, (np.log(quantiles / (1 - quantiles)) - mean) / std)
 
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
-def test_the_loss_of_saying_nothing(name):
-    """A network that answers 0 loses the mean square of its target: x0_coef^2 + eps_coef^2 for unit data."""
+def test_loss_of_predicting_zero(name):
+    """A network that predicts 0 loses the mean square of its target: x0_coef^2 + eps_coef^2 for unit data."""
     x0 = jax.random.normal(jax.random.key(1), (20_000, 4))
     value, report = loss(lambda xt, t: jnp.zeros_like(xt), x0, keys=keys(), schedule=linear(1000), prediction_type=name)
     rates = linear(1000).rates(np.arange(1000))
-    right = {"flow": 2.0, "score": (1 / rates.sigma**2).mean()}.get(name, 1.0)
-    np.testing.assert_allclose(value, right, rtol=0.3 if name == "score" else 0.02)  # few fall where sigma is least
-    assert sum(int(report[f"loss_{one}"][1]) for one in BINS) == 20_000
+    expected = {"flow": 2.0, "score": (1 / rates.sigma**2).mean()}.get(name, 1.0)
+    np.testing.assert_allclose(value, expected, rtol=0.3 if name == "score" else 0.02)  # few draws of the least sigma
+    assert sum(int(report[f"loss_{name}"][1]) for name in BINS) == 20_000
 
 
-def test_the_loss_of_the_best_answer():
+def test_loss_of_the_best_denoiser():
     """For data N(0, s^2) the least loss in eps is E[alpha^2 s^2 / (alpha^2 s^2 + sigma^2)] over timesteps."""
     schedule, s = cosine(1000), 0.5
     x0 = s * jax.random.normal(jax.random.key(1), (20_000, 4))
@@ -100,28 +100,28 @@ def test_the_loss_of_the_best_answer():
 
     value, report = loss(best, x0, keys=keys(), schedule=schedule, prediction_type="eps", spectrum=jnp.full(3, s**2))
     alpha2 = schedule.alpha_bar
-    least = alpha2 * s**2 / (alpha2 * s**2 + 1 - alpha2)
-    np.testing.assert_allclose(value, least.mean(), rtol=0.03)
-    inside = np.searchsorted(EDGES, schedule.rates(np.arange(1000)).logsnr)
-    for i, one in enumerate(BINS):
-        # Three standard errors of the some 600 draws in the emptiest bin, over which the loss varies as much as it is.
-        np.testing.assert_allclose(report[f"loss_{one}"][0], least[inside == i].mean(), rtol=0.12)
-        np.testing.assert_allclose(report[f"gaussian_{one}"][0], least[inside == i].mean(), rtol=0.12)
+    expected = alpha2 * s**2 / (alpha2 * s**2 + 1 - alpha2)
+    np.testing.assert_allclose(value, expected.mean(), rtol=0.03)
+    bin_index = np.searchsorted(EDGES, schedule.rates(np.arange(1000)).logsnr)
+    for i, name in enumerate(BINS):
+        # Three standard errors of about 600 draws in the smallest bin, where the loss's std is about its mean.
+        np.testing.assert_allclose(report[f"loss_{name}"][0], expected[bin_index == i].mean(), rtol=0.12)
+        np.testing.assert_allclose(report[f"gaussian_{name}"][0], expected[bin_index == i].mean(), rtol=0.12)
 
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
-def test_equation_31_is_the_loss_of_the_best_answer_in_every_type(name):
-    """Against the closed form of one variance, brought to the type by what an error of x0 makes of it."""
+def test_equation_31_is_the_loss_of_the_best_denoiser_in_every_type(name):
+    """Against the closed form for one variance, converted from an error of x0 to one of the type."""
     rates = cosine(1000).rates(np.array([50, 500, 900]))
     in_x0 = 0.3 * rates.sigma**2 / (0.3 * rates.alpha**2 + rates.sigma**2)
     a, s = rates.alpha, rates.sigma
-    per = {"eps": a / s, "x0": 1.0, "v": 1 / s, "score": a / s**2, "flow": (a + s) / s}[name]
-    found = gaussian_loss(jnp.full(5, 0.3), cosine(1000).level(jnp.array([50.0, 500.0, 900.0])), name)
-    np.testing.assert_allclose(found, in_x0 * per**2, rtol=1e-4)
+    per_x0_error = {"eps": a / s, "x0": 1.0, "v": 1 / s, "score": a / s**2, "flow": (a + s) / s}[name]
+    baseline = gaussian_loss(jnp.full(5, 0.3), cosine(1000).level(jnp.array([50.0, 500.0, 900.0])), name)
+    np.testing.assert_allclose(baseline, in_x0 * per_x0_error**2, rtol=1e-4)
 
 
-def test_the_spectrum_of_waves():
-    """Images of one wave of random phase, the same in all colours, have its variance in two waves, half in each."""
+def test_data_spectrum_of_a_wave_of_random_phase():
+    """Images of one wave, the same in all colours, have half of the variance in each of two eigenvectors."""
     phase = np.random.default_rng(0).uniform(0, 2 * np.pi, 4000)
     wave = np.cos(2 * np.pi * np.arange(8) / 8 + phase[:, None])[:, None, :, None]
     images = np.broadcast_to(wave, (4000, 8, 8, 3))
@@ -133,65 +133,65 @@ def test_the_spectrum_of_waves():
 
 @pytest.mark.parametrize("t", [2, 400])  # where the two variances differ by half, and where they hardly do
 def test_equation_30_is_a_divergence_of_two_gaussians(t):
-    """At the posterior's own mean and variance there is nothing to lose; else the textbook's divergence, in bits."""
+    """It is 0 at the posterior's mean and variance, else the KL divergence of two normal distributions, in bits."""
     schedule = linear(1000)
     x0, eps = (jax.random.normal(jax.random.key(i), (1, 6)) for i in range(2))
     xt = process.diffuse(x0, eps, schedule.level(jnp.array([t])))
 
-    def found(x0_found, fraction):
-        return variational(x0_found, jnp.full((1, 6), fraction), x0, xt, jnp.array([float(t)]), schedule)[0]
+    def bound(x0_hat, fraction):
+        return variational_bound(x0_hat, jnp.full((1, 6), fraction), x0, xt, jnp.array([float(t)]), schedule)[0]
 
-    np.testing.assert_allclose(found(x0, 0.0), 0, atol=1e-6)
+    np.testing.assert_allclose(bound(x0, 0.0), 0, atol=1e-6)
     _, x0_coef, small = process.posterior(*(schedule.rates(np.array(s)) for s in (t - 1, t)))
     beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[t - 1]
     variance = np.exp((np.log(small) + np.log(beta)) / 2)
-    off = x0_coef * 0.1
-    divergence = (np.log(variance / small) + (small + off**2) / variance - 1) / 2 / np.log(2)
-    np.testing.assert_allclose(found(x0 + 0.1, 0.5), divergence, rtol=1e-3)
+    shift = x0_coef * 0.1
+    divergence = (np.log(variance / small) + (small + shift**2) / variance - 1) / 2 / np.log(2)
+    np.testing.assert_allclose(bound(x0 + 0.1, 0.5), divergence, rtol=1e-3)
 
 
-def test_weights_belong_to_their_example():
-    """Each example's error counts by its own level, before the mean: here errors grow with the timestep."""
+def test_each_example_is_weighted_by_its_own_level():
+    """Before the mean over examples: here errors grow with the timestep."""
     schedule, x0 = cosine(1000), jnp.zeros((20_000, 4))
-    timestep, eps = draw(keys(), x0, schedule)
+    timestep, eps = draw_timesteps_and_noise(keys(), x0, schedule)
 
-    def answer(xt, timestep):
+    def predict(xt, timestep):
         return jnp.broadcast_to(timestep[:, None] / 500, xt.shape)
 
-    found, _ = loss(answer, x0, keys=keys(), schedule=schedule, prediction_type="eps", weighting=min_snr)
+    value, _ = loss(predict, x0, keys=keys(), schedule=schedule, prediction_type="eps", weighting=min_snr)
     alpha_bar = schedule.alpha_bar[np.asarray(timestep, int)]
     snr = alpha_bar / (1 - alpha_bar)
     error = ((np.float64(eps) - np.asarray(timestep)[:, None] / 500) ** 2).mean(1)
-    np.testing.assert_allclose(found, (np.minimum(snr, 5) / snr * error).mean(), rtol=1e-3)
+    np.testing.assert_allclose(value, (np.minimum(snr, 5) / snr * error).mean(), rtol=1e-3)
 
 
-def test_the_bound_teaches_the_variance_alone():
-    """The answer's channels have the gradient of the plain loss; those of the variance have the bound's."""
+def test_variational_bound_trains_the_variance_alone():
+    """The prediction's channels have the gradient of the plain loss; those of the variance have the bound's."""
     x0 = jax.random.normal(jax.random.key(1), (8, 2, 2, 3))
 
-    def total(answer, fraction):
+    def total(prediction, fraction):
         def predict(xt, timestep):
-            return answer if fraction is None else jnp.concatenate([answer, fraction], -1)
+            return prediction if fraction is None else jnp.concatenate([prediction, fraction], -1)
 
         return loss(predict, x0, keys=keys()[:8], schedule=linear(1000), prediction_type="eps")[0]
 
-    answer = jnp.full((8, 2, 2, 3), 0.1)
-    plain = jax.grad(lambda answer: total(answer, None))(answer)
-    of_answer, of_fraction = jax.grad(total, argnums=(0, 1))(answer, jnp.zeros((8, 2, 2, 3)))
-    np.testing.assert_allclose(of_answer, plain, rtol=1e-5, atol=1e-9)
-    assert jnp.abs(of_fraction).max() > 0
+    prediction = jnp.full((8, 2, 2, 3), 0.1)
+    plain_grad = jax.grad(lambda prediction: total(prediction, None))(prediction)
+    prediction_grad, fraction_grad = jax.grad(total, argnums=(0, 1))(prediction, jnp.zeros((8, 2, 2, 3)))
+    np.testing.assert_allclose(prediction_grad, plain_grad, rtol=1e-5, atol=1e-9)
+    assert jnp.abs(fraction_grad).max() > 0
 
 
-def test_the_last_step_is_the_likelihood_of_a_pixels_256_values():
-    """At t = 0 the probabilities of all values of a pixel sum to 1, and the likeliest is the mean's own."""
+def test_bound_at_t_0_is_the_likelihood_of_a_pixels_256_values():
+    """The probabilities of all values of a pixel sum to 1, and the most probable value is the mean."""
     values = jnp.linspace(-1, 1, 256)[:, None]
-    found = jnp.full((256, 1), values[100])  # where the mean of the last step lies
+    mean = jnp.full((256, 1), values[100])  # of the last step, whose xt coefficient is 0
 
     def bits(fraction):
-        return variational(found, jnp.full((256, 1), fraction), values, found, jnp.zeros(256), linear(1000))
+        return variational_bound(mean, jnp.full((256, 1), fraction), values, mean, jnp.zeros(256), linear(1000))
 
     for fraction in (0.0, 1.0):
         likelihood = np.exp2(-np.float64(bits(fraction)))
-        likelihood = np.where(likelihood > 1e-11, likelihood, 0)  # held above 1e-12 where nothing is left
+        likelihood = np.where(likelihood > 1e-11, likelihood, 0)  # the bound clips probabilities to 1e-12
         np.testing.assert_allclose(likelihood.sum(), 1, atol=1e-4)
         assert np.argmax(likelihood) == 100

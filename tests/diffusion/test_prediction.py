@@ -1,5 +1,6 @@
-"""The table of prediction types, and its one solve."""
+"""Prediction types, their one solve, clipping and loss weightings."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import jax
@@ -41,9 +42,8 @@ def test_equation_5_targets_by_name():
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
 def test_equation_6_solve_inverts_target(name):
-    """Equation (6): from a right answer, both the image and the noise come back, at every level."""
-    answer = target(name, X0, EPS, LEVEL)
-    x0, eps, _ = solve(name, answer, XT, LEVEL)
+    """Equation (6): the target gives back both the image and the noise, at every level."""
+    x0, eps, _ = solve(name, target(name, X0, EPS, LEVEL), XT, LEVEL)
     # Dividing by a rate of 1e-2 or more costs up to two digits of float32.
     np.testing.assert_allclose(x0, X0, atol=2e-4)
     np.testing.assert_allclose(eps, EPS, atol=2e-4)
@@ -51,7 +51,7 @@ def test_equation_6_solve_inverts_target(name):
 
 @pytest.mark.parametrize("name", PREDICTION_TYPES)
 def test_equation_7_error_in_x0(name):
-    """Equation (7): an error of the answer is det / sigma times the error it makes in x0."""
+    """Equation (7): an error of the prediction is det / sigma times the error it causes in x0."""
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
     types = {"eps": (0, 1), "x0": (1, 0), "v": (-sigma, alpha), "score": (0, -1 / sigma), "flow": (-1, 1)}
     x0_coef, eps_coef = types[name]
@@ -60,8 +60,8 @@ def test_equation_7_error_in_x0(name):
     np.testing.assert_allclose(np.abs(x0 - X0).mean((1, 2, 3)), 0.1 * sigma / np.abs(det), rtol=1e-2)
 
 
-# What an error of each type counts, for s = SNR = alpha^2 / sigma^2: by [minsnr eq. 5]; by |x0 error| |eps error|.
-COUNTS = {
+# The weight of an error of each type, for s = SNR = alpha^2 / sigma^2: by [minsnr eq. 5]; by |x0 error| |eps error|.
+WEIGHTS_BY_TYPE = {
     "min_snr": {"eps": lambda s: np.minimum(s, 9) / s, "x0": lambda s: np.minimum(s, 9)}
     | {"v": lambda s: np.minimum(s, 9) / (s + 1)},
     "root_snr": {"eps": lambda s: np.clip(s**0.5, 0.1, 9) / s, "x0": lambda s: np.clip(s**0.5, 0.1, 9)}
@@ -70,19 +70,19 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("prediction_type", ["eps", "x0", "v"])
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", WEIGHTS_BY_TYPE)
 def test_weightings_by_hand(name, prediction_type):
-    """Levels on both sides of the cap and of the floor; eps and v divided alike, a known mistake, would fail here."""
+    """At levels on both sides of the cap and of the floor; dividing v by SNR, a known mistake, would fail here."""
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
-    right = COUNTS[name][prediction_type]((alpha / sigma) ** 2)
-    np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL, cap=9.0), right, rtol=1e-4)
+    expected = WEIGHTS_BY_TYPE[name][prediction_type]((alpha / sigma) ** 2)
+    np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL, cap=9.0), expected, rtol=1e-4)
 
 
-# What an error of x0 counts in each paper's own words, for s = SNR; an error of another type by equation (7).
-IN_X0 = {
+# The weight of an error of x0 as each paper states it, for s = SNR; of another type by equation (7).
+WEIGHTS_IN_X0 = {
     "snr": lambda s: s,
     "p2": lambda s: s / (1 + s),
-    "sigmoid": lambda s: s / (1 + s),  # S(-log s) = 1 / (1 + s) of an error of the noise
+    "sigmoid": lambda s: s / (1 + s),  # S(-log s) = 1 / (1 + s) in eps
     "edm": lambda s: (1 / s + 0.25) / (1 / s * 0.25),
     "min_snr": lambda s: np.minimum(s, 5),
     "root_snr": lambda s: np.clip(s**0.5, 0.1, 2),
@@ -90,13 +90,13 @@ IN_X0 = {
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("name", IN_X0)
-def test_weightings_count_an_error_of_x0_as_published(name, prediction_type):
+@pytest.mark.parametrize("name", WEIGHTS_IN_X0)
+def test_weightings_of_an_error_of_x0_are_as_published(name, prediction_type):
     alpha, sigma = np.float64(LEVEL.alpha), np.float64(LEVEL.sigma)
     x0_coef, eps_coef = PREDICTION_TYPES[prediction_type](Level(alpha, sigma))
     per_x0 = ((alpha * eps_coef - sigma * x0_coef) / sigma) ** 2
-    right = IN_X0[name]((alpha / sigma) ** 2) / per_x0
-    np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL), right, rtol=1e-3)
+    expected = WEIGHTS_IN_X0[name]((alpha / sigma) ** 2) / per_x0
+    np.testing.assert_allclose(WEIGHTINGS[name](prediction_type, LEVEL), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -107,26 +107,26 @@ def test_select_takes_the_weighting_at_a_traced_index(prediction_type):
         np.testing.assert_array_equal(row, weighting(prediction_type, LEVEL))
 
 
-# No error of the noise makes a small one of x0 at pure noise, so what counts x0 there is infinite for these.
+# At pure noise any finite error of eps is an infinite one of x0, so a weight stated for x0 is infinite for these types.
 INFINITE = {(name, blind) for name in ("edm", "root_snr") for blind in BLIND_AT_ZERO_SNR}
-FINITE = [(name, said) for name in WEIGHTINGS for said in PREDICTION_TYPES if (name, said) not in INFINITE]
+FINITE = [pair for pair in product(WEIGHTINGS, PREDICTION_TYPES) if pair not in INFINITE]
 
 
 @pytest.mark.parametrize(("name", "prediction_type"), FINITE)
 def test_weightings_are_finite_at_pure_noise(name, prediction_type):
     noise = Level(jnp.zeros(1), jnp.ones(1))
-    found = WEIGHTINGS[name](prediction_type, noise)
-    assert jnp.isfinite(found).all() and (found >= 0).all()
+    weight = WEIGHTINGS[name](prediction_type, noise)
+    assert jnp.isfinite(weight).all() and (weight >= 0).all()
 
 
 def test_dynamic_thresholding_divides_by_the_percentile():
     x0 = jnp.asarray(np.linspace(-4, 2, 12).reshape(1, 2, 2, 3), jnp.float32).repeat(4, 0)
     percentile = jnp.array([0.0, 50.0, 90.0, 100.0])
-    found = clipped(Denoised(x0, x0), XT, LEVEL, percentile=percentile).x0
+    thresholded_x0 = clipped(Denoised(x0, x0), XT, LEVEL, percentile=percentile).x0
     for i, p in enumerate(percentile):
-        most = max(1.0, np.percentile(np.abs(x0[i]), p)) if p > 0 else 1.0
-        np.testing.assert_allclose(found[i], np.clip(x0[i], -most, most) / most, rtol=1e-5)
-    np.testing.assert_array_equal(clipped(Denoised(x0, x0), XT, LEVEL, whether=jnp.zeros(4, bool)).x0, x0)
+        threshold = max(1.0, np.percentile(np.abs(x0[i]), p)) if p > 0 else 1.0
+        np.testing.assert_allclose(thresholded_x0[i], np.clip(x0[i], -threshold, threshold) / threshold, rtol=1e-5)
+    np.testing.assert_array_equal(clipped(Denoised(x0, x0), XT, LEVEL, clip_mask=jnp.zeros(4, bool)).x0, x0)
 
 
 def test_clipping_derives_eps_anew():

@@ -8,7 +8,7 @@ import pytest
 from jdiff.diffusion import process
 from jdiff.diffusion.schedules import linear
 from jdiff.levels import Level
-from tests import truths
+from reference import papers
 
 
 def test_equation_3_moments_of_diffuse():
@@ -36,5 +36,5 @@ def test_equation_4_posterior(t, s):
     schedule = linear(1000)
     x0, xt = 0.3, -1.2
     xt_coef, x0_coef, variance = process.posterior(schedule.rates(np.array(s)), schedule.rates(np.array(t)))
-    truth = truths.gaussian_posterior(schedule.alpha_bar[t], schedule.alpha_bar[s], xt, x0)
+    truth = papers.gaussian_posterior(schedule.alpha_bar[t], schedule.alpha_bar[s], xt, x0)
     np.testing.assert_allclose((xt_coef * xt + x0_coef * x0, variance), truth, rtol=1e-9)

@@ -1,4 +1,4 @@
-"""Schedules and spacings against the papers' formulas and against figures of other libraries (goldens.json)."""
+"""Schedules and spacings against the papers' formulas and against numbers of other libraries (goldens.json)."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,20 @@ import pytest
 from jdiff.diffusion.schedules import SCHEDULES, cosine, linear, make, scaled_linear
 from jdiff.diffusion.spacing import SPACINGS, trailing
 from jdiff.levels import Level
-from tests import truths
+from reference import papers
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 
 
 def test_equation_1_linear_alpha_bar():
-    """Equation (1) of schedules, against a product written out and against another library's float64 figures."""
+    """Equation (1) of schedules, against a product written out and against another library's float64 numbers."""
     schedule = linear(1000)
     for t, alpha_bar in zip(GOLDENS["linear"]["t"], GOLDENS["linear"]["alpha_bar"]):
         np.testing.assert_allclose(schedule.alpha_bar[t], alpha_bar, rtol=1e-12)
-        np.testing.assert_allclose(schedule.alpha_bar[t], truths.linear_alpha_bar(t), rtol=1e-12)
+        np.testing.assert_allclose(schedule.alpha_bar[t], papers.linear_alpha_bar(t), rtol=1e-12)
 
 
-def test_scaled_linear_is_stable_diffusions():
+def test_scaled_linear_is_the_schedule_of_stable_diffusion():
     expected = {0: 0.99915, 100: 0.89422348, 500: 0.27633268, 999: 0.0046600985}
     for t, alpha_bar in expected.items():
         np.testing.assert_allclose(scaled_linear(1000).alpha_bar[t], alpha_bar, rtol=1e-7)
@@ -59,22 +59,22 @@ def test_laws_of_every_discrete_schedule(name):
 
 
 def test_small_sigma_keeps_its_digits():
-    """1 - alpha_bar is taken in float64: in float32 the first cosine level would lose three digits."""
+    """1 - alpha_bar is computed in float64: in float32 the first cosine level would lose three digits."""
     sigma = float(cosine(1000).level(jnp.array([0])).sigma[0])
     np.testing.assert_allclose(sigma**2, 4.128e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("key", [key for key in GOLDENS["timesteps"] if not key.endswith("1000")])
-def test_spacings_equal_another_librarys(key):
+def test_spacings_equal_those_of_another_library(key):
     name, steps = key.rsplit("_", 1)
     assert SPACINGS[name](linear(1000), int(steps)).tolist() == GOLDENS["timesteps"][key]
 
 
 def test_trailing_strides_that_do_not_divide_are_rounded():
     """1000 - i 1000 / 30 to the nearest whole number, less one: 1000, 966.7, 933.3, 900, ..., 33.3."""
-    found = trailing(linear(1000), 30).tolist()
-    assert found[:4] == [999, 966, 932, 899]
-    assert found[-1] == 32
+    timesteps = trailing(linear(1000), 30).tolist()
+    assert timesteps[:4] == [999, 966, 932, 899]
+    assert timesteps[-1] == 32
 
 
 @pytest.mark.parametrize("name", SPACINGS)
@@ -90,10 +90,10 @@ def test_laws_of_every_spacing(name, steps):
             np.testing.assert_allclose(timesteps[0], schedule.last, rtol=1e-12)
 
 
-def test_karras_and_logsnr_grids_are_even_in_their_own_coordinate():
+def test_karras_and_logsnr_spacings_are_even_in_their_coordinate():
     schedule = make("linear")
-    found = schedule.rates(SPACINGS["karras"](schedule, 12))
-    np.testing.assert_allclose(np.diff((found.sigma / found.alpha) ** (1 / 7), 2), 0, atol=1e-9)
+    rates = schedule.rates(SPACINGS["karras"](schedule, 12))
+    np.testing.assert_allclose(np.diff((rates.sigma / rates.alpha) ** (1 / 7), 2), 0, atol=1e-9)
     logsnr = schedule.rates(SPACINGS["logsnr"](schedule, 12)).logsnr
     np.testing.assert_allclose(np.diff(logsnr, 2), 0, atol=1e-9)
 
@@ -109,21 +109,21 @@ EVERY = [
 
 @pytest.mark.parametrize(("name", "options"), EVERY)
 def test_laws_of_every_schedule(name, options):
-    """Noise grows, variance is kept, the log SNR leads back, and the device's rates are the host's."""
+    """Noise grows, alpha^2 + sigma^2 = 1, the log SNR gives back the timestep, and device and host agree."""
     for timesteps in (1000, 50):
         schedule = make(name, timesteps, **options)
-        at = np.linspace(schedule.first, schedule.last, 41)
-        rates = schedule.rates(at)
+        grid = np.linspace(schedule.first, schedule.last, 41)
+        rates = schedule.rates(grid)
         np.testing.assert_allclose(rates.alpha**2 + rates.sigma**2, 1, rtol=1e-12)
         assert np.all(np.diff(rates.logsnr) < 0)
         assert (rates.alpha[-1] == 0) == options["zero_terminal_snr"]
-        np.testing.assert_allclose(schedule.timestep(rates.logsnr), at, atol=1e-5)
-        some = jnp.asarray(at if options["continuous"] else np.round(at), jnp.float32)
-        nearest = schedule.nearest_timestep(jnp.asarray(schedule.rates(np.asarray(some)).logsnr, jnp.float32))
-        np.testing.assert_allclose(nearest, some, atol=1e-4 * timesteps if options["continuous"] else 0)
-        host, device = schedule.rates(np.asarray(some, np.float64)), schedule.level(some)
+        np.testing.assert_allclose(schedule.timestep(rates.logsnr), grid, atol=1e-5)
+        timestep = jnp.asarray(grid if options["continuous"] else np.round(grid), jnp.float32)
+        nearest = schedule.nearest_timestep(jnp.asarray(schedule.rates(np.asarray(timestep)).logsnr, jnp.float32))
+        np.testing.assert_allclose(nearest, timestep, atol=1e-4 * timesteps if options["continuous"] else 0)
+        host, device = schedule.rates(np.asarray(timestep, np.float64)), schedule.level(timestep)
         np.testing.assert_allclose(device.sigma, host.sigma, rtol=2e-6)
-        # Of the little that is left before pure noise, float32 tells four digits.
+        # Close to pure noise, alpha is a small difference, of which float32 keeps four digits.
         np.testing.assert_allclose(device.alpha, host.alpha, rtol=2e-4)
 
 
@@ -154,8 +154,15 @@ def test_parameters_reach_the_schedule(name, continuous, parameters, end):
     np.testing.assert_allclose(schedule.rates(np.array(schedule.last)).logsnr, end, rtol=1e-6)
 
 
+def test_offset_and_beta_max_reach_the_cosine_schedule():
+    alpha_bar = make("cosine", offset=0.1, beta_max=0.5).alpha_bar
+    f = [np.cos((u + 0.1) / 1.1 * np.pi / 2) ** 2 for u in (0.0, 0.5)]
+    np.testing.assert_allclose(alpha_bar[499], f[1] / f[0], rtol=1e-12)
+    np.testing.assert_allclose(alpha_bar[-1] / alpha_bar[-2], 0.5, rtol=1e-12)
+
+
 def test_sigmoid_parameters_reach_both_forms():
-    """A start and end of the logistic's middle alone are nearly a straight line of alpha_bar."""
+    """Between a start and an end close to 0 the logistic function is nearly linear, and so is alpha_bar."""
     for continuous in (False, True):
         schedule = make("sigmoid", continuous=continuous, start=-0.01, end=0.01)
         half = schedule.rates(np.array(500.0 if continuous else 499.0))
@@ -172,17 +179,17 @@ def test_a_form_that_a_schedule_does_not_have_is_refused(monkeypatch, forms, con
     make("single", continuous=not continuous)
 
 
-def test_every_number_of_timesteps_ends_as_noisy():
+def test_final_noise_level_does_not_depend_on_the_number_of_timesteps():
     for name in ("linear", "scaled_linear"):
-        many, few = (make(name, timesteps).rates(np.array([timesteps - 1])).logsnr[0] for timesteps in (1000, 20))
-        np.testing.assert_allclose(few, many, atol=0.1)
+        logsnr = [make(name, timesteps).rates(np.array([timesteps - 1])).logsnr[0] for timesteps in (1000, 20)]
+        np.testing.assert_allclose(logsnr[1], logsnr[0], atol=0.1)
 
 
-def test_equation_13_is_the_limit_of_many_betas():
+def test_equation_13_is_the_limit_of_many_timesteps():
     for name in ("linear", "scaled_linear"):
         table, limit = make(name), make(name, continuous=True)
-        at = np.array([99, 499, 999])
-        np.testing.assert_allclose(limit.rates(at + 1.0).logsnr, table.rates(at).logsnr, rtol=2e-2)
+        timestep = np.array([99, 499, 999])
+        np.testing.assert_allclose(limit.rates(timestep + 1.0).logsnr, table.rates(timestep).logsnr, rtol=2e-2)
 
 
 def test_equation_14_to_16_by_hand():
@@ -196,27 +203,27 @@ def test_equation_14_to_16_by_hand():
     np.testing.assert_allclose(make("logsnr", continuous=True).rates(1000 * u).logsnr, 10 - 20 * u, rtol=1e-12)
 
 
-def test_equation_17_shift_is_of_the_ratio_of_noise_to_signal():
+def test_equation_17_shift_multiplies_the_ratio_of_noise_to_signal():
     for continuous in (False, True):
-        at = np.array([100.0, 600.0])
-        plain, larger = (make("linear", continuous=continuous, shift=shift).rates(at) for shift in (1.0, 4.0))
+        timestep = np.array([100.0, 600.0])
+        plain, larger = (make("linear", continuous=continuous, shift=shift).rates(timestep) for shift in (1.0, 4.0))
         np.testing.assert_allclose(larger.sigma / larger.alpha, 4 * plain.sigma / plain.alpha, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_a_level_next_to_pure_noise_is_a_number(name):
-    """In float32, where what is left of alpha is less than a rounding of 1."""
+def test_levels_close_to_pure_noise_are_finite(name):
+    """In float32, where alpha is smaller than the rounding of 1 - alpha."""
     schedule = make(name, continuous=True, zero_terminal_snr=True)
     rates = schedule.rates(schedule.last * (1 - jnp.logspace(-8, -3, 2001)))
     assert bool(jnp.all(rates.alpha >= 0) & jnp.all(rates.sigma > 0.9) & jnp.all(rates.alpha < 0.1))
 
 
 def test_equation_18_zero_terminal_snr():
-    """Figures of another library for the linear schedule; the first timestep keeps its level."""
-    found = make("linear", zero_terminal_snr=True).alpha_bar
+    """Numbers of another library for the linear schedule; the first timestep keeps its level."""
+    rescaled_alpha_bar = make("linear", zero_terminal_snr=True).alpha_bar
     expected = {0: 0.9999, 10: 0.997793, 100: 0.89449, 500: 0.0752462, 900: 1.03038e-4, 990: 3.67139e-7, 999: 0}
     for t, alpha_bar in expected.items():
-        np.testing.assert_allclose(found[t], alpha_bar, rtol=1e-5, atol=1e-15)
+        np.testing.assert_allclose(rescaled_alpha_bar[t], alpha_bar, rtol=1e-5, atol=1e-15)
     ends = make("linear", continuous=True, zero_terminal_snr=True).rates(np.array([0.0, 1000.0]))
     assert ends.alpha[0] == 1 and ends.alpha[1] == 0
 

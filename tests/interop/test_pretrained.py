@@ -10,14 +10,16 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import jdiff as jdiff_package
-from jdiff import build, runs
-from jdiff.construct import ConfigError
+from jdiff.commands.convert import convert
+from jdiff.commands.evaluate import evaluate_folder
+from jdiff.config.construct import ConfigError
 from jdiff.diffusion.settings import Settings
 from jdiff.interop import positions, pretrained
 from jdiff.interop.pretrained import Hints
 from jdiff.interop.tensors import WrongWeights, scan
-from jdiff.verbs.convert import convert
-from jdiff.verbs.evaluate_folder import evaluate_folder
+from jdiff.runs import directory
+from jdiff.runs.init_from import load_params, resolve_init_from
+from jdiff.tasks import make_task
 from tests.interop import toys
 from tests.running import jdiff
 
@@ -42,16 +44,18 @@ HINTS = {"openai/ViT.safetensors": Hints(activation="quick_gelu")}
 @pytest.mark.parametrize("name", ["clip", "openai/ViT.safetensors", "sd"])
 def test_model_loads_exactly_and_converts_to_an_equal_run(name, models, tmp_path):
     root, weights = models
-    model = runs.find(root / name, HINTS.get(name, Hints()))
-    jax.tree.map(np.testing.assert_array_equal, model.weights(SHARDING), weights[name])
+    model = directory.open_model(root / name, HINTS.get(name, Hints()))
+    jax.tree.map(np.testing.assert_array_equal, model.params(SHARDING), weights[name])
     convert(str(root / name), str(tmp_path / "run"), HINTS.get(name, Hints()))
-    run = runs.find(tmp_path / "run")
+    run = directory.open_model(tmp_path / "run")
     assert run.step == 0
-    assert run.setup == model.setup
-    jax.tree.map(np.testing.assert_array_equal, run.weights(SHARDING), weights[name])
+    assert run.task.config == model.task.config
+    jax.tree.map(np.testing.assert_array_equal, run.params(SHARDING), weights[name])
     captions = ["a cat", "a DOG é", ""]
-    jax.tree.map(np.testing.assert_array_equal, run.tokenizer.encode(captions), model.tokenizer.encode(captions))
-    with pytest.raises(ConfigError, match="there already"):
+    jax.tree.map(
+        np.testing.assert_array_equal, run.task.tokenizer.encode(captions), model.task.tokenizer.encode(captions)
+    )
+    with pytest.raises(ConfigError, match="exists already"):
         convert(str(root / name), str(tmp_path / "run"), Hints())
 
 
@@ -64,14 +68,14 @@ def test_load_in_python(models):
 
 def test_one_network_can_be_read_without_the_others(models):
     root, weights = models
-    assert runs.find(root / "sd").weights(SHARDING, only=("text",)).keys() == {"text"}
+    assert directory.open_model(root / "sd").params(SHARDING, networks=("text",)).keys() == {"text"}
 
 
 def test_latents_are_decoded_and_an_image_depends_on_its_seed_only(models):
-    sampler = runs.load(models[0] / "sd")
+    sampler = directory.load(models[0] / "sd")
     settings = dataclasses.replace(sampler.settings, steps=3)
     images, path = sampler.sample(["a cat", "a dog"], settings=settings, seed=4, trajectory=True)
-    assert images.shape == (2, 16, 16, 3) and path.shape == (3, 2, 16, 16, 3)
+    assert images.shape == (2, 16, 16, 3) and path.xt.shape == path.x0.shape == (3, 2, 16, 16, 3)
     np.testing.assert_array_equal(sampler.sample(["a dog"], settings=settings, seed=5)[0], images[1])
     noise = np.zeros((1, *sampler.shape), np.float32)
     assert (sampler.sample(["a dog"], settings=settings, noise=noise)[0] != images[1]).any()
@@ -82,7 +86,7 @@ def test_latents_are_decoded_and_an_image_depends_on_its_seed_only(models):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompts": []}, "0 prompts"),
+        ({"prompts": []}, "no prompts"),
         ({"prompts": "a cat"}, "must be a list"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"settings": [Settings()]}, "settings has 1 values, but there are 2 prompts"),
@@ -97,13 +101,13 @@ def test_latents_are_decoded_and_an_image_depends_on_its_seed_only(models):
 def test_arguments_of_another_length_than_the_prompts_are_refused(models, arguments, message):
     """A missing image, or one drawn from its neighbour's seed, would be hard to notice."""
     with pytest.raises(ValueError, match=message):
-        runs.load(models[0] / "sd").sample(**{"prompts": ["a cat", "a dog"], **arguments})
+        directory.load(models[0] / "sd").sample(**{"prompts": ["a cat", "a dog"], **arguments})
 
 
 def test_sampling_uses_the_timesteps_of_the_scheduler_config(models):
     """Leading timesteps from 981 to 1, and the last step ends at timestep 0, not at the clean image."""
-    setup = runs.find(models[0] / "sd").setup
-    settings, schedule = dataclasses.replace(setup.sample, steps=50), setup.schedule()
+    task = directory.open_model(models[0] / "sd").task
+    settings, schedule = dataclasses.replace(task.config.sample, steps=50), task.schedule()
     tableau = settings.tableau(schedule)
     assert (tableau.timestep[0], tableau.timestep[-1]) == (981, 1)
     np.testing.assert_allclose(tableau.x0_coef[-1], schedule.alpha_bar[0] ** 0.5, rtol=1e-6)
@@ -115,14 +119,16 @@ def test_sampling_uses_the_timesteps_of_the_scheduler_config(models):
 
 def test_unet_attends_to_padding(models):
     """The U-Net of Stable Diffusion attends to all 77 states, so the padding of a caption matters."""
-    sampler = runs.load(models[0] / "sd")
-    text = sampler.text.apply({"params": sampler.weights["text"]}, *sampler.tokenizer.encode(["a cat"]))[0]
+    sampler = directory.load(models[0] / "sd")
+    text = sampler.text.apply({"params": sampler.params["text"]}, *sampler.tokenizer.encode(["a cat"]))[0]
     mask = sampler.tokenizer.encode(["a cat"])[1]
     latents, time = np.ones((1, *sampler.shape), np.float32), np.array([500.0])
     altered_text = np.where(mask[..., None], text, text + 1)
     for attends in (True, False):
-        unet = sampler.unet.clone(attend_to_padding=attends)
-        a, b = (unet.apply({"params": sampler.weights["unet"]}, latents, time, t, mask) for t in (text, altered_text))
+        unet = sampler.denoiser.clone(attend_to_padding=attends)
+        a, b = (
+            unet.apply({"params": sampler.params["denoiser"]}, latents, time, t, mask) for t in (text, altered_text)
+        )
         assert (np.abs(a - b).max() > 1e-6) == attends
 
 
@@ -135,13 +141,13 @@ def test_sample_command_accepts_a_folder_of_weights(models, tmp_path):
 
 
 USER_MISTAKES = {
-    ("sample", "clip", "a cat"): "is a dual encoder, which cannot draw",
+    ("sample", "clip", "a cat"): "which cannot draw",
     ("convert", "openai/ViT.safetensors", "x"): "--activation=quick_gelu",
     ("convert", "clip"): "two paths",
-    ("convert", "clip/vocab.json", "x"): "nothing that can be converted",
-    ("convert", "nowhere", "x"): "there is no nowhere",
-    ("evaluate", "--workdir=sd", "--images=openai"): "measures a dual encoder",
-    ("evaluate", "--workdir=clip", "--images=nowhere"): "there is no folder nowhere",
+    ("convert", "clip/vocab.json", "x"): "SOURCE is clip/vocab.json, which cannot be converted",
+    ("convert", "nowhere", "x"): "SOURCE is nowhere, which does not exist",
+    ("evaluate", "--workdir=sd", "--images=openai"): "--images needs a dual encoder",
+    ("evaluate", "--workdir=clip", "--images=nowhere"): "--images is nowhere, which is not a folder",
     ("convert", "clip/model.safetensors", "x"): "pass its folder",
 }
 
@@ -185,7 +191,7 @@ def test_wrong_weights_are_listed_with_their_file(tmp_path):
     del arrays["logit_scale"]
     save_file({**arrays, "extra": np.zeros(2, np.float32)}, tmp_path / "clip" / "model.safetensors")
     with pytest.raises(WrongWeights, match=r"(?s)2 tensors of .*clip.*missing     logit_scale.*unexpected  extra"):
-        runs.find(tmp_path / "clip").weights(SHARDING)
+        directory.open_model(tmp_path / "clip").params(SHARDING)
 
 
 def test_a_tower_at_another_size_has_resized_positions(models):
@@ -193,7 +199,7 @@ def test_a_tower_at_another_size_has_resized_positions(models):
     old = weights["clip"]["vision"]["positions"]
     for name, antialias in (("clip", False), ("openai/ViT.safetensors", True)):
         hints = dataclasses.replace(HINTS.get(name, Hints()), image_size=48)
-        new = runs.find(root / name, hints).weights(SHARDING)["vision"]["positions"]
+        new = directory.open_model(root / name, hints).params(SHARDING)["vision"]["positions"]
         assert new.shape == (37, 64)
         np.testing.assert_allclose(new, positions.resize(old, 37, num_prefix_tokens=1, antialias=antialias), rtol=1e-6)
 
@@ -216,50 +222,57 @@ def test_positions_of_a_line_stay_on_it(antialias):
     np.testing.assert_allclose(result[6:-6, 16], expected[6:-6], atol=1e-9 if antialias else 0.08)
 
 
-def config(**sections):
+def task_of(**sections):
     base = {
         "data": {"source": "folder", "path": "x", "image_size": 16},
         "train": {"task": "text_to_image", "batch_size": 2, "steps": 2},
     }
-    return build.experiment({**base, **sections})
+    return make_task({**base, **sections})
 
 
 def test_init_from_also_sets_what_belongs_to_a_network(models, tmp_path):
-    """A text tower brings its tokenizer; a U-Net its autoencoder, prediction type and sampling settings."""
-    start = str(models[0] / "sd")
-    setup, starts = runs.with_starts(config(text={"init_from": start}, unet={"init_from": start}), tmp_path)
-    source_setup = runs.find(start).setup
-    assert setup.unet() == source_setup.unet() and setup.autoencoder() == source_setup.autoencoder()
-    assert setup.diffusion == source_setup.diffusion and setup.sample == source_setup.sample
-    assert setup.config["tokenizer"] == source_setup.config["tokenizer"]
-    assert setup.frozen == {"text", "autoencoder"}
-    assert runs.starting_weights(starts, SHARDING).keys() == {"text", "unet", "autoencoder"}
+    """A text tower brings its tokenizer; a denoiser its autoencoder, prediction type and sampling settings."""
+    source = str(models[0] / "sd")
+    task, init_models = resolve_init_from(task_of(text={"init_from": source}, denoiser={"init_from": source}), tmp_path)
+    source_task = directory.open_model(source).task
+    assert task.with_tokenizer(source_task.tokenizer).make_networks() == source_task.make_networks()
+    assert task.autoencoder() == source_task.autoencoder()
+    assert task.config.diffusion == source_task.config.diffusion and task.config.sample == source_task.config.sample
+    assert task.config.tokenizer == source_task.config.tokenizer
+    assert task.frozen_networks == {"text", "autoencoder"}
+    assert load_params(init_models, SHARDING).keys() == {"text", "denoiser", "autoencoder"}
 
 
 @pytest.mark.parametrize(
-    ("text", "unet", "trained"),
-    [({}, {}, {"unet"}), ({"frozen": False}, {}, {"text", "unet"}), ({"frozen": False}, {"frozen": True}, {"text"})],
+    ("text", "denoiser", "trained_networks"),
+    [
+        ({}, {}, {"denoiser"}),
+        ({"frozen": False}, {}, {"text", "denoiser"}),
+        ({"frozen": False}, {"frozen": True}, {"text"}),
+    ],
 )
-def test_only_networks_that_are_not_frozen_are_trained(text, unet, trained, models, tmp_path):
-    start = str(models[0] / "sd")
+def test_only_networks_that_are_not_frozen_are_trained(text, denoiser, trained_networks, models, tmp_path):
+    source = str(models[0] / "sd")
     other_sections = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}, "mesh": {"data": 1}}
-    setup = config(text={"init_from": start, **text}, unet={"init_from": start, **unet}, **other_sections)
-    setup, starts = runs.with_starts(setup, tmp_path)
-    tokenizer, mesh = starts["text"].tokenizer, setup.mesh()
-    state = setup.initial_state(tokenizer, mesh, runs.starting_weights(starts, SHARDING))
-    old_weights = jax.tree.map(np.asarray, state.best)
+    task = task_of(text={"init_from": source, **text}, denoiser={"init_from": source, **denoiser}, **other_sections)
+    task, init_models = resolve_init_from(task, tmp_path)
+    tokenizer, mesh = init_models["text"].task.tokenizer, task.config.mesh.make()
+    task = task.with_tokenizer(tokenizer)
+    state = task.initial_state(mesh, load_params(init_models, SHARDING))
+    old_params = jax.tree.map(np.asarray, state.inference_params)
     tokens, mask = tokenizer.encode(["a cat", "a dog"])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     rows = {"image": images, "tokens": tokens, "mask": mask, "index": np.arange(2, dtype=np.int32)}
-    new_weights = setup.step(tokenizer)(state, rows)[0].best
-    for part in old_weights:
-        differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), old_weights[part], new_weights[part])
-        assert any(jax.tree.leaves(differs)) == (part in trained), part
+    new_params = task.compiled_step(mesh)(state, rows)[0].inference_params
+    assert old_params.keys() == new_params.keys() == {"text", "denoiser", "autoencoder"}
+    for network in old_params:
+        differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), old_params[network], new_params[network])
+        assert any(jax.tree.leaves(differs)) == (network in trained_networks), network
 
 
 def test_frozen_towers_need_init_from():
     with pytest.raises(ConfigError, match=r"config.vision.frozen is set, but no config.vision.init_from"):
-        build.experiment(
+        make_task(
             {
                 "data": {"image_size": 16},
                 "tokenizer": {"vocab_size": 300, "context_length": 8},
@@ -280,12 +293,12 @@ def write_images(folder, kinds):
 def test_pretrained_clip_classifies_folders_of_images(models, tmp_path):
     write_images(tmp_path / "kinds", ("cat", "big_dog"))
     (tmp_path / "kinds" / "cat" / "broken.png").write_bytes(b"?")
-    options = {"hints": Hints(), "templates": None, "num": None, "out": str(tmp_path / "results.json")}
+    options = {"hints": Hints(), "templates": None, "num": None, "output_file": str(tmp_path / "results.json")}
     metrics = evaluate_folder(str(models[0] / "clip"), str(tmp_path / "kinds"), **options)
     assert (metrics["compared"], metrics["classes"], metrics["templates"], metrics["top5"]) == (6, 2, 80, 1.0)
     assert json.loads((tmp_path / "results.json").read_text())["top1"] == metrics["top1"]
     (tmp_path / "mine.txt").write_text("a {}\nno place\n")
-    with pytest.raises(ValueError, match="where the name goes"):
+    with pytest.raises(ValueError, match=r"mine\.txt must have one \{\}"):
         evaluate_folder(
             str(models[0] / "clip"), str(tmp_path / "kinds"), **options | {"templates": str(tmp_path / "mine.txt")}
         )
@@ -295,6 +308,6 @@ def test_pretrained_clip_retrieves_captioned_images(models, tmp_path):
     write_images(tmp_path, ("all",))
     for i in range(3):
         (tmp_path / "all" / f"{i}.txt").write_text("a cat\na dog\n")
-    options = {"hints": Hints(), "templates": None, "num": 2, "out": str(tmp_path / "results.json")}
+    options = {"hints": Hints(), "templates": None, "num": 2, "output_file": str(tmp_path / "results.json")}
     metrics = evaluate_folder(str(models[0] / "clip"), str(tmp_path / "all"), **options)
     assert (metrics["compared"], metrics["captions"]) == (2, 4)

@@ -9,7 +9,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from jdiff.interop import tensors
-from jdiff.interop.tensors import SourceTensor, WeightFile, WrongWeights, match, read, scan, scan_folder, source_tensor
+from jdiff.interop.tensors import (
+    SourceTensor,
+    WeightFile,
+    WrongWeights,
+    match,
+    read_params,
+    scan,
+    scan_folder,
+    source_tensor,
+)
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 GENERATOR = np.random.default_rng(0)
@@ -28,7 +37,7 @@ def test_every_dtype_is_read_unchanged(dtype, tmp_path):
 
 def read_part(target, path, rules=((r"^p/", ""),)):
     """The parameters of the only part, "p", read from a file."""
-    return read({"p": target}, [WeightFile(scan(path), ("p",), rules)], SHARDING, source="x")["p"]
+    return read_params({"p": target}, [WeightFile(scan(path), ("p",), rules)], SHARDING, source="x")["p"]
 
 
 def test_layouts(tmp_path):

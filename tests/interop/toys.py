@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jdiff import build
 from jdiff.data import tokenizer as tokenizers
 from jdiff.interop import clip_weights, diffusers_weights, tensors
+from jdiff.tasks import make_task
 
 MERGES = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
 TOKENIZER = tokenizers.clip(MERGES, dialect="hugging_face")
@@ -25,14 +25,21 @@ def write_vocabulary(folder):
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, MERGES)]) + "\n")
 
 
-def experiment(task, sections):
-    train = {"task": task, "batch_size": 1, "steps": 1}
-    return build.experiment({**sections, "train": train})
+def toy_task(name, sections):
+    train = {"task": name, "batch_size": 1, "steps": 1}
+    return make_task({**sections, "train": train}).with_tokenizer(TOKENIZER)
 
 
 def random_weights(shapes, seed=0):
     generator = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: 0.1 * generator.standard_normal(leaf.shape).astype(np.float32), shapes)
+
+    def normal(leaf):
+        return 0.1 * generator.standard_normal(leaf.shape).astype(np.float32)
+
+    # The denoiser last, as the pinned numbers were drawn.
+    return {
+        name: jax.tree.map(normal, shapes[name]) for name in sorted(shapes, key=lambda name: (name == "denoiser", name))
+    }
 
 
 def to_source_layout(weights, rules, prefix=""):
@@ -62,7 +69,7 @@ def clip_sections():
 def clip(folder):
     """A CLIP in Hugging Face's layout. Returns its parameters."""
     config, sections = clip_sections()
-    weights = random_weights(experiment("contrastive", sections).shapes(TOKENIZER))
+    weights = random_weights(toy_task("contrastive", sections).param_shapes())
     write_vocabulary(folder)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(to_source_layout(weights, clip_weights.HUGGING_FACE), folder / "model.safetensors")
@@ -72,7 +79,7 @@ def clip(folder):
 def openai_clip(path):
     """A CLIP as one file in OpenAI's layout. Returns its parameters."""
     _, sections = clip_sections()
-    weights = random_weights(experiment("contrastive", sections).shapes(TOKENIZER))
+    weights = random_weights(toy_task("contrastive", sections).param_shapes())
     write_vocabulary(path.parent)
     save_file(to_source_layout(weights, clip_weights.OPENAI), path)
     return weights
@@ -110,17 +117,17 @@ def stable_diffusion(folder):
         "data": {"image_size": 16},
         "tokenizer": {"context_length": 77},
         "text": clip_weights.hugging_face_text(text) | {"embed_dim": 0},
-        "unet": diffusers_weights.unet_config(unet),
+        "denoiser": diffusers_weights.unet_config(unet),
         "autoencoder": diffusers_weights.autoencoder_config(vae),
         "diffusion": diffusion,
         "sample": sample,
     }
-    weights = random_weights(experiment("text_to_image", sections).shapes(TOKENIZER))
+    weights = random_weights(toy_task("text_to_image", sections).param_shapes())
     write_vocabulary(folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     for part, config, rules, name in (
         ("text", text, clip_weights.HUGGING_FACE, "text_encoder/model"),
-        ("unet", unet, diffusers_weights.diffusers_unet(2), "unet/diffusion_pytorch_model"),
+        ("denoiser", unet, diffusers_weights.diffusers_unet(2), "unet/diffusion_pytorch_model"),
         ("autoencoder", vae, diffusers_weights.diffusers_autoencoder(2, old=False), "vae/diffusion_pytorch_model"),
     ):
         path = folder / f"{name}.safetensors"

@@ -1,5 +1,5 @@
-"""What a JobSet may say, as far as ours do: fields by the documentation of JobSet v1alpha2 and of Kubernetes' Job and
-Pod, and rules that hold across them, which a schema cannot say and a cluster tells late, or never."""
+"""A JSON schema for the fields that our manifests use, from the documentation of JobSet v1alpha2 and of Kubernetes' Job
+and Pod, and rules across fields, which no schema expresses and a cluster reports late or never."""
 
 from __future__ import annotations
 
@@ -12,122 +12,122 @@ TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"typ
 TEXTS = {"type": "object", "additionalProperties": TEXT}
 
 
-def of(required: str = "", **fields: dict) -> dict:
+def obj(required_fields: str = "", **fields: dict) -> dict:
     """An object with these fields and no others."""
-    return {"type": "object", "properties": fields, "required": required.split(), "additionalProperties": False}
+    return {"type": "object", "properties": fields, "required": required_fields.split(), "additionalProperties": False}
 
 
-def one_of(*values: str) -> dict:
+def enum(*values: str) -> dict:
     return {"enum": list(values)}
 
 
-def several(item: dict, least: int = 0) -> dict:
-    return {"type": "array", "items": item, "minItems": least}
+def array(item: dict, min_items: int = 0) -> dict:
+    return {"type": "array", "items": item, "minItems": min_items}
 
 
 DEVICES = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}, "minProperties": 1}
-VARIABLE = of("name", name=TEXT, value=TEXT, valueFrom=of("fieldRef", fieldRef=of("fieldPath", fieldPath=TEXT)))
-CONTAINER = of(
+VARIABLE = obj("name", name=TEXT, value=TEXT, valueFrom=obj("fieldRef", fieldRef=obj("fieldPath", fieldPath=TEXT)))
+CONTAINER = obj(
     "name image command args resources securityContext",
     name=NAME,
     image=TEXT,
-    command=several(TEXT, 1),
-    args=several(TEXT),
+    command=array(TEXT, 1),
+    args=array(TEXT),
     workingDir=TEXT,
-    env=several(VARIABLE),
-    resources=of("limits requests", limits=DEVICES, requests=DEVICES),
-    securityContext=of(
+    env=array(VARIABLE),
+    resources=obj("limits requests", limits=DEVICES, requests=DEVICES),
+    securityContext=obj(
         allowPrivilegeEscalation=FLAG,
         readOnlyRootFilesystem=FLAG,
         privileged=FLAG,
-        capabilities=of(drop=several(TEXT), add=several(TEXT)),
+        capabilities=obj(drop=array(TEXT), add=array(TEXT)),
     ),
-    volumeMounts=several(of("name mountPath", name=NAME, mountPath=TEXT, readOnly=FLAG)),
+    volumeMounts=array(obj("name mountPath", name=NAME, mountPath=TEXT, readOnly=FLAG)),
 )
-POD = of(
+POD = obj(
     "restartPolicy containers",
-    restartPolicy=one_of("Never", "OnFailure"),  # of a Job's pods
+    restartPolicy=enum("Never", "OnFailure"),  # of a Job's pods
     terminationGracePeriodSeconds=COUNT,
     automountServiceAccountToken=FLAG,
     serviceAccountName=NAME,
     hostNetwork=FLAG,
     nodeSelector=TEXTS,
-    securityContext=of(
+    securityContext=obj(
         runAsNonRoot=FLAG,
         runAsUser=COUNT,
         runAsGroup=COUNT,
         fsGroup=COUNT,
-        seccompProfile=of("type", type=one_of("RuntimeDefault", "Localhost", "Unconfined")),
+        seccompProfile=obj("type", type=enum("RuntimeDefault", "Localhost", "Unconfined")),
     ),
-    tolerations=several(
-        of(
+    tolerations=array(
+        obj(
             key=TEXT,
-            operator=one_of("Exists", "Equal"),
+            operator=enum("Exists", "Equal"),
             value=TEXT,
-            effect=one_of("NoSchedule", "PreferNoSchedule", "NoExecute"),
+            effect=enum("NoSchedule", "PreferNoSchedule", "NoExecute"),
         )
     ),
-    volumes=several(
-        of(
+    volumes=array(
+        obj(
             "name",
             name=NAME,
-            emptyDir=of(medium=one_of("", "Memory"), sizeLimit=TEXT),
-            persistentVolumeClaim=of("claimName", claimName=NAME, readOnly=FLAG),
+            emptyDir=obj(medium=enum("", "Memory"), sizeLimit=TEXT),
+            persistentVolumeClaim=obj("claimName", claimName=NAME, readOnly=FLAG),
         )
     ),
-    containers=several(CONTAINER, 1),
+    containers=array(CONTAINER, 1),
 )
-POD_FAILURE = of(
+POD_FAILURE = obj(
     "action",
-    action=one_of("FailJob", "FailIndex", "Ignore", "Count"),
-    onPodConditions=several(of("type status", type=TEXT, status=one_of("True", "False", "Unknown"))),
-    onExitCodes=of("operator values", operator=one_of("In", "NotIn"), values=several({"type": "integer"}, 1)),
+    action=enum("FailJob", "FailIndex", "Ignore", "Count"),
+    onPodConditions=array(obj("type status", type=TEXT, status=enum("True", "False", "Unknown"))),
+    onExitCodes=obj("operator values", operator=enum("In", "NotIn"), values=array({"type": "integer"}, 1)),
 )
-JOB = of(
+JOB = obj(
     "template",
-    completionMode=one_of("Indexed", "NonIndexed"),
+    completionMode=enum("Indexed", "NonIndexed"),
     completions=COUNT,
     parallelism=COUNT,
     backoffLimit=COUNT,
     backoffLimitPerIndex=COUNT,
     maxFailedIndexes=COUNT,
-    podFailurePolicy=of("rules", rules=several(POD_FAILURE)),
-    template=of("spec", spec=POD),
+    podFailurePolicy=obj("rules", rules=array(POD_FAILURE)),
+    template=obj("spec", spec=POD),
 )
-JOB_FAILURE = of(
+JOB_FAILURE = obj(
     "name action",
     name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:-]*[A-Za-z0-9_])?$"},
-    action=one_of("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"),
-    onJobFailureReasons=several(
-        one_of(
+    action=enum("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"),
+    onJobFailureReasons=array(
+        enum(
             "BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"
         )
     ),
-    targetReplicatedJobs=several(NAME),
+    targetReplicatedJobs=array(NAME),
 )
-METADATA = of("name", name=NAME, labels=TEXTS, annotations=TEXTS)
-SCHEMA = of(
+METADATA = obj("name", name=NAME, labels=TEXTS, annotations=TEXTS)
+SCHEMA = obj(
     "apiVersion kind metadata spec",
-    apiVersion=one_of("jobset.x-k8s.io/v1alpha2"),
-    kind=one_of("JobSet"),
+    apiVersion=enum("jobset.x-k8s.io/v1alpha2"),
+    kind=enum("JobSet"),
     metadata=METADATA,
-    spec=of(
+    spec=obj(
         "replicatedJobs",
-        network=of(enableDNSHostnames=FLAG, publishNotReadyAddresses=FLAG, subdomain=NAME),
-        failurePolicy=of(maxRestarts=COUNT, rules=several(JOB_FAILURE)),
-        replicatedJobs=several(
-            of("name template", name=NAME, replicas=COUNT, template=of("spec", metadata=of(), spec=JOB)), 1
+        network=obj(enableDNSHostnames=FLAG, publishNotReadyAddresses=FLAG, subdomain=NAME),
+        failurePolicy=obj(maxRestarts=COUNT, rules=array(JOB_FAILURE)),
+        replicatedJobs=array(
+            obj("name template", name=NAME, replicas=COUNT, template=obj("spec", metadata=obj(), spec=JOB)), 1
         ),
     ),
 )
-TRIALS = of(
-    "apiVersion kind metadata spec", apiVersion=one_of("batch/v1"), kind=one_of("Job"), metadata=METADATA, spec=JOB
+SWEEP_SCHEMA = obj(
+    "apiVersion kind metadata spec", apiVersion=enum("batch/v1"), kind=enum("Job"), metadata=METADATA, spec=JOB
 )
-LONGEST = 63  # of a pod's name, which is also its host's
+MAX_POD_NAME = 63  # characters; the pod's name is also its host name
 
 
-def broken(jobset: dict) -> Iterator[str]:
-    """The rules that a JobSet breaks, each as a sentence."""
+def violations(jobset: dict) -> Iterator[str]:
+    """The rules that a JobSet violates, each as a sentence."""
     name, spec = jobset["metadata"]["name"], jobset["spec"]
     (hosts,) = spec["replicatedJobs"]
     job = hosts["template"]["spec"]
@@ -135,17 +135,17 @@ def broken(jobset: dict) -> Iterator[str]:
     (container,) = pod["containers"]
     count, replicas = job.get("completions", 1), hosts.get("replicas", 1)
     if job.get("parallelism", 1) != count:
-        yield "all hosts of a run must run together: parallelism must be completions"
+        yield "all hosts of a run must run at the same time: parallelism must equal completions"
     if job.get("completionMode") != "Indexed":
-        yield "hosts are told apart by their index: completionMode must be Indexed"
+        yield "every host needs an index: completionMode must be Indexed"
     if job.get("backoffLimit", 6):
-        yield "one host cannot begin again without the others: backoffLimit must be 0"
+        yield "a host cannot restart without the others: backoffLimit must be 0"
     if pod["restartPolicy"] != "Never":
-        yield "a podFailurePolicy takes restartPolicy Never, and else the job is never begun"
+        yield "podFailurePolicy requires restartPolicy Never, or the job never starts"
     if pod.get("terminationGracePeriodSeconds", 30) < 60:
-        yield "a run that is taken away needs a minute or more to save: terminationGracePeriodSeconds"
+        yield "a disrupted run needs time to save: terminationGracePeriodSeconds must be 60 or more"
     if container["command"][0] in ("sh", "bash", "/bin/sh", "/bin/bash"):
-        yield "a shell keeps the signal to itself by which a run is told to save: command must be jdiff"
+        yield "a shell does not pass on SIGTERM, on which a run saves: command must be jdiff"
     reasons = [reason for rule in spec["failurePolicy"].get("rules", []) for reason in rule["onJobFailureReasons"]]
     conditions = [
         condition["type"]
@@ -154,64 +154,68 @@ def broken(jobset: dict) -> Iterator[str]:
         for condition in rule.get("onPodConditions", [])
     ]
     if ("PodFailurePolicy" in reasons) != ("DisruptionTarget" in conditions):
-        yield "a node that is taken away counts as no crash only where job and JobSet both say so"
+        yield "a disruption is not counted as a crash only where both Job and JobSet have the rule"
     (devices,) = container["resources"]["limits"].items()
     if container["resources"]["requests"] != container["resources"]["limits"]:
-        yield "devices cannot be promised twice: requests must be limits"
+        yield "devices cannot be overcommitted: requests must equal limits"
     if devices[0] == "nvidia.com/gpu" and replicas > 1:
-        yield "hosts with GPUs are those of one job: replicas must be 1"
+        yield "all hosts with GPUs belong to one job: replicas must be 1"
     coordinators = [text for text in container["args"] if text.startswith("--coordinator=")]
     if devices[0] == "nvidia.com/gpu" and count > 1 and container["args"][0] == "train":
-        told = {
+        cluster_flags = {
             f"--coordinator={name}-{hosts['name']}-0-0.{name}:",
             f"--num_processes={count}",
             "--process_id=$(INDEX)",
         }
-        found = {re.sub(r":\d+$", ":", text) for text in container["args"]}
-        if told - found or "INDEX" not in [variable["name"] for variable in container["env"]]:
-            yield "every host must be told of the others: --coordinator, --num_processes and --process_id of its index"
+        arguments = {re.sub(r":\d+$", ":", text) for text in container["args"]}
+        if cluster_flags - arguments or "INDEX" not in [variable["name"] for variable in container["env"]]:
+            yield "every GPU host needs --coordinator, --num_processes, and --process_id with its index"
     elif coordinators:
-        yield "a host that is alone, or of TPUs, is told by nobody of others"
-    if len(f"{name}-{hosts['name']}-{replicas - 1}-{count - 1}") + len("-00000") > LONGEST:
-        yield "a pod's name is too long for a host: metadata.name"
+        yield "a single host, and hosts with TPUs, take no --coordinator"
+    if len(f"{name}-{hosts['name']}-{replicas - 1}-{count - 1}") + len("-00000") > MAX_POD_NAME:
+        yield "the pod's name is too long for a host name: shorten metadata.name"
     topology = pod.get("nodeSelector", {}).get("cloud.google.com/gke-tpu-topology")
     if topology and math.prod(map(int, topology.split("x"))) != count * devices[1]:
-        yield "hosts and their chips are not as many as the topology has"
-    yield from _broken_in_pods(pod)
+        yield "hosts times chips per host differs from the topology"
+    yield from _pod_violations(pod)
 
 
-def broken_in_trials(job: dict) -> Iterator[str]:
-    """The rules that the Job of a sweep breaks."""
+def sweep_violations(job: dict) -> Iterator[str]:
+    """The rules that the Job of a sweep violates."""
     spec = job["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
     if spec.get("completionMode") != "Indexed" or "--runs=$(INDEX)" not in container["args"]:
-        yield "each pod is told its run by its index"
+        yield "each pod does the run of its index: completionMode must be Indexed, with --runs=$(INDEX)"
     if any(text.startswith(("--coordinator", "--process_id")) for text in container["args"]):
-        yield "runs of a sweep must not join into one"
+        yield "the runs of a sweep are independent: no --coordinator, no --process_id"
     if not spec.get("backoffLimitPerIndex") and spec.get("backoffLimit", 6):
-        yield "a run that fails counts for itself: backoffLimitPerIndex"
+        yield "failures are counted per run: backoffLimitPerIndex"
     if spec.get("maxFailedIndexes", 0) < spec.get("completions", 1):
-        yield "a run that fails ends no other: maxFailedIndexes must be completions"
+        yield "a failed run stops no other: maxFailedIndexes must equal completions"
     actions = {rule["action"] for rule in spec.get("podFailurePolicy", {"rules": []})["rules"]}
     if actions != {"Ignore", "FailIndex"}:
-        yield "what is taken away counts as no failure, and a mistake is not tried again"
-    yield from _broken_in_pods(pod)
+        yield "disruptions are ignored and user errors are not retried: podFailurePolicy needs Ignore and FailIndex"
+    yield from _pod_violations(pod)
 
 
-def _broken_in_pods(pod: dict) -> Iterator[str]:
+def _pod_violations(pod: dict) -> Iterator[str]:
     (container,) = pod["containers"]
-    own = pod.get("securityContext", {}), container["securityContext"]
-    if not own[0].get("runAsNonRoot") or own[0].get("runAsUser") == 0 or own[1].get("allowPrivilegeEscalation", True):
-        yield "a run needs no root"
-    if own[1].get("privileged") or own[1].get("capabilities", {}).get("drop") != ["ALL"] or pod.get("hostNetwork"):
-        yield "a run needs no rights over its host"
+    pod_context, context = pod.get("securityContext", {}), container["securityContext"]
+    if (
+        not pod_context.get("runAsNonRoot")
+        or pod_context.get("runAsUser") == 0
+        or context.get("allowPrivilegeEscalation", True)
+    ):
+        yield "a run must not be root"
+    if context.get("privileged") or context.get("capabilities", {}).get("drop") != ["ALL"] or pod.get("hostNetwork"):
+        yield "a run needs no privileges on its host"
     if pod.get("automountServiceAccountToken", True):
-        yield "a run asks Kubernetes nothing: automountServiceAccountToken must be false"
+        yield "a run does not call Kubernetes: automountServiceAccountToken must be false"
     if not re.search(r"@sha256:[0-9a-f]{64}$", container["image"]):
-        yield "an image is the same on all hosts only by its digest"
+        yield "all hosts need the same image: it must be named by its digest"
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     if {mount["name"] for mount in container.get("volumeMounts", [])} != volumes:
-        yield "volumes and what is mounted are not the same"
-    if own[1].get("readOnlyRootFilesystem") and "/tmp" not in {m["mountPath"] for m in container["volumeMounts"]}:
-        yield "there is nowhere to write"
+        yield "volumes and volumeMounts differ"
+    if context.get("readOnlyRootFilesystem") and "/tmp" not in {m["mountPath"] for m in container["volumeMounts"]}:
+        yield "a read-only root file system needs a volume at /tmp"

@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes on this machine, of Debian's packages, as root: for a container, no workstation."""
+"""A SLURM cluster of two nodes on this machine, from Debian's packages; runs as root, so only in a container."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PartitionName=high Nodes=n1,n2 PriorityTier=9 PreemptMode=OFF MaxTime=INFINITE S
 
 
 def _path() -> str:
-    """Where daemons are looked for, too, that an ordinary user does not start."""
+    """PATH with the directories of system daemons."""
     return f"{os.environ['PATH']}:/usr/sbin"
 
 
@@ -58,7 +58,7 @@ def _free_port() -> int:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A running cluster, its state in ``folder``. Gives the environment in which sbatch and its like speak to it."""
+    """Run a cluster, its state in ``folder``. Yields the environment for sbatch and other commands."""
     _name_nodes()
     (folder / "state").mkdir(parents=True)
     key = folder / "munge.key"
@@ -83,12 +83,14 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             stack.callback(_end, daemon)
             time.sleep(1)
         for _ in range(60):
-            seen = subprocess.run(["sinfo", "-h", "-N", "-o", "%N %T"], env=environment, capture_output=True, text=True)
-            if set(seen.stdout.splitlines()) == {f"{node} idle" for node in NODES}:
+            sinfo = subprocess.run(
+                ["sinfo", "-h", "-N", "-o", "%N %T"], env=environment, capture_output=True, text=True
+            )
+            if set(sinfo.stdout.splitlines()) == {f"{node} idle" for node in NODES}:
                 break
             time.sleep(1)
         else:
-            raise RuntimeError(f"the cluster does not come up: {seen.stdout}{seen.stderr}; see {folder}")
+            raise RuntimeError(f"the cluster does not start: {sinfo.stdout}{sinfo.stderr}; see {folder}")
         yield environment
 
 
@@ -101,16 +103,16 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _name_nodes() -> None:
-    """Let the nodes' names be found, as JAX looks for the first one."""
+    """Make the names of the nodes resolve, because JAX resolves the first one."""
     hosts = Path("/etc/hosts")
     if not set(NODES) <= set(hosts.read_text().split()):
         with hosts.open("a") as file:
             file.write(f"127.0.0.1 {' '.join(NODES)}\n")
 
 
-def missing() -> str | None:
-    """Why there can be no cluster here, if there is a reason."""
-    wanted = ("munged", "slurmctld", "slurmd")
-    if lacking := [program for program in wanted if shutil.which(program, path=_path()) is None]:
-        return f"no {', '.join(lacking)}: apt-get install slurm-wlm munge"
-    return None if os.geteuid() == 0 else "SLURM's daemons run as root here"
+def skip_reason() -> str | None:
+    """Why no cluster can run here; None where it can."""
+    programs = ("munged", "slurmctld", "slurmd")
+    if missing_programs := [program for program in programs if shutil.which(program, path=_path()) is None]:
+        return f"no {', '.join(missing_programs)}: apt-get install slurm-wlm munge"
+    return None if os.geteuid() == 0 else "SLURM's daemons need root"

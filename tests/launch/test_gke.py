@@ -1,6 +1,5 @@
-"""JobSets: as they were once read over, clean under the schema and the rules; mistakes in them are caught."""
+"""Manifests for Kubernetes: equal to reviewed goldens, valid by schema and rules, which catch mistakes in them."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -26,7 +25,7 @@ RUNS = {
         "--at-a-time=8",
         "--",
         "sweep",
-        "some one",
+        "a name",
         "--workdir=gs://b/r",
     ),
     "tpus": (
@@ -36,23 +35,23 @@ RUNS = {
 }
 
 
-def written(*arguments):
+def gke(*arguments):
+    """Run launch/gke.py."""
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_jobset_is_clean(name):
-    done = written(*RUNS[name])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (Path(__file__).parent / f"{name}.json").read_text()
-    found = json.loads(done.stdout)
-    assert not caught(found)
+def test_manifest_equals_its_golden_and_is_valid(name):
+    process = gke(*RUNS[name])
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == (Path(__file__).parent / f"{name}.json").read_text()
+    assert is_valid(json.loads(process.stdout))
 
 
-def at(found, *path):
+def descend(tree, *path):
     for key in path:
-        found = found[key]
-    return found
+        tree = tree[key]
+    return tree
 
 
 JOB = ("spec", "replicatedJobs", 0, "template", "spec")
@@ -60,51 +59,51 @@ POD = (*JOB, "template", "spec")
 CONTAINER = (*POD, "containers", 0)
 
 
-# What is wrong: where, which key, and what it becomes; None takes it away.
+# For each mistake: the path to an object, the key in it, and the wrong value; None deletes the key.
 MISTAKES = {
     "a field is misspelt": (POD, "terminationGracePeriodSecond", 120),
-    "a policy that there is not": (POD, "restartPolicy", "Sometimes"),
-    "a policy that the job refuses": (POD, "restartPolicy", "OnFailure"),
-    "fewer together than all": (JOB, "parallelism", 1),
+    "an unknown restart policy": (POD, "restartPolicy", "Sometimes"),
+    "a restart policy that podFailurePolicy excludes": (POD, "restartPolicy", "OnFailure"),
+    "fewer pods at the same time than hosts": (JOB, "parallelism", 1),
     "hosts without an index": (JOB, "completionMode", None),
-    "one host begins again alone": (JOB, "backoffLimit", 3),
+    "one host restarts alone": (JOB, "backoffLimit", 3),
     "a number in quotes": (("spec", "failurePolicy"), "maxRestarts", "5"),
     "a rule without its name": (("spec", "failurePolicy", "rules", 0), "name", None),
-    "a node that is taken away counts as a crash": (JOB, "podFailurePolicy", None),
-    "a shell that keeps the signal": (CONTAINER, "command", ["bash", "-c", "jdiff train"]),
+    "a disruption counts as a crash": (JOB, "podFailurePolicy", None),
+    "a shell that does not pass on signals": (CONTAINER, "command", ["bash", "-c", "jdiff train"]),
     "no time to save": (POD, "terminationGracePeriodSeconds", 5),
     "a name with capitals": (("metadata",), "name", "Shapes"),
-    "a coordinator of another name": (("metadata",), "name", "other"),
+    "a coordinator with another name": (("metadata",), "name", "other"),
     "an image that may change": (CONTAINER, "image", "registry.example/jdiff:latest"),
     "root": ((*POD, "securityContext"), "runAsUser", 0),
-    "rights over the host": ((*CONTAINER, "securityContext"), "privileged", True),
+    "privileges on the host": ((*CONTAINER, "securityContext"), "privileged", True),
     "a token for Kubernetes": (POD, "automountServiceAccountToken", None),
-    "a volume that is not there": ((*CONTAINER, "volumeMounts", 0), "name", "temp"),
-    "devices by request alone": ((*CONTAINER, "resources"), "limits", None),
-    "jobs that do not meet": (("spec", "replicatedJobs", 0), "replicas", 2),
+    "an unknown volume": ((*CONTAINER, "volumeMounts", 0), "name", "temp"),
+    "devices without limits": ((*CONTAINER, "resources"), "limits", None),
+    "two jobs without a common coordinator": (("spec", "replicatedJobs", 0), "replicas", 2),
 }
 
 
-def caught(found):
-    """Whether the schema or a rule finds a mistake."""
-    trials = found["kind"] == "Job"
+def is_valid(manifest):
+    """Whether a manifest satisfies the schema and the rules."""
+    is_sweep = manifest["kind"] == "Job"
     try:
-        jsonschema.validate(found, jobset.TRIALS if trials else jobset.SCHEMA)
+        jsonschema.validate(manifest, jobset.SWEEP_SCHEMA if is_sweep else jobset.SCHEMA)
     except jsonschema.ValidationError:
-        return True
-    return bool(list(jobset.broken_in_trials(found) if trials else jobset.broken(found)))
+        return False
+    return not list(jobset.sweep_violations(manifest) if is_sweep else jobset.violations(manifest))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_caught(mistake):
-    where, key, value = MISTAKES[mistake]
-    found = json.loads(written(*GPUS).stdout)
-    right = copy.deepcopy(found)
+def test_mistake_in_a_jobset_is_caught(mistake):
+    path, key, value = MISTAKES[mistake]
+    manifest = json.loads(gke(*GPUS).stdout)
+    assert is_valid(manifest)
     if value is None:
-        del at(found, *where)[key]
+        del descend(manifest, *path)[key]
     else:
-        at(found, *where)[key] = value
-    assert caught(found) and not caught(right)
+        descend(manifest, *path)[key] = value
+    assert not is_valid(manifest)
 
 
 @pytest.mark.parametrize(
@@ -117,36 +116,36 @@ def test_a_mistake_is_caught(mistake):
         ("completion", 30),
     ],
 )
-def test_a_mistake_in_trials_is_caught(key, value):
-    found = json.loads(written(*RUNS["sweep"]).stdout)
+def test_mistake_in_a_sweep_job_is_caught(key, value):
+    manifest = json.loads(gke(*RUNS["sweep"]).stdout)
     if value is None:
-        del found["spec"][key]
+        del manifest["spec"][key]
     else:
-        found["spec"][key] = value
-    assert caught(found)
+        manifest["spec"][key] = value
+    assert not is_valid(manifest)
 
 
-def test_a_topology_has_as_many_chips_as_its_hosts():
-    found = json.loads(written(*RUNS["tpus"]).stdout)
-    at(found, *POD)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] = "8x8"
-    assert list(jobset.broken(found)) == ["hosts and their chips are not as many as the topology has"]
+def test_topology_must_have_the_chips_of_all_hosts():
+    manifest = json.loads(gke(*RUNS["tpus"]).stdout)
+    descend(manifest, *POD)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] = "8x8"
+    assert list(jobset.violations(manifest)) == ["hosts times chips per host differs from the topology"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "message"),
     [
-        (("Shapes", IMAGE, "--gpus=1", *TRAIN), "must be small letters"),
-        (("shapes", "--image=jdiff:latest", "--gpus=1", *TRAIN), "no NAME@sha256:DIGEST"),
+        (("Shapes", IMAGE, "--gpus=1", *TRAIN), "the name is Shapes"),
+        (("shapes", "--image=jdiff:latest", "--gpus=1", *TRAIN), "--image is jdiff:latest"),
         (("shapes", IMAGE, *TRAIN), "--gpus --tpus is required"),
-        (("shapes", IMAGE, "--gpus=8", "--slices=2", *TRAIN), "--slices are of TPUs"),
+        (("shapes", IMAGE, "--gpus=8", "--slices=2", *TRAIN), "--slices"),
         (("shapes", IMAGE, "--gpus=8", "--hosts=0", *TRAIN), "must be 1 or more"),
-        (("shapes", IMAGE, "--gpus=8", "--node=gpu", *TRAIN), "no KEY=VALUE"),
-        (("shapes", IMAGE, "--gpus=8", "--hosts=2", "--", "sample", "x"), "only train takes several hosts"),
+        (("shapes", IMAGE, "--gpus=8", "--node=gpu", *TRAIN), "KEY=VALUE"),
+        (("shapes", IMAGE, "--gpus=8", "--hosts=2", "--", "sample", "x"), "not sample"),
         (("shapes", IMAGE, "--gpus=8"), "arguments"),
-        (("shapes", IMAGE, "--gpus=8", "--runs=3", *TRAIN), "--runs goes with sweep"),
-        (("shapes", IMAGE, "--gpus=8", "--", "sweep", "x"), "--runs goes with sweep"),
+        (("shapes", IMAGE, "--gpus=8", "--runs=3", *TRAIN), "--runs"),
+        (("shapes", IMAGE, "--gpus=8", "--", "sweep", "x"), "--runs"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, why):
-    done = written(*arguments)
-    assert done.returncode == 2 and why in done.stderr.splitlines()[-1]
+def test_invalid_options_are_rejected(arguments, message):
+    process = gke(*arguments)
+    assert process.returncode == 2 and message in process.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A training on a real SLURM of two nodes: preempted, queued again, and the same to the bit as one left alone."""
+"""A run on a real SLURM cluster of two nodes: preempted, requeued, and bit-identical to an uninterrupted run."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jdiff import runs
+from jdiff.runs import directory
 from tests.launch import slurm
 from tests.running import jdiff
 
@@ -22,60 +22,63 @@ RUN += ("--config.train.save_every=1000", "--config.train.sample_every=1000", "-
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """Asks the cluster something, by sbatch and its like, from where data is prepared."""
-    if why := slurm.missing():
-        pytest.skip(why)
+    """Runs a command such as sbatch on the cluster, in a directory with prepared data, and returns its output."""
+    if reason := slurm.skip_reason():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("slurm")
     jdiff("prepare", "--config=demo_clip:tiny", cwd=folder)
-    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    own |= {"JAX_NUM_CPU_DEVICES": "2"}
+    variables = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    variables |= {"JAX_NUM_CPU_DEVICES": "2"}
     with slurm.cluster(folder / "cluster") as environment:
-        own["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        variables["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
 
         def ask(*command: str) -> str:
-            done = subprocess.run(
-                command, cwd=folder, env=environment | own, capture_output=True, text=True, timeout=300
+            process = subprocess.run(
+                command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=300
             )
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout.strip()
+            assert process.returncode == 0, process.stdout + process.stderr
+            return process.stdout.strip()
 
         ask.folder = folder
         yield ask
 
 
-def submitted(ask, workdir, *about):
-    return ask("sbatch", "--parsable", "--nodes=2", "--exclusive", *about, str(SCRIPT), *RUN, f"--workdir={workdir}")
+def submit(ask, workdir):
+    """The number of a new job."""
+    return ask("sbatch", "--parsable", "--nodes=2", "--exclusive", str(SCRIPT), *RUN, f"--workdir={workdir}")
 
 
 def job(ask, number):
-    """What SLURM says of a job, by name."""
+    """The fields of a job that SLURM shows, by name."""
     return dict(re.findall(r"(\w+)=(\S+)", ask("scontrol", "show", "job", number)))
 
 
-def until(condition, seconds=240):
+def wait_for(condition, seconds=240):
     for _ in range(seconds * 5):
         if condition():
             return
         time.sleep(0.2)
-    pytest.fail("waited in vain")
+    pytest.fail("timed out")
 
 
-def test_a_job_that_is_preempted_ends_with_the_same_bits(ask):
-    alone, both = ask.folder / "runs" / "alone", ask.folder / "runs" / "both"
-    left_alone = submitted(ask, alone)
-    until(lambda: job(ask, left_alone)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
-    assert job(ask, left_alone)["JobState"] == "COMPLETED", (ask.folder / f"jdiff-{left_alone}.out").read_text()
+def test_resume_is_bit_identical_after_preemption(ask):
+    expected_dir, workdir = ask.folder / "runs" / "uninterrupted", ask.folder / "runs" / "preempted"
+    first_number = submit(ask, expected_dir)
+    wait_for(lambda: job(ask, first_number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert job(ask, first_number)["JobState"] == "COMPLETED", (ask.folder / f"jdiff-{first_number}.out").read_text()
 
-    number, output = submitted(ask, both), lambda: (ask.folder / f"jdiff-{number}.out").read_text()
-    until(lambda: (both / "metrics.jsonl").exists() and len((both / "metrics.jsonl").read_text().splitlines()) > 3)
+    number, output = submit(ask, workdir), lambda: (ask.folder / f"jdiff-{number}.out").read_text()
+    wait_for(
+        lambda: (workdir / "metrics.jsonl").exists() and len((workdir / "metrics.jsonl").read_text().splitlines()) > 3
+    )
     ask("sbatch", "--wait", "--partition=high", "--nodes=2", "--exclusive", "--wrap=srun sleep 1")
-    until(lambda: job(ask, number)["Restarts"] == "1")
-    assert len(re.findall(r"stopped at step \d+, saved", output())) == 2
-    ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM lets it wait for two minutes
-    until(lambda: job(ask, number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
-    about = job(ask, number)
-    assert (about["JobState"], about["Restarts"]) == ("COMPLETED", "1"), output()
+    wait_for(lambda: job(ask, number)["Restarts"] == "1")
+    assert len(re.findall(r"stopped at step \d+ and saved", output())) == 2
+    ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM delays a requeued job by two minutes
+    wait_for(lambda: job(ask, number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    fields = job(ask, number)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), output()
 
-    assert (alone / "metrics.jsonl").read_text() == (both / "metrics.jsonl").read_text()
-    weights = [runs.restore_weights(workdir, runs.first_device(), average="none") for workdir in (alone, both)]
+    assert (expected_dir / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
+    weights = [directory.restore_params(path, directory.first_device(), ema="none") for path in (expected_dir, workdir)]
     jax.tree.map(np.testing.assert_array_equal, *weights)

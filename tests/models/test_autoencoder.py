@@ -1,18 +1,18 @@
-"""Laws of the autoencoder and of the ResNet tower, on small ones; their numbers are proven in tests/parity."""
+"""Properties of the autoencoder and of the ResNet tower, on small ones; tests/parity compares their numbers."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jdiff.models.autoencoder import Autoencoder
-from jdiff.models.layers import standardised
+from jdiff.models.layers import standardize
 from jdiff.models.resnet import ResNetTower
 
 SMALL = Autoencoder((8, 8, 16), blocks=1, groups=4, latent_channels=3, scale=0.5)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
 
 
-def test_latents_are_a_factor_smaller_and_come_back():
+def test_latents_are_a_factor_smaller_and_decode_to_images():
     params = SMALL.init(jax.random.key(0), IMAGES)
     mean, deviation = SMALL.apply(params, IMAGES, method="encode")
     assert SMALL.factor == 4
@@ -21,8 +21,8 @@ def test_latents_are_a_factor_smaller_and_come_back():
     assert SMALL.apply(params, mean, method="decode").shape == IMAGES.shape
 
 
-def test_scale_is_taken_out_again():
-    """Latents are scaled on the way out and unscaled on the way in, so images do not depend on it."""
+def test_reconstructions_do_not_depend_on_the_latent_scale():
+    """The encoder multiplies latents by the scale and the decoder divides by it."""
     params = SMALL.init(jax.random.key(0), IMAGES)
     np.testing.assert_allclose(SMALL.clone(scale=2.0).apply(params, IMAGES), SMALL.apply(params, IMAGES), atol=1e-5)
     half, double = (SMALL.clone(scale=s).apply(params, IMAGES, method="encode") for s in (0.5, 1.0))
@@ -30,7 +30,7 @@ def test_scale_is_taken_out_again():
         np.testing.assert_allclose(2 * a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_statistics_of_a_batch_norm_are_held():
+def test_batch_norm_statistics_have_zero_gradient():
     tower = ResNetTower(32, (1, 1, 1, 1), 8, 4, 16)
     images = jnp.concatenate([IMAGES, IMAGES], axis=1).repeat(2, axis=2)
     params = tower.init(jax.random.key(0), images)
@@ -40,9 +40,9 @@ def test_statistics_of_a_batch_norm_are_held():
     np.testing.assert_allclose(jnp.linalg.norm(tower.apply(params, images)[1], axis=-1), 1, rtol=1e-5)
 
 
-def test_standardised_pixels():
-    """A pixel of the mean is 0, one deviation above it is 1."""
+def test_standardize_maps_mean_to_zero_and_deviation_to_one():
+    """A pixel equal to the mean becomes 0; one standard deviation above it becomes 1."""
     mean, std = (0.5, 0.25, 0.75), (0.5, 0.1, 0.2)
     pixels = jnp.asarray([mean, np.add(mean, std)])[:, None, None]
-    np.testing.assert_allclose(standardised(2 * pixels - 1, mean, std)[:, 0, 0], [[0, 0, 0], [1, 1, 1]], atol=1e-6)
-    np.testing.assert_array_equal(standardised(IMAGES, (0.5,) * 3, (0.5,) * 3), IMAGES)
+    np.testing.assert_allclose(standardize(2 * pixels - 1, mean, std)[:, 0, 0], [[0, 0, 0], [1, 1, 1]], atol=1e-6)
+    np.testing.assert_array_equal(standardize(IMAGES, (0.5,) * 3, (0.5,) * 3), IMAGES)

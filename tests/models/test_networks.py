@@ -1,4 +1,4 @@
-"""Laws of the towers and of the U-Net, on small ones."""
+"""Properties of the towers and of the U-Net, on small ones."""
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ UNETS = {
 }
 
 
-def shaken(params):
-    """Parameters with none at zero, so that zero-initialised layers hide nothing."""
+def perturb(params):
+    """Add noise to all parameters, so that zero-initialized layers do not hide an effect."""
     keys = iter(jax.random.split(jax.random.key(7), len(jax.tree.leaves(params))))
     return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
 
@@ -34,7 +34,7 @@ def shaken(params):
 @pytest.mark.parametrize("name", TEXT)
 def test_padding_does_not_change_a_caption(name):
     tower = TEXT[name]
-    params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
+    params = perturb(tower.init(jax.random.key(0), TOKENS, MASK))
     hidden, embedding = tower.apply(params, TOKENS, MASK)
     np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=-1), 1, rtol=1e-5)
     other_hidden, other = tower.apply(params, jnp.where(MASK, TOKENS, 9), MASK)
@@ -48,42 +48,42 @@ def test_padding_does_not_change_a_caption(name):
 def test_a_causal_tower_cannot_look_ahead():
     for name, looks_ahead in (("causal", False), ("bidirectional", True)):
         tower = TEXT[name]
-        params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
-        changed = TOKENS.at[0, 2].set(8)
-        a, b = (tower.apply(params, tokens, MASK)[0] for tokens in (TOKENS, changed))
+        params = perturb(tower.init(jax.random.key(0), TOKENS, MASK))
+        other_tokens = TOKENS.at[0, 2].set(8)
+        a, b = (tower.apply(params, tokens, MASK)[0] for tokens in (TOKENS, other_tokens))
         assert (jnp.abs(a[0, 1] - b[0, 1]).max() > 1e-3) == looks_ahead
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_a_skipped_layer_is_as_if_it_were_not_there(name):
-    """The states are those of a tower cut short, as Stable Diffusion 2 cuts it; the embedding is the whole tower's."""
+def test_clip_skip_returns_hidden_states_of_an_earlier_layer(name):
+    """The states are those of a tower with fewer layers; the embedding is that of all layers."""
     tower = TEXT[name]
-    params = shaken(tower.init(jax.random.key(0), TOKENS, MASK))
+    params = perturb(tower.init(jax.random.key(0), TOKENS, MASK))
     hidden, embedding = tower.clone(clip_skip=1).apply(params, TOKENS, MASK)
     np.testing.assert_array_equal(hidden, tower.clone(layers=1).apply(params, TOKENS, MASK)[0])
     np.testing.assert_array_equal(embedding, tower.apply(params, TOKENS, MASK)[1])
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_a_text_tower_starts_with_unit_tokens_and_sinusoids(name):
+def test_a_text_tower_is_initialized_with_unit_tokens_and_sinusoids(name):
     params = TEXT[name].clone(vocab_size=1000).init(jax.random.key(0), TOKENS, MASK)["params"]
     np.testing.assert_allclose(params["tokens"]["embedding"].std(), 1, rtol=0.02)
     angles = np.outer(np.arange(6), 10_000.0 ** -(np.arange(16) / 16))
     np.testing.assert_allclose(params["positions"], np.hstack([np.cos(angles), np.sin(angles)]), atol=1e-5)
 
 
-def test_patch_positions_tell_row_and_column_apart():
-    """Equal rows share one half, equal columns the other; no two patches are alike, and the class token has none."""
-    places = patch_positions(3, 8)
-    assert places.shape == (10, 8)
-    np.testing.assert_array_equal(places[0], 0)
-    grid = places[1:].reshape(3, 3, 8)
+def test_patch_positions_encode_row_and_column():
+    """Patches of a row share one half, those of a column the other; all differ, and the class token has zeros."""
+    positions = patch_positions(3, 8)
+    assert positions.shape == (10, 8)
+    np.testing.assert_array_equal(positions[0], 0)
+    grid = positions[1:].reshape(3, 3, 8)
     np.testing.assert_array_equal(grid[:, :, :4], jnp.broadcast_to(grid[:, :1, :4], (3, 3, 4)))
     np.testing.assert_array_equal(grid[:, :, 4:], jnp.broadcast_to(grid[:1, :, 4:], (3, 3, 4)))
     assert len(np.unique(grid.reshape(9, 8), axis=0)) == 9
 
 
-def test_logit_scale_starts_at_one_over_point_07():
+def test_logit_scale_is_initialized_to_one_over_point_07():
     encoder = DualEncoder(TEXT["causal"], VisionTower(16, 8, 32, 1, 2, 16))
     inputs = TOKENS, MASK, jnp.zeros((2, 16, 16, 3))
     params = encoder.init(jax.random.key(0), *inputs)["params"]
@@ -99,71 +99,72 @@ def unet_inputs(n=2):
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_the_unet_hears_everything_it_is_told(name):
-    """The answer is an image, starts at zero, and depends on image, timestep, caption and pooled caption."""
+def test_unet_depends_on_every_input(name):
+    """The output is an image, initially zero, and depends on image, timestep, caption and pooled caption."""
     unet, inputs = UNETS[name], unet_inputs()
     params = unet.init(jax.random.key(0), *inputs)
     np.testing.assert_array_equal(unet.apply(params, *inputs), 0)
-    params = shaken(params)
-    answer = unet.apply(params, *inputs)
-    assert answer.shape == (2, 8, 8, 3)
-    assert answer.dtype == jnp.float32
-    for place in (0, 1, 2, 4):
-        changed = [*inputs]
-        changed[place] = changed[place] + 1.0
-        moved = jnp.abs(unet.apply(params, *changed) - answer).max() > 1e-4
-        assert moved == (place != 4 or unet.pooled), place
+    params = perturb(params)
+    output = unet.apply(params, *inputs)
+    assert output.shape == (2, 8, 8, 3)
+    assert output.dtype == jnp.float32
+    for i in (0, 1, 2, 4):
+        other_inputs = [*inputs]
+        other_inputs[i] = other_inputs[i] + 1.0
+        differs = jnp.abs(unet.apply(params, *other_inputs) - output).max() > 1e-4
+        assert differs == (i != 4 or unet.pooled), i
 
 
 @pytest.mark.parametrize("name", UNETS)
 def test_padding_and_neighbours_do_not_change_an_image(name):
     unet, (xt, timestep, context, mask, pooled) = UNETS[name], unet_inputs()
-    params = shaken(unet.init(jax.random.key(0), xt, timestep, context, mask, pooled))
-    answer = unet.apply(params, xt, timestep, context, mask, pooled)
+    params = perturb(unet.init(jax.random.key(0), xt, timestep, context, mask, pooled))
+    output = unet.apply(params, xt, timestep, context, mask, pooled)
     padded = jnp.where(mask[..., None], context, 50.0)
-    np.testing.assert_array_equal(answer, unet.apply(params, xt, timestep, padded, mask, pooled))
-    alone = unet.apply(params, xt[1:], timestep[1:], context[1:, :2], mask[1:, :2], pooled[1:])
-    np.testing.assert_allclose(answer[1:], alone, atol=2e-5)
+    np.testing.assert_array_equal(output, unet.apply(params, xt, timestep, padded, mask, pooled))
+    single = unet.apply(params, xt[1:], timestep[1:], context[1:, :2], mask[1:, :2], pooled[1:])
+    np.testing.assert_allclose(output[1:], single, atol=2e-5)
 
 
-def number(params, network, *given):
-    """A number made of a network's answers."""
-    outputs = jax.tree.leaves(network.apply(params, *given))
+def scalar_loss(params, network, *inputs):
+    """A scalar that depends on all outputs of a network."""
+    outputs = jax.tree.leaves(network.apply(params, *inputs))
     return sum(jnp.mean(x * jnp.cos(jnp.arange(x.size)).reshape(x.shape)) for x in outputs)
 
 
 @pytest.mark.parametrize("name", ["text", "vision", "unet"])
-def test_what_is_not_kept_is_done_again(name):
-    """Remat changes no parameter's name, and value and gradient by rounding alone; it keeps less, and least where
-    products are not kept."""
+def test_remat_saves_memory_and_changes_no_result(name):
+    """Remat keeps parameter names, and value and gradient up to rounding. "products" saves memory, "blocks" more."""
     image = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3), minval=-1)
-    network, given = {
+    network, inputs = {
         "text": (TEXT["bidirectional"], (TOKENS, MASK)),
         "vision": (VisionTower(8, 4, 16, 2, 2, 8), (image,)),
         "unet": (UNETS["one level"], (image, jnp.full(2, 3.0), jnp.ones((2, 6, 32)))),
     }[name]
-    params = shaken(jax.jit(network.init)(jax.random.key(0), *given))
-    value, gradient = jax.jit(jax.value_and_grad(number), static_argnums=1)(params, network, *given)
-    again, same = jax.jit(jax.value_and_grad(number), static_argnums=1)(params, network.clone(remat="blocks"), *given)
-    np.testing.assert_allclose(again, value, rtol=1e-4, atol=1e-6)
+    params = perturb(jax.jit(network.init)(jax.random.key(0), *inputs))
+    value, gradient = jax.jit(jax.value_and_grad(scalar_loss), static_argnums=1)(params, network, *inputs)
+    remat_value, remat_gradient = jax.jit(jax.value_and_grad(scalar_loss), static_argnums=1)(
+        params, network.clone(remat="blocks"), *inputs
+    )
+    np.testing.assert_allclose(remat_value, value, rtol=1e-4, atol=1e-6)
     scale = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradient, same)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradient, remat_gradient)
 
-    def kept(remat):
-        """Bytes that the gradient waits with."""
+    def residual_bytes(remat):
+        """Bytes saved by the forward pass for the backward pass."""
 
         def pull(params):
-            return jax.vjp(lambda params: number(params, network.clone(remat=remat), *given), params)[1]
+            return jax.vjp(lambda params: scalar_loss(params, network.clone(remat=remat), *inputs), params)[1]
 
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(pull, params)))
 
-    assert kept("blocks") < kept("products") < kept("none")
+    assert residual_bytes("blocks") < residual_bytes("products") < residual_bytes("none")
 
 
 @pytest.mark.parametrize("name", ["text", "vision", "unet"])
-def test_half_precision_is_of_products_alone(name):
-    """In bfloat16, parameters and answers are float32, and no answer is further off than a few roundings of it."""
-    network, given = {
+def test_mixed_precision_keeps_parameters_and_outputs_in_float32(name):
+    """With dtype bfloat16 the outputs differ from float32's by a few bfloat16 roundings."""
+    network, inputs = {
         "text": (TEXT["bidirectional"], (TOKENS, MASK)),
         "vision": (VisionTower(8, 4, 16, 2, 2, 8), (jax.random.uniform(jax.random.key(1), (2, 8, 8, 3)),)),
         "unet": (
@@ -172,8 +173,8 @@ def test_half_precision_is_of_products_alone(name):
         ),
     }[name]
     half = network.clone(dtype="bfloat16")
-    params = shaken(jax.jit(half.init)(jax.random.key(0), *given))
+    params = perturb(jax.jit(half.init)(jax.random.key(0), *inputs))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    right, found = (jax.tree.leaves(jax.jit(n.apply)(params, *given))[-1] for n in (network, half))
-    assert found.dtype == jnp.float32
-    assert 1e-6 < jnp.linalg.norm(found - right) / jnp.linalg.norm(right) < 0.03
+    output, half_output = (jax.tree.leaves(jax.jit(n.apply)(params, *inputs))[-1] for n in (network, half))
+    assert half_output.dtype == jnp.float32
+    assert 1e-6 < jnp.linalg.norm(half_output - output) / jnp.linalg.norm(output) < 0.03

@@ -1,7 +1,4 @@
-"""jdiff's networks against PyTorch's of the same configuration, on the same random weights, in float32.
-
-As for a user, the weights are written by the third-party library and loaded from their folder.
-"""
+"""Our networks and pipelines give the outputs of PyTorch's, as ``networks`` compares them."""
 
 import pytest
 
@@ -9,17 +6,24 @@ pytest.importorskip("torch", reason="the extra 'parity' is not installed")
 pytest.importorskip("diffusers", reason="the extra 'parity' is not installed")
 pytest.importorskip("transformers", reason="the extra 'parity' is not installed")
 
-from benchmarks import weights
+from tests.parity import networks
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # raised by the third-party libraries
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries' own making
 
 
-@pytest.mark.parametrize("name", weights.PARITY)
+@pytest.mark.parametrize("name", networks.PARITY)
 def test_outputs_are_equal(name, tmp_path):
-    errors = weights.PARITY[name](tmp_path)
+    errors = networks.PARITY[name](tmp_path)
     assert max(errors.values()) <= 1e-5, errors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.FULL_SIZE)
+def test_outputs_of_full_size_are_equal(name, tmp_path):
+    errors = networks.FULL_SIZE[name](tmp_path)
+    assert max(errors.values()) <= 1e-4, errors
+
+
 @pytest.mark.parametrize("second", [False, True], ids=["stable diffusion 1", "stable diffusion 2"])
-def test_pipelines_sample_equal_images(second, tmp_path):
-    assert weights.images_differ(tmp_path, second=second) <= 2
+def test_whole_pipelines_draw_equal_images(second, tmp_path):
+    assert networks.images_differ(tmp_path, second=second) <= 2

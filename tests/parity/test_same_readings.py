@@ -16,11 +16,11 @@ pytest.importorskip("transformers", reason="the extra 'parity' is not installed"
 import torch
 import transformers
 
-from benchmarks import references
-from jdiff import runs
 from jdiff.data import tokenizer as tokenizers
 from jdiff.interop import clip_weights, diffusers_weights, positions
 from jdiff.interop.pretrained import Hints
+from jdiff.runs import directory
+from reference import torch_models
 from tests.interop import toys
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised by the third-party libraries
@@ -39,14 +39,18 @@ def test_single_file_converts_to_the_diffusers_model(second, tmp_path):
     """The tensors of a single file, converted by diffusers' own code, are those of the model that diffusers wrote."""
     from diffusers.loaders import single_file_utils
 
-    pipeline = references.stable_diffusion(tmp_path / "folder", second=second)
-    model = runs.find(tmp_path / "folder")
-    weights = jax.tree.map(np.asarray, model.weights(SHARDING))
+    pipeline = torch_models.stable_diffusion(tmp_path / "folder", second=second)
+    model = directory.open_model(tmp_path / "folder")
+    weights = jax.tree.map(np.asarray, model.params(SHARDING))
     text_rules = clip_weights.OPENAI if second else clip_weights.HUGGING_FACE
     text_prefix = diffusers_weights.TEXT_2_IN_FILE if second else diffusers_weights.TEXT_1_IN_FILE
     file_tensors = {}
     for part, rules, prefix in (
-        ("unet", diffusers_weights.single_file_unet(model.setup.config["unet"]), diffusers_weights.UNET_IN_FILE),
+        (
+            "denoiser",
+            diffusers_weights.single_file_unet(model.task.config.raw["denoiser"]),
+            diffusers_weights.UNET_IN_FILE,
+        ),
         ("autoencoder", diffusers_weights.SINGLE_FILE_AUTOENCODER, diffusers_weights.VAE_IN_FILE),
         ("text", text_rules, text_prefix),
     ):
@@ -66,13 +70,13 @@ def test_single_file_converts_to_the_diffusers_model(second, tmp_path):
     )
     # Files also hold EMA weights, tables of the schedule and, in version 2, an unused last layer of the text tower.
     file_tensors["model_ema.decay"], file_tensors["betas"] = torch.zeros(1), torch.zeros(1000)
-    references.save(file_tensors, tmp_path / "single.safetensors")
+    torch_models.save(file_tensors, tmp_path / "single.safetensors")
     hints = Hints(tokenizer=tmp_path / "folder" / "tokenizer", prediction_type="v" if second else None)
-    single = runs.find(tmp_path / "single.safetensors", hints)
-    jax.tree.map(np.testing.assert_array_equal, single.weights(SHARDING), weights)
-    assert single.setup.diffusion == model.setup.diffusion
-    assert single.setup.config["unet"]["channels"] == model.setup.config["unet"]["channels"]
-    assert single.setup.config["unet"]["attention"] == model.setup.config["unet"]["attention"]
+    single = directory.open_model(tmp_path / "single.safetensors", hints)
+    jax.tree.map(np.testing.assert_array_equal, single.params(SHARDING), weights)
+    assert single.task.config.diffusion == model.task.config.diffusion
+    assert single.task.config.raw["denoiser"]["channels"] == model.task.config.raw["denoiser"]["channels"]
+    assert single.task.config.raw["denoiser"]["attention"] == model.task.config.raw["denoiser"]["attention"]
 
 
 def vocabulary():

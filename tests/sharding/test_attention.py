@@ -1,7 +1,8 @@
-"""Attention by platform: what each kernel takes, and the flash kernel beside the formula, as a CPU interprets it."""
+"""Fused attention by platform: what each kernel supports, and the flash kernel, interpreted, against the formula."""
 
 import re
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,24 +12,23 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 
-from benchmarks import gpu_check
-from jdiff import build
 from jdiff.models.attention import dot_product
 from jdiff.sharding import attention
 from jdiff.sharding import mesh as meshes
-from jdiff.training import parts, steps
-from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION, Words
+from jdiff.tasks import make_task
+from jdiff.tasks import task as task_module
+from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION, Words, make
 
 
 class Device(NamedTuple):
-    """What a kernel is chosen by."""
+    """The attributes of a device by which a kernel is chosen."""
 
     platform: str
     compute_capability: str = ""
 
 
 TPU, HOPPER = Device("tpu"), Device("gpu", "9.0")
-SEEN = np.arange(128)[None] < np.array([128, 3, 70, 1])[:, None]
+MASK = np.arange(128)[None] < np.array([128, 3, 70, 1])[:, None]
 
 
 def rows(n, heads=2, d=16, dtype=jnp.float32, seed=0):
@@ -36,35 +36,37 @@ def rows(n, heads=2, d=16, dtype=jnp.float32, seed=0):
 
 
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 1}], ids=str)
-@pytest.mark.parametrize(("mask", "causal"), [(SEEN, False), (None, True), (None, False)], ids=str)
-def test_the_flash_kernel_is_attention(mesh, mask, causal):
-    """Value and gradients, alone and by the devices of a mesh, each with its own rows and heads."""
-    mesh = meshes.make(**mesh) if mesh else None
+@pytest.mark.parametrize(
+    ("mask", "causal"), [(MASK, False), (None, True), (None, False)], ids=["masked", "causal", "plain"]
+)
+def test_flash_kernel_equals_plain_attention(mesh, mask, causal):
+    """Value and gradients, on one device and under shard_map, where each device has its own rows and heads."""
+    mesh = meshes.make_mesh(**mesh) if mesh else None
 
-    def number(query, key, value, attend):
-        seen = attend(query, key, value, mask=mask, causal=causal)
-        return jnp.mean(seen * rows(128, seed=3))
+    def loss(query, key, value, attend):
+        return jnp.mean(attend(query, key, value, mask=mask, causal=causal) * rows(128, seed=3))
 
-    graded = jax.jit(jax.value_and_grad(number, argnums=(0, 1, 2)), static_argnums=3)
-    given = [rows(128, seed=i) for i in range(3)]
+    loss_and_grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)), static_argnums=3)
+    inputs = [rows(128, seed=i) for i in range(3)]
     flash = attention.kernel(TPU, dot_product, mesh)
     with pltpu.force_tpu_interpret_mode():
-        found = graded(*given, flash)
-        assert "pallas_call" in str(jax.make_jaxpr(lambda *given: flash(*given, mask=mask, causal=causal))(*given))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, graded(*given, dot_product))
+        outputs = loss_and_grads(*inputs, flash)
+        assert "pallas_call" in str(jax.make_jaxpr(partial(flash, mask=mask, causal=causal))(*inputs))
+    expected = loss_and_grads(*inputs, dot_product)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), outputs, expected)
 
 
-def test_what_a_kernel_does_not_take_is_computed_as_anywhere():
+def test_unsupported_shapes_and_devices_use_plain_attention():
     short = [rows(9, seed=i) for i in range(3)]
-    right = dot_product(*short, mask=None, causal=True)
+    expected = dot_product(*short, mask=None, causal=True)
     for device in (HOPPER, TPU):
-        np.testing.assert_array_equal(attention.kernel(device, dot_product)(*short, mask=None, causal=True), right)
+        np.testing.assert_array_equal(attention.kernel(device, dot_product)(*short, mask=None, causal=True), expected)
     for device in (jax.devices()[0], Device("gpu", "7.5"), Device("gpu", "gfx90a")):
         assert attention.kernel(device, dot_product) is dot_product
 
 
 @pytest.mark.parametrize(
-    ("query", "takes"),
+    ("query", "supported_by_cudnn"),
     [
         (rows(64, d=64, dtype=jnp.bfloat16), True),
         (rows(77, d=64, dtype=jnp.bfloat16), True),
@@ -73,81 +75,125 @@ def test_what_a_kernel_does_not_take_is_computed_as_anywhere():
         (rows(64, d=160, dtype=jnp.bfloat16), False),
         (rows(1, d=64, dtype=jnp.bfloat16), False),
     ],
-    ids=["half", "odd", "float32", "d 36", "d 160", "alone"],
+    ids=["half", "odd", "float32", "d 36", "d 160", "one query"],
 )
-def test_what_cudnn_takes(query, takes):
-    """Half precision and heads of up to 128 by eights, which every card since Ampere takes, for gradients as well."""
-    assert attention.takes_cudnn(query) is takes
+def test_cudnn_supports(query, supported_by_cudnn):
+    """Half precision and head dims up to 128 in multiples of 8, which every GPU since Ampere differentiates, too."""
+    assert attention.cudnn_supports(query) is supported_by_cudnn
 
 
 @pytest.mark.parametrize(("n", "m"), [(9, 9), (8, 9), (9, 8), (8, 8)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_what_cudnn_is_given_to_make_lengths_even_is_not_seen(n, m, masked, monkeypatch):
-    given = [rows(length, dtype=jnp.bfloat16, seed=i) for i, length in enumerate((n, m, m))]
-    mask = SEEN[:, :m] if masked else None
-    right = dot_product(*given, mask=mask, causal=n == m)
-    theirs = jax.nn.dot_product_attention
+def test_padding_to_even_lengths_does_not_change_the_output(n, m, masked, monkeypatch):
+    inputs = [rows(length, dtype=jnp.bfloat16, seed=i) for i, length in enumerate((n, m, m))]
+    mask = MASK[:, :m] if masked else None
+    expected = dot_product(*inputs, mask=mask, causal=n == m)
+    xla_attention = jax.nn.dot_product_attention
 
-    def even_alone(query, key, value, *, implementation, **how):
+    def require_even_lengths(query, key, value, *, implementation, **options):
         assert implementation == "cudnn" and query.shape[1] % 2 == key.shape[1] % 2 == 0
-        return theirs(query, key, value, **how)
+        return xla_attention(query, key, value, **options)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", even_alone)
-    found = attention.kernel(HOPPER, dot_product)(*given, mask=mask, causal=n == m)
-    assert found.shape == right.shape
-    np.testing.assert_allclose(found.astype(np.float32), right.astype(np.float32), atol=0.02)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", require_even_lengths)
+    output = attention.kernel(HOPPER, dot_product)(*inputs, mask=mask, causal=n == m)
+    assert output.shape == expected.shape
+    np.testing.assert_allclose(output.astype(np.float32), expected.astype(np.float32), atol=0.02)
+
+
+TOWER = {"layers": 12, "embed_dim": 512, "dtype": "bfloat16"}
+FULL_SIZE = {
+    "tokenizer": {"context_length": 77},
+    "text": TOWER | {"width": 512, "heads": 8, "activation": "gelu", "causal": False},
+    "mesh": {"data": 1},
+}
+CLIP_B16 = FULL_SIZE | {
+    "data": {"image_size": 224},
+    "vision": TOWER | {"width": 768, "heads": 12, "patch_size": 16},
+    "train": {"task": "contrastive", "batch_size": 8, "steps": 100},
+}
+UNET_300M = FULL_SIZE | {
+    "data": {"image_size": 64},
+    "denoiser": {
+        "channels": (192, 384, 576, 768),
+        "attention": (False, False, True, True),
+        "heads": (3, 6, 9, 12),
+        "pooled": True,
+        "scale_shift_norm": True,
+        "dtype": "bfloat16",
+    },
+    "train": {"task": "text_to_image", "batch_size": 8, "steps": 100},
+}
 
 
 @pytest.mark.parametrize(
-    ("task", "device", "platform", "calls"),
+    ("config", "device", "platform", "calls"),
     [
-        ("contrastive", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 24, "__cudnn$fmhaSoftmaxBackward": 24}),
-        ("text_to_image", HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 34, "__cudnn$fmhaSoftmaxBackward": 22}),
-        ("text_to_image", TPU, "tpu", {"tpu_custom_call": 3}),
+        (CLIP_B16, HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 24, "__cudnn$fmhaSoftmaxBackward": 24}),
+        (UNET_300M, HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 34, "__cudnn$fmhaSoftmaxBackward": 22}),
+        (UNET_300M, TPU, "tpu", {"tpu_custom_call": 3}),
     ],
     ids=["CLIP, GPU", "U-Net, GPU", "U-Net, TPU"],
 )
-def test_steps_of_full_size_are_lowered_for_an_accelerator(task, device, platform, calls, monkeypatch):
-    """CLIP B/16 and 300 M parameters with 77 tokens, as far as JAX goes before the device's own compiler: 12 layers of
-    each tower; 11 of self-attention and 11 of the text, which is not trained. What JAX asks of a GPU is answered."""
+def test_steps_of_full_size_are_lowered_for_an_accelerator(config, device, platform, calls, monkeypatch):
+    """CLIP B/16 and a U-Net of 300 M parameters with 77 tokens, lowered to the custom calls of the kernels: 12 layers
+    of each tower; 11 of self-attention and 11 of the text, which is not trained. JAX's checks of the GPU pass."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda least: float(least) <= 9.0)
-    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda one: one == "9.0")
-    theirs = attention.kernel
-    monkeypatch.setattr(attention, "kernel", lambda _, otherwise, mesh=None: theirs(device, otherwise, mesh))
-    full = gpu_check.config(task, full=True, batch_size=8)
-    setup = build.experiment(full | {"tokenizer": {"context_length": 77}, "mesh": {"data": 1}})
-    _, tokenizer = gpu_check.drawn(setup.image_size, setup.context_length)
-    program = gpu_check.traced(setup, tokenizer).lower(lowering_platforms=(platform,)).as_text()
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda minimum: float(minimum) <= 9.0)
+    monkeypatch.setattr(
+        fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: capability == "9.0"
+    )
+    kernel = attention.kernel
+    monkeypatch.setattr(attention, "kernel", lambda _, fallback, mesh=None: kernel(device, fallback, mesh))
+    task = make_task(config).with_tokenizer(Words(77))
+    mesh, side = task.config.mesh.make(), task.image_size
+    shapes = {"image": ((8, side, side, 3), np.uint8), "tokens": ((8, 77), np.int32), "mask": ((8, 77), bool)}
+    shapes["index"] = (8,), np.int32
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    step = task.compiled_step(mesh)
+    traced_step = step.func.trace(*step.args, task.state_like(mesh), batch)
+    program = traced_step.lower(lowering_platforms=(platform,)).as_text()
     assert Counter(re.findall(r"custom_call @([\w$]+)", program)) == calls
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "d", "takes"),
+    ("n", "m", "d", "supported_by_flash"),
     [(128, 256, 64, True), (256, 128, 256, True), (128, 77, 64, False), (64, 128, 64, False), (128, 128, 160, False)],
 )
-def test_what_the_flash_kernel_takes(n, m, d, takes):
-    assert attention.takes_flash(rows(n, d=d), rows(m, d=d)) is takes
+def test_flash_supports(n, m, d, supported_by_flash):
+    assert attention.flash_supports(rows(n, d=d), rows(m, d=d)) is supported_by_flash
 
 
 @pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
-def test_every_network_attends_as_its_mesh_does(config, monkeypatch):
-    asked = []
-    monkeypatch.setattr(attention, "kernel", lambda *given: asked.append(given) or dot_product)
-    setup = build.experiment(config | {"mesh": {"data": 2}})
-    network = setup.unet() if config is DIFFUSION else setup.encoder(20)
-    assert setup.on_mesh(network) == network
-    assert asked == [(jax.devices()[0], dot_product, setup.mesh())]
+def test_every_network_uses_the_kernel_of_its_mesh(config, monkeypatch):
+    """Without a mesh, as in sampling, that of this process's first device."""
+    calls = []
+
+    def kernel(*arguments):
+        calls.append(arguments)
+        return dot_product
+
+    monkeypatch.setattr(attention, "kernel", kernel)
+    task, mesh = make(config), meshes.make_mesh(data=2)
+    networks = task.make_networks()
+    for argument in (mesh, None):
+        assert task.networks(argument) == networks
+    assert calls == [(jax.devices()[0], dot_product, mesh), (jax.devices()[0], dot_product, None)]
 
 
 @pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
-def test_in_a_fixed_order_no_network_is_cut_up_again(config, monkeypatch):
-    monkeypatch.setattr(attention, "kernel", lambda device, otherwise, mesh=None: mesh or otherwise)
-    made = {}
-    for name in ("contrastive_step", "diffusion_step"):
-        monkeypatch.setattr(steps, name, lambda *given, **_: made.update(networks=given) or (lambda state, batch: None))
-    monkeypatch.setattr(parts, "everywhere_alike", lambda step, mesh: step)
-    said = {"mesh": {"data": 2}, "train": config["train"] | {"deterministic_reduction": 4}}
-    build.experiment(config | said).step(Words())(None, None)
-    networks = [n for n in made["networks"] if hasattr(n, "attend")] or [made["networks"][0].text]
-    assert networks and all(network.attend is dot_product for network in networks)
+@pytest.mark.parametrize("count", [0, 4])
+def test_deterministic_reduction_uses_kernels_without_a_mesh(config, count, monkeypatch):
+    """Inside shard_map each device runs alone; without a deterministic reduction the kernels have the mesh."""
+    step_objectives = []
+    monkeypatch.setattr(attention, "kernel", lambda device, fallback, mesh=None: mesh or fallback)
+    monkeypatch.setattr(task_module, "make_step", lambda objectives, *_: step_objectives.extend(objectives))
+    changes = {"mesh": {"data": 2}, "train": config["train"] | {"deterministic_reduction": count}}
+    task = make(config | changes)
+    mesh = task.config.mesh.make()
+    task.step(mesh)
+    (objective,) = step_objectives
+    if config is CONTRASTIVE:
+        networks = [objective.network.text, objective.network.vision]
+    else:
+        networks = [objective.networks["text"], objective.networks["denoiser"]]
+    assert all(network.attend is (dot_product if count else mesh) for network in networks)

@@ -1,6 +1,5 @@
-"""The same run on any mesh, and where its parameters lie."""
+"""The same run on any mesh, and the sharding of its parameters."""
 
-import json
 import runpy
 from dataclasses import dataclass
 from functools import cache
@@ -12,17 +11,17 @@ import numpy as np
 import optax
 import pytest
 
-from jdiff import build, runs
-from jdiff.cli import shipped_configs
-from jdiff.construct import ConfigError
+from jdiff.commands.flags import shipped_configs
+from jdiff.config.construct import ConfigError
+from jdiff.runs import begin, directory, train
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
+from jdiff.tasks import make_task
 from jdiff.training.state import TrainState
-from jdiff.verbs import train
 
-ONE = {"data": 1}
+ONE_DEVICE = {"data": 1}
 LAYOUTS = ({"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 2})
-EVERY = {"data": 2, "fsdp": 2, "tensor": 2}
+ALL_AXES = {"data": 2, "fsdp": 2, "tensor": 2}
 BASE = {
     "data": {"image_size": 8},
     "tokenizer": {"context_length": 8},
@@ -33,11 +32,11 @@ BASE = {
 }
 CONTRASTIVE = BASE | {"vision": {"patch_size": 4, "width": 16, "layers": 1, "heads": 2, "embed_dim": 16}}
 DIFFUSION = BASE | {
-    "unet": {"channels": (16,), "attention": (False,), "heads": (2,), "blocks": 1, "groups": 8},
+    "denoiser": {"channels": (16,), "attention": (False,), "heads": (2,), "blocks": 1, "groups": 8},
     "diffusion": {"prediction_type": "v"},
     "train": BASE["train"] | {"task": "text_to_image"},
 }
-AT_A_TIME = BASE["train"] | {"steps_per_dispatch": 2} | dict.fromkeys(("log_every", "save_every", "sample_every"), 2)
+TWO_STEPS = BASE["train"] | {"steps_per_dispatch": 2} | dict.fromkeys(("log_every", "save_every", "sample_every"), 2)
 LATENTS = DIFFUSION | {"autoencoder": {"channels": (8, 16), "groups": 4}}
 POOLED = CONTRASTIVE | {"vision": CONTRASTIVE["vision"] | {"pooling": "attention"}, "encoder": {"use_logit_bias": True}}
 RESNET = CONTRASTIVE | {"vision": {"kind": "resnet", "width": 8, "layers": (1, 1, 1, 1), "heads": 2}}
@@ -48,8 +47,16 @@ class Words:
 
     vocab_size = 20
 
+    def __init__(self, context_length=8):
+        self.context_length = context_length
+
     def encode(self, captions):
-        return np.zeros((len(captions), 8), np.int32), np.ones((len(captions), 8), bool)
+        shape = len(captions), self.context_length
+        return np.zeros(shape, np.int32), np.ones(shape, bool)
+
+
+def make(config):
+    return make_task(config).with_tokenizer(Words())
 
 
 def batch(step):
@@ -59,60 +66,60 @@ def batch(step):
     return {"image": images, "tokens": tokens, "mask": tokens > 3, "index": np.arange(16, dtype=np.int32)}
 
 
-def trained(config, layout, steps=3, **train):
+def trained(config, layout, steps=3, **train_keys):
     """The loss of each step on a mesh, and the state at the end."""
-    setup = build.experiment(config | {"mesh": layout, "train": config["train"] | train})
-    mesh, step, losses = setup.mesh(), setup.step(Words()), []
-    state = setup.initial_state(Words(), mesh, {})
+    task = make(config | {"mesh": layout, "train": config["train"] | train_keys})
+    mesh, losses = task.config.mesh.make(), []
+    step, state = task.compiled_step(mesh), task.initial_state(mesh, {})
     for i in range(steps):
-        state, metrics = step(state, meshes.place(mesh, batch(i)))
+        state, metrics = step(state, meshes.place_batch(mesh, batch(i)))
         losses.append(float(metrics["loss"].compute()))
     return losses, state
 
 
-def apart(a, b):
-    """How far two trees are from each other, of the norm of one."""
+def relative_distance(a, b):
+    """The norm of the difference of two trees, relative to the norm of the second."""
     return float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), a, b)) / optax.tree.norm(b))
 
 
 @cache
-def alone(task):
-    return trained(DIFFUSION if task == "text_to_image" else CONTRASTIVE, ONE)
+def one_device_run(task):
+    return trained(DIFFUSION if task == "text_to_image" else CONTRASTIVE, ONE_DEVICE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
-def test_a_mesh_does_not_change_the_run(config, layout):
-    """Every layout sees the same batch and noise, and loses and learns the same within rounding, step by step."""
+def test_run_is_the_same_on_every_mesh(config, layout):
+    """Every layout gets the same batch and noise, so losses and parameters agree within rounding, step by step."""
     losses, state = trained(config, layout)
-    right, theirs = alone(config["train"]["task"])
-    np.testing.assert_allclose(losses, right, rtol=1e-5)
-    assert apart(state.params, theirs.params) < 2e-5
-    mesh = build.experiment(config | {"mesh": layout}).mesh()
+    expected, one_device_state = one_device_run(config["train"]["task"])
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert relative_distance(state.params, one_device_state.params) < 2e-5
+    mesh = meshes.make_mesh(**layout)
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(rules.placement(mesh, state))):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
 @pytest.mark.parametrize("form", [{"form": "gathered"}, {"form": "ring"}, {"form": "ring", "chunk": 2}], ids=str)
-def test_nor_does_the_form_of_the_loss(form):
-    losses, _ = trained(CONTRASTIVE | {"contrastive": form}, EVERY)
-    np.testing.assert_allclose(losses, alone("contrastive")[0], rtol=1e-5)
+def test_every_form_of_the_contrastive_loss_gives_the_same_losses(form):
+    losses, _ = trained(CONTRASTIVE | {"contrastive": form}, ALL_AXES)
+    np.testing.assert_allclose(losses, one_device_run("contrastive")[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", [ONE, {"data": 2}], ids=str)
+@pytest.mark.parametrize("layout", [ONE_DEVICE, {"data": 2}], ids=str)
 @pytest.mark.parametrize("config", [CONTRASTIVE | {"contrastive": {"form": "ring"}}, DIFFUSION], ids=["ring", "unet"])
-def test_nor_do_parts_of_a_batch(config, layout):
-    """Of the U-Net gradients add up; of the dual encoder, whose loss is over all, embeddings are kept."""
+def test_gradient_accumulation_gives_the_same_run(config, layout):
+    """The U-Net's gradients are summed; the dual encoder, whose loss is over the whole batch, caches embeddings."""
     losses, state = trained(config, layout, microbatches=4)
-    right, theirs = alone(config["train"]["task"])
-    np.testing.assert_allclose(losses, right, rtol=1e-5)
-    assert apart(state.params, theirs.params) < 2e-5
+    expected, one_device_state = one_device_run(config["train"]["task"])
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert relative_distance(state.params, one_device_state.params) < 2e-5
 
 
-def test_parts_take_a_part_of_the_memory():
-    """A dual encoder of eight parts keeps the activations of one and the embeddings of all."""
-    setups = [
-        build.experiment(CONTRASTIVE | {"mesh": ONE, "train": BASE["train"] | {"batch_size": 256, "microbatches": n}})
+def test_gradient_accumulation_takes_less_memory():
+    """With eight microbatches a dual encoder holds the activations of one, and the embeddings of all."""
+    tasks = [
+        make(CONTRASTIVE | {"mesh": ONE_DEVICE, "train": BASE["train"] | {"batch_size": 256, "microbatches": n}})
         for n in (1, 8)
     ]
     rows = {
@@ -122,57 +129,60 @@ def test_parts_take_a_part_of_the_memory():
         "index": jax.ShapeDtypeStruct((256,), np.int32),
     }
 
-    def memory(setup: build.Experiment):
-        step = setup.step(Words())
-        lowered = step.func.lower(*step.args, setup.state_like(Words(), setup.mesh()), rows)
+    def memory(task):
+        mesh = task.config.mesh.make()
+        step = task.compiled_step(mesh)
+        lowered = step.func.lower(*step.args, task.state_like(mesh), rows)
         return lowered.compile().memory_analysis()
 
-    whole, in_turn = map(memory, setups)
-    assert in_turn.temp_size_in_bytes < whole.temp_size_in_bytes / 3
+    full_memory, accumulation_memory = (memory(task).temp_size_in_bytes for task in tasks)
+    assert accumulation_memory < full_memory / 3
 
 
-def test_a_fixed_order_makes_bits_that_no_layout_changes():
+def test_deterministic_reduction_is_bit_identical_on_every_layout():
     layouts = ({"data": 2}, {"data": 1, "fsdp": 4}, {"data": 2, "fsdp": 2})
     states = [trained(CONTRASTIVE, layout, deterministic_reduction=8) for layout in layouts]
     for losses, state in states[1:]:
         assert losses == states[0][0]
         jax.tree.map(np.testing.assert_array_equal, state, states[0][1])
-    assert apart(states[0][1].params, alone("contrastive")[1].params) < 2e-5
+    assert relative_distance(states[0][1].params, one_device_run("contrastive")[1].params) < 2e-5
 
 
-def test_several_steps_are_taken_at_a_time():
-    """Two steps in one call: the state of two calls, and the averages of both."""
-    losses, right = trained(CONTRASTIVE, {"data": 2}, steps=2)
-    setup = build.experiment(CONTRASTIVE | {"mesh": {"data": 2}, "train": AT_A_TIME})
-    batches = train._placed(setup.mesh(), (batch(i) for i in range(4)), 2)
-    state, metrics = setup.step(Words())(setup.initial_state(Words(), setup.mesh(), {}), next(batches))
-    assert int(state.step) == 2 and apart(state.params, right.params) < 1e-6
+def test_several_steps_per_dispatch_equal_single_steps():
+    """Two steps in one call: the state after two calls, and the mean of their metrics."""
+    losses, expected = trained(CONTRASTIVE, {"data": 2}, steps=2)
+    task = make(CONTRASTIVE | {"mesh": {"data": 2}, "train": TWO_STEPS})
+    mesh = task.config.mesh.make()
+    batches = train._place(mesh, (batch(i) for i in range(4)), 2)
+    state, metrics = task.compiled_step(mesh)(task.initial_state(mesh, {}), next(batches))
+    assert int(state.step) == 2 and relative_distance(state.params, expected.params) < 1e-6
     np.testing.assert_allclose(float(metrics["loss"].compute()), np.mean(losses), rtol=1e-6)
     assert len(list(batches)) == 1
 
 
 @pytest.mark.parametrize(
-    ("config", "said", "why"),
+    ("config", "changes", "message"),
     [
-        (CONTRASTIVE, {"microbatches": 3}, "cannot be divided so"),
-        (CONTRASTIVE, {"microbatches": 0}, "must be 1 or more"),
-        (CONTRASTIVE, {"deterministic_reduction": 6}, "two or more for each of 2 devices"),
-        (CONTRASTIVE | {"mesh": ONE}, {"deterministic_reduction": 2}, "two or more devices of data or fsdp"),
-        (CONTRASTIVE, {"deterministic_reduction": 8, "microbatches": 2}, "goes with neither"),
-        (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"deterministic_reduction": 8}, "form = 'dense'"),
-        (CONTRASTIVE, {"steps_per_dispatch": 4}, "config.train.steps is 6, no multiple of"),
-        (CONTRASTIVE | {"text": BASE["text"] | {"remat": "block"}}, {}, "did you mean 'blocks'"),
-        (CONTRASTIVE | {"ema": {"snapshot_every": 5}}, {}, "where config.ema.widths has"),
-        (DIFFUSION | {"unet": DIFFUSION["unet"] | {"dtype": "float16"}}, {}, "did you mean 'bfloat16'"),
+        (CONTRASTIVE, {"microbatches": 3}, "config.train.microbatches is 3"),
+        (CONTRASTIVE, {"microbatches": 0}, "config.train.microbatches is 0"),
+        (CONTRASTIVE, {"deterministic_reduction": 6}, "config.train.deterministic_reduction is 6"),
+        (CONTRASTIVE | {"mesh": ONE_DEVICE}, {"deterministic_reduction": 2}, "config.mesh.data or fsdp"),
+        (CONTRASTIVE, {"deterministic_reduction": 8, "microbatches": 2}, "config.train.microbatches"),
+        (CONTRASTIVE | {"contrastive": {"form": "ring"}}, {"deterministic_reduction": 8}, "config.contrastive.form"),
+        (CONTRASTIVE, {"steps_per_dispatch": 4}, "config.train.steps is 6.*config.train.steps_per_dispatch"),
+        (CONTRASTIVE | {"text": BASE["text"] | {"remat": "block"}}, {}, "config.text.remat.*'blocks'"),
+        (CONTRASTIVE | {"ema": {"snapshot_every": 5}}, {}, "config.ema.snapshot_every.*config.ema.widths"),
+        (DIFFUSION | {"denoiser": DIFFUSION["denoiser"] | {"dtype": "float16"}}, {}, "denoiser.dtype.*'bfloat16'"),
     ],
     ids=str,
 )
-def test_a_division_that_cannot_be_is_refused(config, said, why):
-    with pytest.raises(ConfigError, match=why):
-        build.experiment({"mesh": {"data": 2}} | config | {"train": config["train"] | said}).step(Words())
+def test_invalid_train_section_is_rejected(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        task = make({"mesh": {"data": 2}} | config | {"train": config["train"] | changes})
+        task.compiled_step(task.config.mesh.make())
 
 
-def test_a_device_holds_its_part_of_parameters_moments_and_average():
+def test_fsdp_shards_parameters_moments_and_ema():
     _, state = trained(CONTRASTIVE, {"data": 1, "fsdp": 8}, steps=1)
     moments = next(part.mu for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if part)
     for tree in (state.params, moments, *state.ema.values()):
@@ -180,53 +190,54 @@ def test_a_device_holds_its_part_of_parameters_moments_and_average():
         assert kernel.shape == (16, 64) and kernel.addressable_shards[0].data.shape == (2, 64)
 
 
-def test_a_checkpoint_of_one_layout_is_read_into_another(tmp_path):
-    _, state = trained(CONTRASTIVE, EVERY, steps=1)
-    setup = build.experiment(CONTRASTIVE | {"mesh": {"data": 2, "fsdp": 4}})
-    with runs.checkpoints(tmp_path, keep=1) as store:
+def test_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
+    _, state = trained(CONTRASTIVE, ALL_AXES, steps=1)
+    task = make(CONTRASTIVE | {"mesh": {"data": 2, "fsdp": 4}})
+    with directory.checkpoints(tmp_path, keep=1) as store:
         store.save(state)
         store.wait()
-        found = store.restore(setup.state_like(Words(), setup.mesh()))
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+        restored_state = store.restore(task.state_like(task.config.mesh.make()))
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored_state), strict=True):
         np.testing.assert_array_equal(a, b)
-    kernel = found.params["text"]["transformer"]["layers_0"]["mlp_1"]["kernel"]
+    kernel = restored_state.params["text"]["transformer"]["layers_0"]["mlp_1"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (4, 64)
 
 
-def test_a_run_goes_on_on_another_mesh_but_not_as_another_network(tmp_path):
-    begun = build.experiment(CONTRASTIVE | {"mesh": ONE}).config
-    (tmp_path / "config.json").write_text(json.dumps(begun))
-    train._check_unchanged(build.experiment(begun | {"mesh": EVERY}), tmp_path, None)
+def test_run_resumes_on_another_mesh_but_not_with_another_network(tmp_path):
+    first_config = make(CONTRASTIVE | {"mesh": ONE_DEVICE}).config.raw
+    directory.write_config(tmp_path, first_config)
+    begin.check_unchanged(make(first_config | {"mesh": ALL_AXES}), tmp_path, None)
     with pytest.raises(ConfigError, match=r"config.text.width = 16, and now it is 32"):
-        train._check_unchanged(build.experiment(begun | {"text": begun["text"] | {"width": 32}}), tmp_path, None)
+        begin.check_unchanged(make(first_config | {"text": first_config["text"] | {"width": 32}}), tmp_path, None)
 
 
-def shipped():
-    """The shapes of parameters of every config that is shipped, at its own size, without somebody's weights."""
+def shipped_shapes():
+    """Parameter shapes of every shipped config at full size, without pretrained weights."""
     for name, path in shipped_configs().items():
         config = runpy.run_path(str(path))["get_config"]().to_dict()
-        if "data" in config and name not in ("spiral", "tune_clip", "tune_t2i"):  # which say nothing of their networks
+        # The networks of tune_clip and tune_t2i are those of pretrained weights.
+        if "data" in config and name not in ("spiral", "tune_clip", "tune_t2i"):
             config["text"].pop("init_from", None)
-            yield name, build.experiment(config).shapes(Words())
+            yield name, make(config).param_shapes()
 
 
-def test_every_parameter_has_a_rule_and_every_rule_serves():
-    seen = set()
-    others = [build.experiment(config).shapes(Words()) for config in (RESNET, POOLED, LATENTS)]
-    for shapes in [shapes for _, shapes in shipped()] + others:
+def test_every_parameter_has_a_rule_and_every_rule_is_used():
+    rule_indices = set()
+    others = [make(config).param_shapes() for config in (RESNET, POOLED, LATENTS)]
+    for shapes in [shapes for _, shapes in shipped_shapes()] + others:
         paths = ["/".join(key.key for key in keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-        seen |= {rules.rule_index(path) for path in paths}
-    assert seen == set(range(len(rules.RULES)))
+        rule_indices |= {rules.rule_index(path) for path in paths}
+    assert rule_indices == set(range(len(rules.RULES)))
 
 
-STRANGE = {"unet": {"strange": {"kernel": np.ones((8, 4))}, "conv_1": {"kernel": np.ones((3, 3, 4, 8))}}}
+STRANGE = {"denoiser": {"strange": {"kernel": np.ones((8, 4))}, "conv_1": {"kernel": np.ones((3, 3, 4, 8))}}}
 
 
 @pytest.mark.parametrize("layout", [{"data": 1}, {"data": 4}], ids=str)
 def test_parameter_without_rule_is_replicated_with_one_warning_where_no_parameter_is_sharded(layout):
-    mesh = meshes.make(**layout)
+    mesh = meshes.make_mesh(**layout)
     state = TrainState(np.int32(0), STRANGE, optax.adam(0.1).init(STRANGE), {"0.9": STRANGE}, {})
-    with pytest.warns(rules.UnshardedParameter, match=r"rules\.py matches unet/strange/kernel;") as warnings:
+    with pytest.warns(rules.UnshardedParameter, match=r"rules\.py matches denoiser/strange/kernel;") as warnings:
         shardings = rules.placement(mesh, state)
     assert len(warnings) == 1
     assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
@@ -237,29 +248,33 @@ def test_warning_of_parameter_without_rule_is_printed_once():
     with catch_warnings(record=True) as warnings:
         simplefilter("default")
         for _ in range(2):
-            rules.placement(meshes.make(data=1), STRANGE)
-        rules.table(meshes.make(data=1), STRANGE)
+            rules.placement(meshes.make_mesh(data=1), STRANGE)
+        rules.placement_table(meshes.make_mesh(data=1), STRANGE)
     assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("layout", [{"data": 1, "fsdp": 2}, {"data": 1, "tensor": 2}], ids=str)
 def test_parameter_without_rule_is_an_error_where_parameters_are_sharded(layout):
-    for function in (rules.placement, rules.table):
-        with pytest.raises(rules.MissingShardingRule, match=r"jdiff/sharding/rules\.py matches unet/strange/kernel;"):
-            function(meshes.make(**layout), STRANGE)
+    for function in (rules.placement, rules.placement_table):
+        with pytest.raises(
+            rules.MissingShardingRule, match=r"jdiff/sharding/rules\.py matches denoiser/strange/kernel;"
+        ):
+            function(meshes.make_mesh(**layout), STRANGE)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("demo_clip", ("text", "vision", "logit_scale")), ("demo_t2i", ("unet",))])
-def test_the_table_of_a_config(name, parts):
-    """Goldens: rewrite them on purpose, and read the difference."""
-    mesh, shapes = build.experiment(CONTRASTIVE | {"mesh": EVERY}).mesh(), dict(shipped())[name]
-    found = rules.table(mesh, {part: shapes[part] for part in parts}) + "\n"
-    assert found == (Path(__file__).parent / f"{name}.txt").read_text()
+@pytest.mark.parametrize(
+    ("name", "parts"), [("demo_clip", ("text", "vision", "logit_scale")), ("demo_t2i", ("denoiser",))]
+)
+def test_table_of_a_config(name, parts):
+    """Goldens: rewrite them on purpose, and review the diff."""
+    mesh, shapes = meshes.make_mesh(**ALL_AXES), dict(shipped_shapes())[name]
+    text = rules.placement_table(mesh, {part: shapes[part] for part in parts}) + "\n"
+    assert text == (Path(__file__).parent / f"{name}.txt").read_text()
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a mesh asks of a device."""
+    """The attributes of a device that a mesh reads."""
 
     id: int
     process_index: int
@@ -268,39 +283,42 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("shape", "processes", "held"),
+    ("shape", "processes", "shards"),
     [
         ((4, 1, 1), (0, 0, 1, 1), [(0, 1), (2, 3)]),
         ((2, 2, 2), (0, 0, 0, 0, 1, 1, 1, 1), [(0, 1), (2, 3)]),
-        ((1, 1, 4), (0, 0, 1, 1), [(0,), (0,)]),  # both hold parts of every parameter, and read every row
+        ((1, 1, 4), (0, 0, 1, 1), [(0,), (0,)]),  # both hold shards of every parameter, and read every row
         ((1, 2, 2), (0, 1, 2, 3), [(0,), (0,), (1,), (1,)]),
-        ((8, 1, 1), (0, 0, 1, 1, 0, 0, 1, 1), [(0, 1, 4, 5), (2, 3, 6, 7)]),  # as a torus of TPUs may be gone through
+        ((8, 1, 1), (0, 0, 1, 1, 0, 0, 1, 1), [(0, 1, 4, 5), (2, 3, 6, 7)]),  # as in a torus of TPUs
         ((3, 1, 2), (0, 0, 0, 1, 1, 1), [(0, 1), (1, 2)]),
     ],
     ids=str,
 )
-def test_a_process_reads_the_rows_of_its_devices(monkeypatch, shape, processes, held):
+def test_process_reads_the_batch_shards_of_its_devices(monkeypatch, shape, processes, shards):
     devices = [Device(i, process) for i, process in enumerate(processes)]
     mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), meshes.AXES)
-    for process, own in enumerate(held):
+    for process, local_shards in enumerate(shards):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert meshes.local_batch_shards(mesh) == own
+        assert meshes.local_batch_shards(mesh) == local_shards
 
 
-@pytest.mark.parametrize("rows_at", [0, 1])
-def test_rows_that_do_not_follow_each_other_come_to_their_devices(monkeypatch, rows_at):
-    monkeypatch.setattr(meshes, "held", lambda mesh: (1, 3))
-    asked = [(slice(None),) * rows_at + (slice(3 * i, 3 * i + 3), slice(None)) for i in (3, 1)]
-    made = lambda shape, sharding, part: (shape, [part(index) for index in asked])  # noqa: E731
-    monkeypatch.setattr(jax, "make_array_from_callback", made)
-    rows = np.arange(5 * 6 * 2).reshape(5, 6, 2)[slice(None) if rows_at else 0]
-    shape, (last, first) = meshes.place(meshes.make(data=4), {"rows": rows}, rows_at)["rows"]
-    assert shape == ((5, 12, 2) if rows_at else (12, 2))
-    np.testing.assert_array_equal(np.concatenate([first, last], rows_at), rows)
+@pytest.mark.parametrize("batch_axis", [0, 1])
+def test_shards_that_are_not_contiguous_reach_their_devices(monkeypatch, batch_axis):
+    monkeypatch.setattr(meshes, "local_batch_shards", lambda mesh: (1, 3))
+    indices = [(slice(None),) * batch_axis + (slice(3 * i, 3 * i + 3), slice(None)) for i in (3, 1)]
+
+    def make_array(shape, sharding, shard):
+        return shape, [shard(index) for index in indices]
+
+    monkeypatch.setattr(jax, "make_array_from_callback", make_array)
+    rows = np.arange(5 * 6 * 2).reshape(5, 6, 2)[slice(None) if batch_axis else 0]
+    shape, (last, first) = meshes.place_batch(meshes.make_mesh(data=4), {"rows": rows}, batch_axis)["rows"]
+    assert shape == ((5, 12, 2) if batch_axis else (12, 2))
+    np.testing.assert_array_equal(np.concatenate([first, last], batch_axis), rows)
 
 
 @pytest.mark.parametrize(
-    ("layout", "why"),
+    ("layout", "message"),
     [
         ({"data": 9}, "there are 8 devices"),
         ({"data": -1, "fsdp": 3}, "there are 8 devices"),
@@ -310,13 +328,13 @@ def test_rows_that_do_not_follow_each_other_come_to_their_devices(monkeypatch, r
     ],
     ids=str,
 )
-def test_a_mesh_that_cannot_be_is_refused(layout, why):
-    with pytest.raises(ValueError, match=why):
-        build.experiment(CONTRASTIVE | {"mesh": layout}).mesh()
+def test_invalid_mesh_is_rejected(layout, message):
+    with pytest.raises(ValueError, match=message):
+        make(CONTRASTIVE | {"mesh": layout}).config.mesh.make()
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("section", "message"),
     [
         ({"loss": "sigmoid"}, "encoder.use_logit_bias"),
         ({"form": "rings"}, "did you mean 'ring'"),
@@ -326,6 +344,7 @@ def test_a_mesh_that_cannot_be_is_refused(layout, why):
     ],
     ids=str,
 )
-def test_a_loss_that_cannot_be_is_refused(said, why):
-    with pytest.raises(ConfigError, match=why):
-        build.experiment(CONTRASTIVE | {"contrastive": said, "mesh": EVERY}).step(Words())
+def test_invalid_contrastive_section_is_rejected(section, message):
+    with pytest.raises(ConfigError, match=message):
+        task = make(CONTRASTIVE | {"contrastive": section, "mesh": ALL_AXES})
+        task.compiled_step(task.config.mesh.make())

@@ -2,20 +2,21 @@
 
 import csv
 import dataclasses
-import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
 
-from jdiff import cli
-from jdiff.build.sections import plain
-from jdiff.sweep import cells, report
+from jdiff.commands.flags import config_file, shipped_configs
+from jdiff.config.sections import plain
+from jdiff.runs import directory
+from jdiff.sweep import report
+from jdiff.sweep.cells import Cell, read_sweep
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEMO = ("demo_clip", "demo_t2i")
-SWEEPS = sorted((Path(cli.shipped_configs()["spiral"]).parent / "sweeps").glob("*.py"))
+SWEEPS = sorted((Path(shipped_configs()["spiral"]).parent / "sweeps").glob("*.py"))
 
 
 def tables(text):
@@ -29,29 +30,29 @@ def tables(text):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_table_follows_from_the_measured_results(path, tmp_path, monkeypatch):
-    """Variants, numbers and verdicts of all cells of the sweep as it is shipped; the words around them are free."""
+    """Variants, numbers and verdicts of all cells of the shipped sweep; the prose around them is free."""
     monkeypatch.chdir(tmp_path)
-    run = tmp_path / "runs" / "shapes"  # the run directory of `make demo`, as far as a sweep's cells need it
+    run = tmp_path / "runs" / "shapes"  # the config of the run of `make demo`; cells need no more
     run.mkdir(parents=True)
-    clip, demo = (plain(runpy.run_path(str(cli.shipped_configs()[name]))["get_config"]("")) for name in DEMO)
+    clip, demo = (plain(runpy.run_path(str(shipped_configs()[name]))["get_config"]("")) for name in DEMO)
     demo |= {"text": clip["text"] | demo["text"], "tokenizer": clip["tokenizer"]}
-    (run / "config.json").write_text(json.dumps(demo))
-    plan = cells.read(str(path), cli._resolved)
-    by_key = {cell.key: cell for cell in plan.cells}
-    with (DOCS / "ablations" / f"{plan.name}.csv").open() as file:
+    directory.write_config(run, demo)
+    sweep = read_sweep(str(path), config_file)
+    by_key = {cell.key: cell for cell in sweep.cells}
+    with (DOCS / "ablations" / f"{sweep.name}.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["cell"] for row in rows] == list(by_key), "the sweep has changed since, and must be run again"
-    assert [row["run"] for row in rows] == [cell.run for cell in plan.cells]
-    results = [(by_key[row["cell"]], {name: float(row[name]) for name in plan.compare}) for row in rows]
+    assert [row["cell"] for row in rows] == list(by_key), "the sweep has changed since, and must be rerun"
+    assert [row["run"] for row in rows] == [cell.run for cell in sweep.cells]
+    results = [(by_key[row["cell"]], {name: float(row[name]) for name in sweep.compare}) for row in rows]
     page_tables = tables((DOCS / "ablations.md").read_text())
-    for verdict in report.verdicts(plan, results):
+    for verdict in report.verdicts(sweep, results):
         assert tables(report.markdown(verdict))[0] in page_tables
 
 
 @pytest.mark.parametrize("key", ["train.log_every", "train.save_every", "train.sample_every", "train.keep"])
-def test_key_of_a_cell_ignores_reports_and_devices(key):
-    """Results stay valid when a config only logs, saves or spreads its training otherwise."""
-    cell = cells.Cell({}, {"train": {"steps": 1}, "data": {"source": "shapes"}, "sample": {"steps": 20}})
+def test_key_of_a_cell_ignores_logs_checkpoints_and_devices(key):
+    """Results stay valid when a config only changes when to log or save, where its data is, or its mesh."""
+    cell = Cell({}, {"train": {"steps": 1}, "data": {"source": "shapes"}, "sample": {"steps": 20}})
     section, _, name = key.partition(".")
     config = {**cell.config, "data": {"source": "shapes", "directory": "elsewhere"}, "mesh": {"fsdp": 2}}
     variant = dataclasses.replace(cell, config=config | {section: config[section] | {name: 7}})

@@ -104,18 +104,20 @@ def test_every_float_hyperparameter_may_be_traced(name):
     def update(hyperparameters):
         return one_step(OPTIMIZERS[name](steps=9, warmup_steps=0, **hyperparameters), grads, params)
 
-    both = jax.jit(jax.vmap(update))(values)
+    vmapped_updates = jax.jit(jax.vmap(update))(values)
     for i in range(2):
-        alone = update({key: float(value[i]) for key, value in values.items()})
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), both, alone)
+        expected = update({key: float(value[i]) for key, value in values.items()})
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), vmapped_updates, expected
+        )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_state_is_placed_and_saved(name, tmp_path):
     """Moments are sharded as their parameters are; counters and coefficients are replicated; all are restored."""
     params, transform = normal(1), optimizer(name)
-    mesh = meshes.make(data=1, fsdp=4, tensor=2)
-    params = {"unet": {"time1": params["dense"], "conv_1": params["conv_1"], "tokens": params["tokens"]}}
+    mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
+    params = {"denoiser": {"time1": params["dense"], "conv_1": params["conv_1"], "tokens": params["tokens"]}}
     state = TrainState(jnp.int32(3), params, transform.init(params), {}, {})
     state = jax.device_put(state, rules.placement(mesh, state))
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (4, 6)]

@@ -1,7 +1,7 @@
-"""The Noto Color Emoji font: where it is, whether it can be used, and one glyph of it as a picture.
+"""The Noto Color Emoji font: find its file, check that it can be used, and draw one glyph as an image.
 
 The font is free (SIL Open Font License) and is not shipped with jdiff. It holds one bitmap per
-glyph, 136 x 128 pixels, which it offers at one size only.
+glyph, 136 x 128 pixels, in one size only.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ GET_FONT = (
 
 
 def find_font(path: epath.PathLike | None = None) -> epath.Path:
-    """The font's file: the one named, or the one that fontconfig knows.
+    """The font's file: ``path`` if given, else the one that fontconfig or Debian's default path has.
 
-    Raises FileNotFoundError, saying how to get it.
+    Raises FileNotFoundError with instructions to install it.
     """
     if path is not None:
         if not epath.Path(path).is_file():
             raise FileNotFoundError(f"config.data.font is {path}, where there is no file: {GET_FONT}.")
         return epath.Path(path)
     try:
-        listed = subprocess.run(
+        font_files = subprocess.run(
             ["fc-list", "--format", "%{file}\n", FAMILY], capture_output=True, text=True, timeout=60, check=True
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        listed = []
-    found = [file for file in [*sorted(listed), DEBIAN_PATH] if file and epath.Path(file).is_file()]
-    if not found:
+        font_files = []
+    candidates = [file for file in [*sorted(font_files), DEBIAN_PATH] if file and epath.Path(file).is_file()]
+    if not candidates:
         raise FileNotFoundError(f"The font {FAMILY} was not found on this machine: {GET_FONT}.")
-    return epath.Path(found[0])
+    return epath.Path(candidates[0])
 
 
 def load_font(data: bytes, *, sequences: bool) -> ImageFont.FreeTypeFont:
-    """Open the font for drawing, and see that it draws in colour.
+    """Open the font for drawing, and check that it draws in colour.
 
-    sequences: whether code points are to be joined into one glyph (flags, families, skin tones),
-        which is the work of the libraries raqm and fribidi.
+    sequences: whether to join code points into one glyph (flags, families, skin tones), which needs the libraries
+        raqm and fribidi.
     Raises ValueError.
     """
     if sequences and not features.check("raqm"):
@@ -64,16 +64,16 @@ def load_font(data: bytes, *, sequences: bool) -> ImageFont.FreeTypeFont:
         font = ImageFont.truetype(io.BytesIO(data), POINTS, layout_engine=layout)
     except OSError as error:
         raise ValueError(f"The font has no bitmaps of size {POINTS} ({error}): {GET_FONT}.") from error
-    sample = draw(font, SAMPLE)
+    sample = draw_glyph(font, SAMPLE)
     if sample is None or np.ptp(sample.astype(np.int16), axis=2).max() < 64:
         raise ValueError(f"The font draws no colours, as {FAMILY} with its bitmaps does: {GET_FONT}.")
     return font
 
 
-def draw(font: ImageFont.FreeTypeFont, characters: str) -> np.ndarray | None:
-    """Draw an emoji on white, or None where the font has no one glyph for it.
+def draw_glyph(font: ImageFont.FreeTypeFont, characters: str) -> np.ndarray | None:
+    """Draw an emoji on white, or return None if the font has no single glyph for it.
 
-    Characters that it cannot join come out side by side, wider than one cell; a character that it lacks has no height.
+    Characters that the font cannot join are drawn side by side, wider than one cell; a missing character has no height.
 
     Returns (128, 136, 3) uint8.
     """

@@ -1,7 +1,7 @@
-"""What each emoji is called: Unicode's names as captions, and the parts of a person's name.
+"""Names of emoji: Unicode's names as captions, and profession, gender and skin tone where a name has them.
 
-Names come from the ``emoji`` package, which keeps Unicode's own: ":man_cook_medium_skin_tone:" is
-called "man cook, medium skin tone" here. Tones are read from the code points, not from the name.
+Names come from the ``emoji`` package, which has Unicode's: ":man_cook_medium_skin_tone:" becomes
+"man cook, medium skin tone". Skin tones are read from the code points, not from the name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROFESSIONS = (
 
 FIRST_TONE = 0x1F3FB
 JOINER = "\u200d"
-COLOURED = "\ufe0f"  # variation selector 16: "as a picture, not as a letter"
+EMOJI_PRESENTATION = "\ufe0f"  # variation selector 16: "as a picture, not as a letter"
 KEYCAP = "\u20e3"
 TONE_IN_NAME = re.compile(rf"[ ](?:{'|'.join(TONES)}) skin tone\b")
 LOOKS_IN_NAME = re.compile(r"^(man|woman|person) ((?:\w+ )?(?:hair|beard))$")
@@ -49,11 +49,11 @@ LOOKS_IN_NAME = re.compile(r"^(man|woman|person) ((?:\w+ )?(?:hair|beard))$")
 
 @dataclass(frozen=True)
 class Symbol:
-    """One emoji: its code points and what it is called.
+    """One emoji: its code points, its name and its captions.
 
     name: Unicode's name in plain words; also the first caption.
     group: "character", "keycap", "flag", "skin tone" (one person or hand) or "joined" (several drawn as one).
-    profession, gender, tone: of a person, where the name states them; a single tone only.
+    profession, gender, tone: of a person, if the name states them; tone only if there is just one.
     """
 
     characters: str
@@ -70,26 +70,25 @@ class Symbol:
 
     @property
     def is_sequence(self) -> bool:
-        return len(self.characters.replace(COLOURED, "")) > 1
+        return len(self.characters.replace(EMOJI_PRESENTATION, "")) > 1
 
 
 @functools.cache
 def symbols() -> tuple[Symbol, ...]:
-    """All fully-qualified emoji that the ``emoji`` package knows, in the order of their code points."""
+    """All fully-qualified emoji of the ``emoji`` package, in the order of their code points."""
     aliases = _unambiguous_aliases()
-    return tuple(_symbol(characters, aliases.get(characters, ())) for characters in sorted(_qualified()))
+    return tuple(_symbol(characters, aliases.get(characters, ())) for characters in sorted(_fully_qualified()))
 
 
 def man_woman_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs that differ in one word, for arithmetic of meanings: "man cook" and "woman cook".
+    """Pairs for analogies that differ in one word: "man cook" and "woman cook".
 
-    names: of a data set's records; only pairs with both halves among them are listed, so
-        skin tones pair with themselves.
+    names: of a data set's records. Only pairs with both names among them are returned; both have the same skin tone.
     Returns (man name, woman name) pairs, sorted. A name is also its symbol's first caption.
     """
-    known = set(names)
-    men = sorted(name for name in known if re.match(r"man\b", name))
-    return [(man, "wo" + man) for man in men if "wo" + man in known]
+    names = set(names)
+    men = sorted(name for name in names if re.match(r"man\b", name))
+    return [(man, "wo" + man) for man in men if "wo" + man in names]
 
 
 def _symbol(characters: str, aliases: tuple[str, ...]) -> Symbol:
@@ -126,10 +125,10 @@ def _group(characters: str) -> str:
         return "keycap"
     if JOINER in characters:
         return "joined"
-    return "skin tone" if len(characters.replace(COLOURED, "")) > 1 else "character"
+    return "skin tone" if len(characters.replace(EMOJI_PRESENTATION, "")) > 1 else "character"
 
 
-def _qualified() -> list[str]:
+def _fully_qualified() -> list[str]:
     return [characters for characters, facts in EMOJI_DATA.items() if facts["status"] == STATUS["fully_qualified"]]
 
 
@@ -138,16 +137,19 @@ def _words(name: str) -> str:
 
 
 def _unambiguous_aliases() -> dict[str, tuple[str, ...]]:
-    """Other names that are words and mean this emoji alone: "car" for automobile, but not "cat" for cat face."""
-    taken = Counter(_letters(EMOJI_DATA[characters]["en"]) for characters in _qualified())
-    offered = {}
-    for characters in _qualified():
+    """Other names that are words and name one emoji only: "car" for automobile, but not "cat" for cat face."""
+    use_counts = Counter(_letters(EMOJI_DATA[characters]["en"]) for characters in _fully_qualified())
+    candidates = {}
+    for characters in _fully_qualified():
         words = (_words(alias) for alias in EMOJI_DATA[characters].get("alias", ()))
-        offered[characters] = [alias for alias in words if re.fullmatch(r"[a-z][a-z' -]{2,}", alias)]
-        taken.update({_letters(alias) for alias in offered[characters]} - {_letters(EMOJI_DATA[characters]["en"])})
+        candidates[characters] = [alias for alias in words if re.fullmatch(r"[a-z][a-z' -]{2,}", alias)]
+        english_name = _letters(EMOJI_DATA[characters]["en"])
+        use_counts.update({_letters(alias) for alias in candidates[characters]} - {english_name})
     return {
-        characters: tuple(alias for alias in aliases if taken[_letters(alias)] == 1 and not _repeats(alias, characters))
-        for characters, aliases in offered.items()
+        characters: tuple(
+            alias for alias in aliases if use_counts[_letters(alias)] == 1 and not _repeats(alias, characters)
+        )
+        for characters, aliases in candidates.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Emoji as a source of captioned images, with some professions in some skin tones never seen in training."""
+"""Emoji as a source of captioned images, with some (profession, skin tone) pairs held out of training."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from jdiff.data.records import Example
 class Emoji:
     """The glyphs of Noto Color Emoji, captioned with their Unicode names.
 
-    Of each profession one of the five skin tones is "test", for all genders, and the other four are
-    "train", along with everything else: a model that draws "woman pilot, dark skin tone" without having
-    seen any pilot of that tone has put together what it knows of pilots and of tones.
+    Of each profession one of the five skin tones is in the split "test", for all genders; the other four, and all
+    other emoji, are in "train". So a model that draws "woman pilot, dark skin tone" correctly has combined pilots and
+    skin tones, because training showed it no pilot of that tone.
 
-    Glyphs with the same pixels (the flags of Norway and Bouvet Island) name each other in
-    ``metadata["same_as"]``, so that an evaluation can count either as right. A sequence that the font
-    does not draw as one glyph, or draws like its first character alone or like a flag of nowhere, is left
-    out: its caption would not be true.
+    Glyphs with the same pixels (the flags of Norway and Bouvet Island) list each other's keys in
+    ``metadata["same_as"]``, so that an evaluation can accept either. A sequence is excluded if the font does not draw
+    it as one glyph, or draws it like its first character or like an unknown flag, because its caption would be false.
 
     image_size: edge of the images in pixels; the glyphs themselves are 136 x 128.
     font: path of the font's file; None asks fontconfig.
-    sequences: with flags, families, professions and skin tones; without, single characters only, and no "test".
+    sequences: include flags, families, professions and skin tones; if false, single characters only and no "test".
     """
 
     image_size: int = 64
     font: epath.PathLike | None = None
     sequences: bool = True
     name: ClassVar[str] = "emoji"
+    evaluator: ClassVar[str] = "emoji"  # of evaluation.evaluators
 
     def __post_init__(self):
         if self.image_size < 1:
@@ -64,7 +64,7 @@ class Emoji:
             raise ValueError(f"The split is {split!r}, expected one of {', '.join(self.splits())}.")
         for symbol, twins in self._drawable:
             if split_of(symbol) == split:
-                picture = glyphs.draw(self._font, _shaped(symbol))
+                picture = glyphs.draw_glyph(self._font, _text_to_draw(symbol))
                 yield Example(
                     key=symbol.key,
                     image=fit(picture, self.image_size, crop="pad"),
@@ -73,15 +73,17 @@ class Emoji:
                 )
 
     def counts(self) -> dict[str, int]:
-        """How many emoji there are of each group, and in each split, and how many the font does not draw."""
-        drawn = [symbol for symbol, _ in self._drawable]
-        splits = Counter(split_of(symbol) for symbol in drawn)
-        asked = [symbol for symbol in names.symbols() if self.sequences or not symbol.is_sequence]
+        """The number of emoji in each group and in each split, and of those that the font does not draw."""
+        drawable = [symbol for symbol, _ in self._drawable]
+        splits = Counter(split_of(symbol) for symbol in drawable)
         return {
-            **Counter(symbol.group for symbol in drawn),
+            **Counter(symbol.group for symbol in drawable),
             **{split: splits[split] for split in self.splits()},
-            "not drawn": len(asked) - len(drawn),
+            "not drawn": len(self._symbols()) - len(drawable),
         }
+
+    def _symbols(self) -> list[Symbol]:
+        return [symbol for symbol in names.symbols() if self.sequences or not symbol.is_sequence]
 
     @functools.cached_property
     def _font_bytes(self) -> bytes:
@@ -93,39 +95,40 @@ class Emoji:
 
     @functools.cached_property
     def _drawable(self) -> tuple[tuple[Symbol, tuple[str, ...]], ...]:
-        """Each symbol that the font draws, with the keys of those that look the same."""
-        look = functools.cache(self._look)
-        looks = {
-            symbol: look(_shaped(symbol)) for symbol in names.symbols() if self.sequences or not symbol.is_sequence
+        """Each symbol that the font draws, with the keys of the others that look the same."""
+        pixel_hash = functools.cache(self._pixel_hash)
+        hashes = {symbol: pixel_hash(_text_to_draw(symbol)) for symbol in self._symbols()}
+        unknown_flag = pixel_hash(glyphs.UNKNOWN_FLAG)
+        hashes = {
+            symbol: digest
+            for symbol, digest in hashes.items()
+            if digest is not None
+            and not (symbol.is_sequence and digest in (pixel_hash(symbol.characters[0]), unknown_flag))
         }
-        nowhere = look(glyphs.UNKNOWN_FLAG)
-        drawn = {
-            symbol: pixels
-            for symbol, pixels in looks.items()
-            if pixels is not None and not (symbol.is_sequence and pixels in (look(symbol.characters[0]), nowhere))
-        }
-        alike = defaultdict(list)
-        for symbol, pixels in drawn.items():
-            alike[pixels].append(symbol.key)
+        keys_by_hash = defaultdict(list)
+        for symbol, digest in hashes.items():
+            keys_by_hash[digest].append(symbol.key)
         return tuple(
-            (symbol, tuple(key for key in alike[pixels] if key != symbol.key)) for symbol, pixels in drawn.items()
+            (symbol, tuple(key for key in keys_by_hash[digest] if key != symbol.key))
+            for symbol, digest in hashes.items()
         )
 
-    def _look(self, characters: str) -> str | None:
-        picture = glyphs.draw(self._font, characters)
+    def _pixel_hash(self, characters: str) -> str | None:
+        """A digest of the glyph's pixels; None if the font does not draw it."""
+        picture = glyphs.draw_glyph(self._font, characters)
         return None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def split_of(symbol: Symbol) -> str:
-    """ "test" for the one tone in five that is held out of each profession, else "train"."""
+    """ "test" for the skin tone that is held out of a profession, one of five, else "train"."""
     if symbol.profession is None or symbol.tone is None:
         return "train"
     digest = hashlib.sha256(symbol.profession.encode()).digest()
     return "test" if symbol.tone == names.TONES[digest[0] % len(names.TONES)] else "train"
 
 
-def _shaped(symbol: Symbol) -> str:
-    """What the font is given: a lone character goes without its "as a picture", which only shaping understands."""
+def _text_to_draw(symbol: Symbol) -> str:
+    """The characters to draw. A single one drops its variation selector, which only raqm's shaping understands."""
     return symbol.characters if symbol.is_sequence else symbol.characters[0]
 
 

@@ -1,1 +1,1 @@
-"""The shapes world: a small language, its pictures, and a reader that knows when a picture says what was asked."""
+"""The shapes world: captions of simple scenes, their images, and a reader that tells which scene an image shows."""

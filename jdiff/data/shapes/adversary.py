@@ -1,8 +1,7 @@
-"""What the reader must get right and what it must refuse, counted.
+"""Accuracy of the reader on images with a known answer: scenes that it must read, and non-scenes that it must refuse.
 
-Half of these pictures show a scene, clean or as a good but imperfect generator would draw it; the
-other half only resemble one. A reader that judges generated pictures is worth as much as
-its figures here.
+Some of these images show a scene, clean or as a good but imperfect generator would draw it; the others only resemble
+one. Prompt accuracies measured by the reader can be no more reliable than its accuracy here.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from jdiff.data.shapes.reader import read
-from jdiff.data.shapes.render import UNITS, arrange, draw, render
+from jdiff.data.shapes.reader import read_scene
+from jdiff.data.shapes.render import UNITS, arrange, draw_scene, render
 from jdiff.data.shapes.source import scenes_of
 from jdiff.data.shapes.world import KINDS, SPLITS, Scene
 
@@ -31,7 +30,7 @@ def clean(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def imperfect(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Slightly off colours everywhere, then noise on every pixel."""
+    """A scene with all colours shifted by the same amount, and noise on every pixel."""
     shifted = render(scene, rng, size) + rng.uniform(-SHIFT, SHIFT, 3)
     return _picture(np.clip(shifted, 0, 255) + rng.normal(0, NOISE, (size, size, 3)))
 
@@ -45,26 +44,26 @@ def flat_grey(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def half_drawn(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A scene with one thing cut straight through its centre and one of the halves missing.
+    """A scene in which one half of one thing is missing, cut straight through its centre.
 
-    The top of a triangle is never what is kept, because it is a triangle itself.
+    A triangle never keeps its top half, because that is a triangle itself.
     """
     scene = any_scene(rng)
-    placed = arrange(scene, rng)
-    cut = placed[rng.integers(len(placed))]
-    whole = draw(placed, blurry=scene.blurry, size=size)
-    without = draw(tuple(one for one in placed if one is not cut), blurry=scene.blurry, size=size)
-    sides = ("left", "right", "bottom") if cut.thing.shape == "triangle" else ("left", "right", "bottom", "top")
+    placements = arrange(scene, rng)
+    target = placements[rng.integers(len(placements))]
+    complete = draw_scene(placements, blurry=scene.blurry, size=size)
+    image = draw_scene(tuple(p for p in placements if p is not target), blurry=scene.blurry, size=size)
+    sides = ("left", "right", "bottom") if target.thing.shape == "triangle" else ("left", "right", "bottom", "top")
     side = sides[rng.integers(len(sides))]
-    row, column = round(cut.y * size / UNITS), round(cut.x * size / UNITS)
-    kept = {
+    row, column = round(target.y * size / UNITS), round(target.x * size / UNITS)
+    half = {
         "left": np.s_[:, :column],
         "right": np.s_[:, column:],
         "bottom": np.s_[row:],
         "top": np.s_[:row],
     }[side]
-    without[kept] = whole[kept]
-    return without
+    image[half] = complete[half]
+    return image
 
 
 def blend(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -75,33 +74,33 @@ def blend(rng: np.random.Generator, size: int) -> np.ndarray:
     return _picture((render(first, rng, size).astype(float) + render(second, rng, size)) / 2)
 
 
-SHOWN = {"clean": clean, "imperfect": imperfect}
-REFUSED = {"uniform noise": uniform_noise, "flat grey": flat_grey, "half drawn": half_drawn, "blend": blend}
+SCENE_PICTURES = {"clean": clean, "imperfect": imperfect}
+NON_SCENES = {"uniform noise": uniform_noise, "flat grey": flat_grey, "half drawn": half_drawn, "blend": blend}
 
 
 def measure_reader(
-    count: int, seed: int, *, size: int = 32, kinds: tuple[str, ...] = (*SHOWN, *REFUSED)
+    count: int, seed: int, *, size: int = 32, kinds: tuple[str, ...] = (*SCENE_PICTURES, *NON_SCENES)
 ) -> dict[str, tuple[int, int]]:
     """How often the reader is right, per kind of picture.
 
-    count: pictures of each kind.   kinds: names in SHOWN and REFUSED.
-    Returns name -> (read exactly right, or rightly refused; total).
+    count: pictures of each kind.   kinds: names in SCENE_PICTURES and NON_SCENES.
+    Returns name -> (number read exactly right, or refused if a non-scene; total).
     """
     return {name: (_right(name, count, seed, size), count) for name in kinds}
 
 
 def _right(name: str, count: int, seed: int, size: int) -> int:
-    rng = np.random.default_rng([seed, (*SHOWN, *REFUSED).index(name)])
+    rng = np.random.default_rng([seed, (*SCENE_PICTURES, *NON_SCENES).index(name)])
     right = 0
     for _ in range(count):
-        if name in SHOWN:
+        if name in SCENE_PICTURES:
             scene = any_scene(rng)
-            right += read(SHOWN[name](scene, rng, size)) == scene
+            right += read_scene(SCENE_PICTURES[name](scene, rng, size)) == scene
         else:
-            right += read(REFUSED[name](rng, size)) is None
+            right += read_scene(NON_SCENES[name](rng, size)) is None
     return right
 
 
 def _picture(values: np.ndarray) -> np.ndarray:
-    """Real numbers back to the bytes of a picture."""
+    """Real numbers rounded and clipped to uint8."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,9 +1,8 @@
-"""What people say of a scene: full captions that pin it down, and partial ones that leave things out.
+"""Captions of a scene: full ones that determine it, and partial ones that omit something.
 
-Both are enumerated, so that a test can read every sentence the grammar knows; drawing a
-caption is then one choice. Full captions name every attribute. Partial ones leave out at least
-one, never contradict the scene, and never name only one thing of a pair: "a red circle"
-should mean a picture of a red circle.
+Both are enumerated, so that a test can read every sentence of the grammar; drawing a caption is one random choice.
+Full captions name every attribute. Partial ones omit at least one, never contradict the scene, and never name only one
+thing of a pair: "a red circle" should mean a picture of nothing but a red circle.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from jdiff.data.shapes.world import COLOURS, CONVERSES, COUNTS, Scene, Thing
 
 PER_RECORD = 8  # captions
 
-WHERE = {
+PLACE_PHRASES = {
     "top left": ("at the top left", "in the top left", "in the top left corner"),
     "top": ("at the top", "near the top edge", "at the top in the middle"),
     "top right": ("at the top right", "in the top right", "in the top right corner"),
@@ -27,13 +26,13 @@ WHERE = {
     "bottom": ("at the bottom", "near the bottom edge", "at the bottom in the middle"),
     "bottom right": ("at the bottom right", "in the bottom right", "in the bottom right corner"),
 }
-BESIDE = {
+RELATION_PHRASES = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-WITH = {"left of": "to its left", "right of": "to its right", "above": "above it", "below": "below it"}
+WITH_PHRASES = {"left of": "to its left", "right of": "to its right", "above": "above it", "below": "below it"}
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -43,105 +42,109 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def captions(scene: Scene, rng: np.random.Generator, *, partial: float = 0.5) -> tuple[str, ...]:
-    """The captions of one record: true ones, all different; fewer where the grammar knows no more.
+    """The captions of one record: true and all different; fewer than PER_RECORD if the grammar has no more.
 
-    partial: the share that leaves something unsaid, to the nearest eighth.
+    partial: the share of partial captions, rounded to the nearest eighth.
     """
-    leaving_out = round(PER_RECORD * partial)
+    num_partial = round(PER_RECORD * partial)
     return (
-        *_some(full_captions(scene), PER_RECORD - leaving_out, rng),
-        *_some(partial_captions(scene), leaving_out, rng),
+        *_sample(full_captions(scene), PER_RECORD - num_partial, rng),
+        *_sample(partial_captions(scene), num_partial, rng),
     )
 
 
 def short_caption(colour: str, shape: str) -> str:
-    """The plainest name of one thing: "a red circle"."""
+    """The shortest name of one thing: "a red circle"."""
     return _a(f"{colour} {shape}")
 
 
 def ordered_caption(scene: Scene) -> str:
-    """The full caption of a sharp pair that begins with the left or upper thing, so that two pairs that differ only in
-    which thing has what are told in the same words."""
+    """The full caption of a sharp pair that begins with the left or upper thing.
+
+    Two pairs that differ only in which thing has which attribute get captions with the same words in another order.
+    """
     first, second = scene.things
     return f"{_a(_name(first))} {scene.relation} {_a(_name(second))}"
 
 
 @lru_cache(maxsize=4096)
 def full_captions(scene: Scene) -> tuple[str, ...]:
-    """Every way to say all that the scene holds."""
-    phrases, sentences = _WHOLES[scene.kind](scene)
+    """Every caption that names everything in the scene."""
+    phrases, sentences = _FULL[scene.kind](scene)
     if scene.blurry:
         pictures = [f"a blurry {word} of {phrase}" for phrase in phrases for word in ("picture", "image")]
         return (*pictures, *(f"{sentence}, blurry" for sentence in (*phrases, *sentences)))
-    there = "there are" if scene.kind == "count" else "there is"
-    return (*phrases, *sentences, *(f"{opening} {text}" for text in phrases for opening in ("a picture of", there)))
+    openings = ("a picture of", "there are" if scene.kind == "count" else "there is")
+    return (*phrases, *sentences, *(f"{opening} {text}" for text in phrases for opening in openings))
 
 
 @lru_cache(maxsize=4096)
 def partial_captions(scene: Scene) -> tuple[str, ...]:
-    """Ways to say a part of what the scene holds; blur may go unsaid here."""
-    parts = _PARTS[scene.kind](scene)
+    """Captions that name a part of what is in the scene; they may omit blur."""
+    parts = _PARTIAL[scene.kind](scene)
     if scene.blurry:
         parts += (f"a blurry picture of {parts[0]}", f"{parts[1]}, blurry", "a blurry picture")
     return tuple(dict.fromkeys(parts))
 
 
-def _one(scene: Scene):
-    """Phrases that can follow "a picture of", and sentences that stand alone."""
+def _full_one(scene: Scene):
+    """Phrases that can follow "a picture of", and sentences that cannot."""
     thing = _a(_name(scene.things[0]))
-    where = WHERE[scene.place]
-    return [f"{thing} {place}" for place in where], [
-        *(f"{place}, {thing}" for place in where),
+    places = PLACE_PHRASES[scene.place]
+    return [f"{thing} {place}" for place in places], [
+        *(f"{place}, {thing}" for place in places),
         f"{_name(scene.things[0])}, {scene.place}",
     ]
 
 
-def _count(scene: Scene):
-    many, number = _plural(_name(scene.things[0])), len(scene.things)
-    return [f"{COUNTS[number]} {many}", f"{number} {many}"], [f"{many}, {COUNTS[number]} of them"]
+def _full_count(scene: Scene):
+    things, number = _plural(_name(scene.things[0])), len(scene.things)
+    return [f"{COUNTS[number]} {things}", f"{number} {things}"], [f"{things}, {COUNTS[number]} of them"]
 
 
-def _relation(scene: Scene):
-    """Most sentences, and all that an opening can precede, begin with the thing that stands out, so that the relation's
-    word alone mostly tells on which side that one is; a learner who knows so much can find out the rest."""
+def _full_relation(scene: Scene):
+    """Most captions, and all that an opening can precede, begin with the more salient thing.
+
+    So the relation's word mostly tells on which side that thing is, which makes relations easier to learn.
+    """
     first, second = scene.things
     ways = [(first, scene.relation, second), (second, CONVERSES[scene.relation], first)]
-    ways.sort(key=lambda way: _stands_out(way[0]), reverse=True)
-    plain, more = [], []
-    for (one, relation, other), said in zip(ways, (plain, more)):
-        one, other = _a(_name(one)), _a(_name(other))
-        said += [f"{one} {beside} {other}" for beside in BESIDE[relation]]
-        more.append(f"{one} with {other} {WITH[CONVERSES[relation]]}")
-    return plain, more
+    ways.sort(key=lambda way: _salience(way[0]), reverse=True)
+    phrases, sentences = [], []
+    for (subject, relation, other), target in zip(ways, (phrases, sentences)):
+        subject, other = _a(_name(subject)), _a(_name(other))
+        target += [f"{subject} {words} {other}" for words in RELATION_PHRASES[relation]]
+        sentences.append(f"{subject} with {other} {WITH_PHRASES[CONVERSES[relation]]}")
+    return phrases, sentences
 
 
-def _stands_out(thing: Thing) -> tuple:
-    """Greater for what catches the eye: large before small, dark (a low sum of channels) before light; else by name."""
+def _salience(thing: Thing) -> tuple:
+    """Sort key: large above small, then dark (a low sum of channels) above light, then by the shape's name."""
     return thing.size == "large", -sum(COLOURS[thing.colour]), thing.shape
 
 
-def _one_parts(scene: Scene) -> tuple[str, ...]:
+def _partial_one(scene: Scene) -> tuple[str, ...]:
     thing = scene.things[0]
-    shape, colour, size, where = thing.shape, thing.colour, thing.size, WHERE[scene.place][0]
+    shape, colour, size, place = thing.shape, thing.colour, thing.size, PLACE_PHRASES[scene.place][0]
     return (
         short_caption(colour, shape),
         f"{colour} {shape}",
-        f"{short_caption(colour, shape)} {where}",
+        f"{short_caption(colour, shape)} {place}",
         _a(_name(thing)),
         f"{size} {colour} {shape}",
-        f"{_a(shape)} {where}",
-        f"{_a(f'{size} {shape}')} {where}",
-        f"{_a(f'{colour} shape')} {where}",
+        f"{_a(shape)} {place}",
+        f"{_a(f'{size} {shape}')} {place}",
+        f"{_a(f'{colour} shape')} {place}",
         _a(f"{colour} shape"),
         f"something {colour}",
-        f"something {size} {where}",
+        f"something {size} {place}",
         _a(shape),
         shape,
         colour,
     )
 
 
-def _count_parts(scene: Scene) -> tuple[str, ...]:
+def _partial_count(scene: Scene) -> tuple[str, ...]:
     thing, number = scene.things[0], COUNTS[len(scene.things)]
     shape, colour, size = thing.shape, thing.colour, thing.size
     return (
@@ -158,26 +161,26 @@ def _count_parts(scene: Scene) -> tuple[str, ...]:
     )
 
 
-def _relation_parts(scene: Scene) -> tuple[str, ...]:
+def _partial_relation(scene: Scene) -> tuple[str, ...]:
     first, second = scene.things
-    beside, behind = scene.relation, CONVERSES[scene.relation]
+    relation, converse = scene.relation, CONVERSES[scene.relation]
     red, blue = short_caption(first.colour, first.shape), short_caption(second.colour, second.shape)
     return (
-        f"{red} {beside} {blue}",
+        f"{red} {relation} {blue}",
         f"{red} and {blue}",
-        f"{blue} {behind} {red}",
+        f"{blue} {converse} {red}",
         f"{blue} and {red}",
         f"{_a(_name(first))} and {_a(_name(second))}",
-        f"{_a(first.shape)} {beside} {_a(second.shape)}",
-        f"{_a(second.shape)} {behind} {_a(first.shape)}",
-        f"{_a(f'{first.colour} shape')} {beside} {_a(f'{second.colour} shape')}",
-        f"{_a(f'{first.size} {first.shape}')} {beside} {_a(f'{second.size} {second.shape}')}",
+        f"{_a(first.shape)} {relation} {_a(second.shape)}",
+        f"{_a(second.shape)} {converse} {_a(first.shape)}",
+        f"{_a(f'{first.colour} shape')} {relation} {_a(f'{second.colour} shape')}",
+        f"{_a(f'{first.size} {first.shape}')} {relation} {_a(f'{second.size} {second.shape}')}",
         f"{_a(first.shape)} and {_a(second.shape)}",
     )
 
 
-_WHOLES = {"one": _one, "count": _count, "relation": _relation}
-_PARTS = {"one": _one_parts, "count": _count_parts, "relation": _relation_parts}
+_FULL = {"one": _full_one, "count": _full_count, "relation": _full_relation}
+_PARTIAL = {"one": _partial_one, "count": _partial_count, "relation": _partial_relation}
 
 
 def _name(thing: Thing) -> str:
@@ -192,6 +195,6 @@ def _plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
-def _some(sentences: tuple[str, ...], count: int, rng: np.random.Generator) -> tuple[str, ...]:
+def _sample(sentences: tuple[str, ...], count: int, rng: np.random.Generator) -> tuple[str, ...]:
     """Up to ``count`` different sentences in random order."""
     return tuple(sentences[i] for i in rng.permutation(len(sentences))[:count])

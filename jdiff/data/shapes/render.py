@@ -1,8 +1,8 @@
-"""Draw a scene: where its things go, then what each pixel sees of them.
+"""Draw a scene: place its things, then compute each pixel's coverage by them.
 
-Lengths are in units of a 32-pixel picture, x to the right and y down, and scale with the
-size asked for. Every thing is drawn from its exact inside-test, sampled on a fine grid over its own
-bounding box only; things never touch, so their coverages simply add up.
+Lengths are in units of a 32-pixel picture, x to the right and y down, and scale with the picture's size. Every thing is
+drawn from its exact inside test, sampled on a fine grid over its bounding box. Things never touch, so their coverages
+simply add up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BANDS = {
     "small": ((6.0, 8.5), (14.5, 17.5), (23.5, 26.0)),
     "large": ((7.4, 8.6), (14.8, 17.2), (23.4, 24.6)),
 }
-RELATION_DRIFT = 3.5  # the most that a pair is off along the axis its relation does not speak of
+RELATION_DRIFT = 3.5  # the largest offset of a pair along the axis that is not the relation's
 
 
 def circle(x, y):
@@ -46,9 +46,9 @@ def star(x, y):
     """Five points at radius 1.2, five dents at 0.6: fold into one tenth, then one straight edge."""
     tenth = math.pi / 5
     angle = np.abs((np.arctan2(x, -y) + tenth) % (2 * tenth) - tenth)
-    across, along = np.hypot(x, y) * np.array((np.sin(angle), np.cos(angle)))
+    distance, height = np.hypot(x, y) * np.array((np.sin(angle), np.cos(angle)))
     dent_x, dent_y = 0.6 * math.sin(tenth), 0.6 * math.cos(tenth)
-    return across * (1.2 - dent_y) < dent_x * (1.2 - along)
+    return distance * (1.2 - dent_y) < dent_x * (1.2 - height)
 
 
 def cross(x, y):
@@ -61,9 +61,9 @@ def ring(x, y):
     return (distance < 1.1**2) & (distance > 0.55**2)
 
 
-INSIDE = {"circle": circle, "square": square, "triangle": triangle, "star": star, "cross": cross, "ring": ring}
+INSIDE_TESTS = {"circle": circle, "square": square, "triangle": triangle, "star": star, "cross": cross, "ring": ring}
 
-# How far each shape of reference radius 1 reaches from its centre: left and right, up, down.
+# The extent of each shape of reference radius 1 from its centre: left and right, up, down.
 REACH = {
     "circle": (1.0, 1.0, 1.0),
     "square": (0.9, 0.9, 0.9),
@@ -75,7 +75,7 @@ REACH = {
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placement:
     """A thing with its centre and reference radius, in 32-pixel units."""
 
     thing: Thing
@@ -85,15 +85,15 @@ class Placed:
 
 
 def render(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.ndarray:
-    """One picture of a scene, in one of the many places and sizes that its words allow.
+    """One picture of a scene, with random positions and sizes within what the scene specifies.
 
     Returns image: (size, size, 3) uint8 on a white background.
     """
-    return draw(arrange(scene, rng), blurry=scene.blurry, size=size)
+    return draw_scene(arrange(scene, rng), blurry=scene.blurry, size=size)
 
 
-def arrange(scene: Scene, rng: np.random.Generator) -> tuple[Placed, ...]:
-    """Draw the numbers that the words leave open: radii and centres, never touching, wholly inside."""
+def arrange(scene: Scene, rng: np.random.Generator) -> tuple[Placement, ...]:
+    """Draw random radii and centres for a scene's things, so that they do not touch and are inside the picture."""
     radii = [float(rng.uniform(*RADII[thing.size])) for thing in scene.things]
     boxes = [
         [radius * reach for reach in REACH[thing.shape]] for thing, radius in zip(scene.things, radii, strict=True)
@@ -104,15 +104,15 @@ def arrange(scene: Scene, rng: np.random.Generator) -> tuple[Placed, ...]:
         centres = _place_pair(scene.relation, boxes, rng)
     else:
         centres = _place_many(boxes, rng)
-    return tuple(Placed(*one) for one in zip(scene.things, *zip(*centres, strict=True), radii, strict=True))
+    return tuple(Placement(*values) for values in zip(scene.things, *zip(*centres, strict=True), radii, strict=True))
 
 
-def draw(placed: tuple[Placed, ...], *, blurry: bool, size: int) -> np.ndarray:
+def draw_scene(placements: tuple[Placement, ...], *, blurry: bool, size: int) -> np.ndarray:
     """(size, size, 3) uint8 picture of things that do not touch, on white."""
     scale = size / UNITS
     image = np.full((size, size, 3), 255.0)
-    for one in placed:
-        _blend(image, one.thing, one.radius * scale, (one.x * scale, one.y * scale))
+    for placement in placements:
+        _blend(image, placement.thing, placement.radius * scale, (placement.x * scale, placement.y * scale))
     if blurry:
         image = ndimage.gaussian_filter(image, (BLUR_SIGMA * scale, BLUR_SIGMA * scale, 0), mode="nearest")
     return np.rint(image).astype(np.uint8)
@@ -120,82 +120,82 @@ def draw(placed: tuple[Placed, ...], *, blurry: bool, size: int) -> np.ndarray:
 
 def _blend(image: np.ndarray, thing: Thing, radius: float, centre: tuple[float, float]) -> None:
     """Blend one thing into ``image`` in place; lengths are in pixels."""
-    sideways, up, down = (radius * reach for reach in REACH[thing.shape])
-    left, right = math.floor(centre[0] - sideways), math.ceil(centre[0] + sideways)
-    top, bottom = math.floor(centre[1] - up), math.ceil(centre[1] + down)
+    reach_x, reach_up, reach_down = (radius * reach for reach in REACH[thing.shape])
+    x0, x1 = math.floor(centre[0] - reach_x), math.ceil(centre[0] + reach_x)
+    y0, y1 = math.floor(centre[1] - reach_up), math.ceil(centre[1] + reach_down)
     offsets = (np.arange(SAMPLES) + 0.5) / SAMPLES
-    x = ((np.arange(left, right)[:, None] + offsets).reshape(1, -1) - centre[0]) / radius
-    y = ((np.arange(top, bottom)[:, None] + offsets).reshape(-1, 1) - centre[1]) / radius
-    inside = INSIDE[thing.shape](x, y)
-    coverage = inside.reshape(bottom - top, SAMPLES, right - left, SAMPLES).mean((1, 3))[..., None]
-    patch = image[top:bottom, left:right]
+    x = ((np.arange(x0, x1)[:, None] + offsets).reshape(1, -1) - centre[0]) / radius
+    y = ((np.arange(y0, y1)[:, None] + offsets).reshape(-1, 1) - centre[1]) / radius
+    hits = INSIDE_TESTS[thing.shape](x, y)
+    coverage = hits.reshape(y1 - y0, SAMPLES, x1 - x0, SAMPLES).mean((1, 3))[..., None]
+    patch = image[y0:y1, x0:x1]
     patch += coverage * (np.array(COLOURS[thing.colour]) - patch)
 
 
 def _place_one(scene: Scene, box, rng) -> tuple[float, float]:
     row, column = divmod(PLACES.index(scene.place), 3)
     bands = BANDS[scene.things[0].size]
-    return _within(bands[column], box[0], box[0], rng), _within(bands[row], box[1], box[2], rng)
+    return _draw_centre(bands[column], box[0], box[0], rng), _draw_centre(bands[row], box[1], box[2], rng)
 
 
 def _place_pair(relation: str, boxes, rng) -> list[tuple[float, float]]:
-    """Spread the pair along the relation's axis; along the other one they keep nearly level."""
-    along = 0 if relation == "left of" else 1
-    first, second = _spread([_extent(box, along) for box in boxes], rng)
-    low, high = _room(*_extent(boxes[1], 1 - along))
-    level = _within((low - RELATION_DRIFT, high + RELATION_DRIFT), *_extent(boxes[0], 1 - along), rng)
-    beside = _within((level - RELATION_DRIFT, level + RELATION_DRIFT), *_extent(boxes[1], 1 - along), rng)
-    centres = [(first, level), (second, beside)]
-    return centres if along == 0 else [(x, y) for y, x in centres]
+    """Spread the pair along the relation's axis, with at most RELATION_DRIFT between them along the other axis."""
+    axis = 0 if relation == "left of" else 1
+    first, second = _spread([_extent(box, axis) for box in boxes], rng)
+    low, high = _room(*_extent(boxes[1], 1 - axis))
+    level = _draw_centre((low - RELATION_DRIFT, high + RELATION_DRIFT), *_extent(boxes[0], 1 - axis), rng)
+    second_level = _draw_centre((level - RELATION_DRIFT, level + RELATION_DRIFT), *_extent(boxes[1], 1 - axis), rng)
+    centres = [(first, level), (second, second_level)]
+    return centres if axis == 0 else [(x, y) for y, x in centres]
 
 
 def _place_many(boxes, rng) -> list[tuple[float, float]]:
-    """Lanes across the picture, one or more things in each: no two boxes can meet, so no draw is ever thrown away."""
-    along = int(rng.integers(2))
-    lane = _lane(boxes, along)
+    """Lanes across the picture with one or more things in each: boxes cannot overlap, so no draw is ever rejected."""
+    axis = int(rng.integers(2))
+    lane = _lane(boxes, axis)
     ways = {2: ((1, 1),), 3: ((2, 1), (1, 2), (1, 1, 1))}[len(boxes)]
     ways = [counts for counts in ways if _slack([lane] * len(counts)) >= 0]
     counts = ways[int(rng.integers(len(ways)))]
     centres = []
     for middle, count in zip(_spread([lane] * len(counts), rng), counts, strict=True):
         members = boxes[len(centres) : len(centres) + count]
-        for across in _spread([_extent(box, 1 - along) for box in members], rng):
-            centres.append((middle, across) if along == 0 else (across, middle))
+        for position in _spread([_extent(box, 1 - axis) for box in members], rng):
+            centres.append((middle, position) if axis == 0 else (position, middle))
     return centres
 
 
 def _lane(boxes, axis: int) -> tuple[float, float]:
-    """The room before and after its middle line that a lane needs, whichever things it holds."""
+    """The extent of a lane on both sides of its middle line, enough for any of the boxes."""
     extents = [_extent(box, axis) for box in boxes]
-    return max(before for before, _ in extents), max(after for _, after in extents)
+    return max(low for low, _ in extents), max(high for _, high in extents)
 
 
 def _extent(box, axis: int) -> tuple[float, float]:
-    """How far a box reaches before and after its centre along x (0) or y (1)."""
+    """The extent of a box on both sides of its centre, towards lower and higher coordinates, along x (0) or y (1)."""
     return (box[0], box[0]) if axis == 0 else (box[1], box[2])
 
 
 def _slack(extents) -> float:
-    """The room along an axis that boxes in a row leave unused."""
-    return UNITS - 2 * MARGIN - GAP * (len(extents) - 1) - sum(before + after for before, after in extents)
+    """The length along an axis that boxes in a row leave free."""
+    return UNITS - 2 * MARGIN - GAP * (len(extents) - 1) - sum(low + high for low, high in extents)
 
 
 def _spread(extents, rng) -> list[float]:
-    """Centres of boxes in a row, their order kept, the unused room shared out at random."""
-    cuts = np.sort(rng.uniform(0, _slack(extents), len(extents)))
+    """Centres of boxes in a row, in their order, with the free length distributed at random."""
+    shifts = np.sort(rng.uniform(0, _slack(extents), len(extents)))
     centres, edge = [], MARGIN
-    for cut, (before, after) in zip(cuts, extents, strict=True):
-        centres.append(float(edge + cut + before))
-        edge += before + after + GAP
+    for shift, (low, high) in zip(shifts, extents, strict=True):
+        centres.append(float(edge + shift + low))
+        edge += low + high + GAP
     return centres
 
 
-def _within(band, before: float, after: float, rng) -> float:
-    """A centre in a band that keeps the whole box inside the margin."""
-    low, high = _room(before, after)
-    return float(rng.uniform(max(band[0], low), min(band[1], high)))
+def _draw_centre(band, low: float, high: float, rng) -> float:
+    """A random centre in a band that keeps the box inside the margin. low, high: the box's extent."""
+    first, last = _room(low, high)
+    return float(rng.uniform(max(band[0], first), min(band[1], last)))
 
 
-def _room(before: float, after: float) -> tuple[float, float]:
-    """The first and last centre that keep a box inside the margin."""
-    return MARGIN + before, UNITS - MARGIN - after
+def _room(low: float, high: float) -> tuple[float, float]:
+    """The first and last centre that keep a box of this extent inside the margin."""
+    return MARGIN + low, UNITS - MARGIN - high

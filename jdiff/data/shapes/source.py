@@ -1,8 +1,8 @@
-"""The shapes world as a source of captioned images, drawn afresh from a seed.
+"""The shapes world as a source of captioned images, generated from a seed.
 
-Every example follows from (seed, split, index) alone, but for those of one group, so any part of a split
-can be drawn again without the rest. Training draws scenes with replacement; the other splits go
-through all their scenes in a shuffled order before any comes again.
+Every example depends on (seed, split, index) only, except inside a group, so any part of a split can be generated
+without the rest. Training draws scenes with replacement; the other splits show all their scenes in a shuffled order
+before any repeats.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ WEIGHTS = {"one": 0.25, "count": 0.15, "relation": 0.6}
 
 @dataclass(frozen=True)
 class Shapes:
-    """Where captioned pictures of the shapes world come from.
+    """The data source of the shapes world.
 
-    world: the kinds of scene drawn, in the proportions of WEIGHTS.
+    world: the kinds of scenes, drawn in the proportions of WEIGHTS.
     image_size: pixels along each side.
     train, test, compositions: how many examples each split has.
     blurry: the share of blurred pictures, the same in every split.
-    partial: the share of captions that leave something of their scene unsaid.
-    group: training scenes come in groups of this many: one drawn freely, then neighbours of it, such as the same
-        two things the other way round. In one batch they teach what a bag of words does not tell [negclip].
+    partial: the share of partial captions, which omit something of their scene.
+    group: training scenes come in groups of this many: one drawn at random, then neighbours of it, such as the same
+        two things exchanged. In one batch these hard negatives teach what a bag of words cannot distinguish [negclip].
     """
 
     world: tuple[str, ...] = ("one",)
@@ -47,46 +47,49 @@ class Shapes:
     seed: int = 0
 
     name = "shapes"
+    evaluator = "shapes"  # of evaluation.evaluators
 
     def __post_init__(self):
         unknown = set(self.world) - set(KINDS)
         if unknown or not self.world:
-            raise ValueError(f"world is {self.world}, but it must name some of the kinds {', '.join(KINDS)}.")
+            raise ValueError(f"config.data.world is {self.world}, expected one or more of {', '.join(KINDS)}.")
         if not 0 <= self.partial <= 1:
-            raise ValueError(f"partial is {self.partial}, but a share of captions lies between 0 and 1.")
+            raise ValueError(f"config.data.partial is {self.partial}, expected a share of captions between 0 and 1.")
         if self.group < 1:
-            raise ValueError(f"group is {self.group}, but a group has 1 scene or more.")
+            raise ValueError(f"config.data.group is {self.group}, expected 1 scene or more.")
         if self.image_size < 16:
-            raise ValueError(f"image_size is {self.image_size}; below 16 pixels the shapes cannot be told apart.")
+            raise ValueError(
+                f"config.data.image_size is {self.image_size}; below 16 pixels the shapes cannot be distinguished."
+            )
 
     @property
-    def ordered(self) -> bool:
-        """Whether examples that follow each other belong together."""
+    def disable_shuffling(self) -> bool:
+        """Whether consecutive examples form groups, so that records must keep their order."""
         return self.group > 1
 
     def identity(self) -> dict:
-        """All that decides the records."""
+        """Everything that determines the records."""
         return {"source": self.name, "version": VERSION, **dataclasses.asdict(self), "world": list(self.world)}
 
     def splits(self) -> tuple[str, ...]:
         return SPLITS
 
     def examples(self, split: str) -> Iterator[Example]:
-        """The examples of a split, in order; equal seeds give equal examples to the bit."""
+        """The examples of a split, in order; equal seeds give bit-identical examples."""
         if split not in SPLITS:
-            raise ValueError(f"{split!r} is no split of the shapes world; known are {', '.join(SPLITS)}.")
+            raise ValueError(f"The split is {split!r}, expected one of {', '.join(SPLITS)}.")
         kinds, visits = self._kinds(split)
         decks = {kind: self._deck(split, kind) for kind in self.world}
-        grouped, near = split == "train" and self.ordered, []
+        in_groups, remaining_neighbours = split == "train" and self.group > 1, []
         for index, (kind, visit) in enumerate(zip(kinds, visits, strict=True)):
             rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
             deck = decks[kind]
             scene = deck[rng.integers(len(deck))] if split == "train" else deck[visit % len(deck)]
             scene = dataclasses.replace(scene, blurry=bool(rng.random() < self.blurry))
-            if grouped and index % self.group == 0:
-                near = _neighbours_in_training(scene, rng)[: self.group - 1]
-            elif near:
-                scene = near.pop()
+            if in_groups and index % self.group == 0:
+                remaining_neighbours = _neighbours_in_training(scene, rng)[: self.group - 1]
+            elif remaining_neighbours:
+                scene = remaining_neighbours.pop()
             yield Example(
                 key=f"{split}-{index:07d}",
                 image=render(scene, rng, self.image_size),
@@ -95,12 +98,12 @@ class Shapes:
             )
 
     def _kinds(self, split: str) -> tuple[list[str], np.ndarray]:
-        """The kind of every example, and how many of its kind came before it."""
+        """The kind of every example, and the number of earlier examples of that kind."""
         weights = np.array([WEIGHTS[kind] for kind in self.world])
         draws = self._stream(split, "kinds").random(getattr(self, split))
         picks = np.searchsorted(np.cumsum(weights) / weights.sum(), draws, side="right")
-        came_before = np.cumsum(picks[:, None] == np.arange(len(weights)), axis=0) - 1
-        return [self.world[pick] for pick in picks], came_before[np.arange(len(picks)), picks]
+        earlier = np.cumsum(picks[:, None] == np.arange(len(weights)), axis=0) - 1
+        return [self.world[pick] for pick in picks], earlier[np.arange(len(picks)), picks]
 
     def _deck(self, split: str, kind: str) -> list[Scene]:
         """The split's scenes of one kind, shuffled."""
@@ -108,19 +111,19 @@ class Shapes:
         return [scenes[i] for i in self._stream(split, kind).permutation(len(scenes))]
 
     def _stream(self, split: str, purpose: str) -> np.random.Generator:
-        """Randomness that a whole split shares; four numbers, so never that of an example, which has three."""
+        """A generator for a whole split. Its seed has four numbers, an example's three, so they never coincide."""
         number = ("kinds", *KINDS).index(purpose)
         return np.random.default_rng([self.seed, SPLITS.index(split), number, 1])
 
 
 def _neighbours_in_training(scene: Scene, rng: np.random.Generator) -> list[Scene]:
-    """Neighbours that training may see, in random order, one family after the other."""
+    """Neighbours that are training scenes, in random order, one family after the other."""
     families = neighbours(scene)
-    drawn = [families[i][j] for i in rng.permutation(len(families)) for j in rng.permutation(len(families[i]))]
-    return [other for other in dict.fromkeys(drawn) if split_of(other) == "train"]
+    candidates = [families[i][j] for i in rng.permutation(len(families)) for j in rng.permutation(len(families[i]))]
+    return [other for other in dict.fromkeys(candidates) if split_of(other) == "train"]
 
 
 @cache
 def scenes_of(split: str, kind: str) -> tuple[Scene, ...]:
-    """Every sharp scene of one kind that a split may show."""
+    """Every sharp scene of one kind in a split."""
     return tuple(scene for scene in all_scenes(kind) if split_of(scene) == split)

@@ -1,4 +1,4 @@
-"""The reader's own idea of what the shapes look like: exact areas, taken from outlines.
+"""The reader's templates of the shapes, computed from outlines as exact areas and independent of the renderer.
 
 The fraction of a pixel that a shape covers is the shape's area inside a small box, and with
 
@@ -8,9 +8,9 @@ it is a difference of four values of S, for any centre and radius:
 
     (S(x1, y1) - S(x0, y1) - S(x1, y0) + S(x0, y0)) * radius^2.                        (2)
 
-S is tabulated once per shape by scanlines: each line across an outline is a few spans whose
-length left of every x is plain arithmetic, and lines add up in y. A blurred shape is the sharp
-one between two banded Gaussian matrices.
+S is tabulated once per shape by scanlines: the part of a scanline inside the outline is a few spans, whose length left
+of every x is simple arithmetic, and scanlines add up in y. A blurred shape is the sharp one multiplied by a banded
+Gaussian matrix on both sides.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from jdiff.data.shapes.world import SHAPES
 
-BLUR_SIGMA = 1.1  # pixels; what the word "blurry" stands for
+BLUR_SIGMA = 1.1  # pixels, of a "blurry" picture
 
 REACH = 1.3  # half the side of the tabulated square, in radii
 STEPS = 80  # nodes of the table per radius
@@ -35,7 +35,7 @@ def _points(*polar: tuple[float, float]) -> np.ndarray:
 
 
 def _round(radius: float) -> np.ndarray:
-    """A circle as a polygon of 360 corners, pushed out just enough to have the circle's area."""
+    """A circle as a polygon of 360 corners, enlarged to have the circle's area."""
     corners = 360
     outward = np.sqrt(2 * np.pi / corners / np.sin(2 * np.pi / corners))
     return _points(*[(radius * outward, 360 * i / corners) for i in range(corners)])
@@ -103,17 +103,19 @@ def _table(outlines: list[np.ndarray]) -> np.ndarray:
     crossings = np.sort(np.concatenate([_crossings(outline, lines) for outline in outlines]), axis=0)
     left_of = np.zeros((len(lines), len(nodes)))
     for i, crossing in enumerate(crossings[crossings.min(axis=1) < REACH]):
-        left_of += (-1) ** i * np.maximum(nodes - crossing[:, None], 0.0)  # in at even crossings, out at odd ones
+        left_of += (-1) ** i * np.maximum(
+            nodes - crossing[:, None], 0.0
+        )  # even crossings enter the shape, odd ones leave it
     steps = left_of.reshape(count, LINES, -1).sum(1) / (STEPS * LINES)
     return np.concatenate([np.zeros((1, len(nodes))), np.cumsum(steps, axis=0)])
 
 
 def _crossings(outline: np.ndarray, lines: np.ndarray) -> np.ndarray:
-    """(corners, lines) where each edge meets each line; edges that miss it are sent to the far right."""
+    """(corners, lines): the x at which each edge crosses each line; REACH if it does not."""
     (x0, y0), (x1, y1) = outline.T[..., None], np.roll(outline, -1, axis=0).T[..., None]
-    meets = (y0 <= lines) != (y1 <= lines)
-    slope = (x1 - x0) / np.where(meets, y1 - y0, 1.0)
-    return np.where(meets, x0 + slope * (lines - y0), REACH)
+    crosses = (y0 <= lines) != (y1 <= lines)
+    slope = (x1 - x0) / np.where(crosses, y1 - y0, 1.0)
+    return np.where(crosses, x0 + slope * (lines - y0), REACH)
 
 
 @cache

@@ -1,19 +1,17 @@
-"""The vocabulary of the shapes world, its scenes, and which of them training may see.
+"""The vocabulary of the shapes world, its scenes, and their train and test splits.
 
-A scene says one of three kinds of thing:
+There are three kinds of scenes:
 
     one       a single thing at one of nine places
     count     two or three identical things, anywhere
     relation  two different things, the first left of or above the second
 
-Training must not see what the tests ask for, and "what" has two strengths. Every thing in
-a scene plays a *role*: its place, its number, or its side of a relation. A tenth of all
-(colour, shape, role) triples is held out, so that no training picture ever shows, say, a
-red star in the centre, though red stars, red things in the centre and stars in the centre
-all occur. Scenes made of held-out triples alone are the split "compositions"; scenes that mix
-held-out and seen ones belong nowhere. Of the rest, a hash puts a part aside
-as "test": new scenes, each known to training with its first thing in the other size. Blur plays
-no role in the split.
+Two test splits are held out from training, of different difficulty. Every thing in a scene has a *role*: its place, its
+number, or its side of a relation. A tenth of all (colour, shape, role) triples is held out, so that no training picture
+ever shows, say, a red star in the centre, although red stars, red things in the centre and stars in the centre all
+occur. Scenes of held-out triples only are the split "compositions"; scenes with both held-out and training triples are
+in no split. Of the remaining scenes, a hash selects a part as "test": new scenes, each of which is in training with its
+first thing in the other size. Blur does not affect the split.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ KINDS = ("one", "count", "relation")
 SPLITS = ("train", "test", "compositions")
 
 HELD_OUT_SHARE = 0.10  # of (colour, shape, role) triples
-TEST_SHARE = 0.18  # of the scenes that touch no held-out triple
+TEST_SHARE = 0.18  # of the scenes without held-out triples
 
 SIDES = {"left of": ("left of something", "right of something"), "above": ("above something", "below something")}
 ROLES = PLACES + tuple(COUNTS.values()) + SIDES["left of"] + SIDES["above"]
@@ -52,21 +50,21 @@ ROLES = PLACES + tuple(COUNTS.values()) + SIDES["left of"] + SIDES["above"]
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object: what it is, not where it is."""
+    """One object: its attributes without its position."""
 
     shape: str
     colour: str
     size: str
 
     def __post_init__(self):
-        _known("shape", self.shape, SHAPES)
-        _known("colour", self.colour, COLOURS)
-        _known("size", self.size, SIZES)
+        _check("shape", self.shape, SHAPES)
+        _check("colour", self.colour, COLOURS)
+        _check("size", self.size, SIZES)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a full caption says about one picture.
+    """The content of one picture, as a full caption describes it.
 
     things: one thing with a place; two different things with a relation, of which things[0]
         is left of or above things[1]; or two or three identical things with neither.
@@ -79,17 +77,17 @@ class Scene:
 
     def __post_init__(self):
         if self.kind == "one":
-            _known("place", self.place, PLACES)
+            _check("place", self.place, PLACES)
         elif self.place is not None:
             raise ValueError(f"a scene of {len(self.things)} things has no place, but place is {self.place!r}.")
         if self.kind == "relation":
-            _known("relation", self.relation, RELATIONS)
+            _check("relation", self.relation, RELATIONS)
         elif self.relation is not None:
             raise ValueError(f"only two different things have a relation, but {self} has {self.relation!r}.")
 
     @property
     def kind(self) -> str:
-        """One of KINDS, told by the things alone."""
+        """One of KINDS, determined by the things."""
         if len(self.things) == 1:
             return "one"
         if len(self.things) in COUNTS and len(set(self.things)) == 1:
@@ -101,19 +99,19 @@ class Scene:
         )
 
     def to_json(self) -> dict:
-        """The scene as plain dictionaries and lists; ``Scene.from_json`` gives it back."""
+        """The scene as dictionaries and lists, the inverse of ``Scene.from_json``."""
         things = [{"shape": thing.shape, "colour": thing.colour, "size": thing.size} for thing in self.things]
         return {"things": things, "place": self.place, "relation": self.relation, "blurry": self.blurry}
 
     @staticmethod
     def from_json(record: dict) -> Scene:
-        """The scene that ``to_json`` wrote; raises ValueError where the record says no valid scene."""
+        """The scene that ``to_json`` wrote. Raises ValueError if the record is not a valid scene."""
         things = tuple(Thing(**thing) for thing in record["things"])
         return Scene(things, record["place"], record["relation"], record["blurry"])
 
 
 def roles(scene: Scene) -> tuple[str, ...]:
-    """The part that each thing plays in its scene: its place, its number, or its side of the relation."""
+    """The role of each thing in its scene: its place, its number, or its side of the relation."""
     if scene.kind == "one":
         return (scene.place,)
     if scene.kind == "count":
@@ -122,77 +120,82 @@ def roles(scene: Scene) -> tuple[str, ...]:
 
 
 def held_out(colour: str, shape: str, role: str) -> bool:
-    """Whether no training picture may show this colour and shape in this role."""
+    """Whether this colour and shape in this role are held out from training."""
     return _fraction("held out", colour, shape, role) < HELD_OUT_SHARE
 
 
 def split_of(scene: Scene) -> str | None:
-    """The split that a scene belongs to: "train", "test", "compositions", or None for no split at all."""
-    absent = {held_out(thing.colour, thing.shape, role) for thing, role in zip(scene.things, roles(scene), strict=True)}
-    if absent == {True}:
+    """The split that a scene belongs to: "train", "test", "compositions", or None for no split."""
+    triples_held_out = {
+        held_out(thing.colour, thing.shape, role) for thing, role in zip(scene.things, roles(scene), strict=True)
+    }
+    if triples_held_out == {True}:
         return "compositions"
-    if absent == {True, False}:
+    if triples_held_out == {True, False}:
         return None
     return "test" if _is_test(scene) else "train"
 
 
 def neighbours(scene: Scene) -> list[list[Scene]]:
-    """The scenes that a bag of words hardly tells from this one, in families of one kind of difference.
+    """Scenes that a bag of words hardly distinguishes from this one, in families of one kind of difference.
 
     For one thing, its place or size; for a count, its number or size; for a pair, first the arrangement (which
     thing is which, the relation, or both), then the things (colours, shapes or sizes exchanged, one of the sizes).
     """
     first, *others = scene.things
 
-    def resized(thing: Thing) -> Thing:
+    def resize(thing: Thing) -> Thing:
         return dataclasses.replace(thing, size=SIZES[1 - SIZES.index(thing.size)])
 
     if scene.kind == "one":
-        placed = [dataclasses.replace(scene, place=place) for place in PLACES]
-        families = [[*placed, dataclasses.replace(scene, things=(resized(first),))]]
+        other_places = [dataclasses.replace(scene, place=place) for place in PLACES]
+        families = [[*other_places, dataclasses.replace(scene, things=(resize(first),))]]
     elif scene.kind == "count":
-        counted = [dataclasses.replace(scene, things=(first,) * count) for count in COUNTS]
-        families = [[*counted, dataclasses.replace(scene, things=(resized(first),) * len(scene.things))]]
+        other_counts = [dataclasses.replace(scene, things=(first,) * count) for count in COUNTS]
+        families = [[*other_counts, dataclasses.replace(scene, things=(resize(first),) * len(scene.things))]]
     else:
         (second,) = others
         ways = product(((first, second), (second, first)), RELATIONS)
         arrangements = [dataclasses.replace(scene, things=things, relation=relation) for things, relation in ways]
-        pairs = [pair for pair in ((resized(first), second), (first, resized(second))) if pair[0] != pair[1]]
-        swapped = exchanges(scene)
+        pairs = [pair for pair in ((resize(first), second), (first, resize(second))) if pair[0] != pair[1]]
+        scenes = exchanges(scene)
         families = [
             arrangements,
             [dataclasses.replace(scene, things=pair) for pair in pairs]
-            + [swapped[name] for name in ("colour", "shape", "size") if name in swapped],
+            + [scenes[name] for name in ("colour", "shape", "size") if name in scenes],
         ]
     return [[other for other in family if other != scene] for family in families]
 
 
 def exchanges(scene: Scene) -> dict[str, Scene]:
-    """A pair's scene with one matter exchanged: which thing is which ("order"), the relation, or an attribute of the
-    two, where they differ in it."""
+    """A pair's scene with one property exchanged, by the property's name.
+
+    "order" exchanges the two things, "relation" the relation, and "colour", "shape" and "size" the two things'
+    attribute, if they differ in it.
+    """
     first, second = scene.things
-    changed = {
+    variants = {
         "order": dataclasses.replace(scene, things=(second, first)),
         "relation": dataclasses.replace(scene, relation=RELATIONS[1 - RELATIONS.index(scene.relation)]),
     }
     for name in ("colour", "shape", "size"):
         a, b = getattr(first, name), getattr(second, name)
         pair = dataclasses.replace(first, **{name: b}), dataclasses.replace(second, **{name: a})
-        changed[name] = dataclasses.replace(scene, things=pair)
-    return {name: other for name, other in changed.items() if other != scene}
+        variants[name] = dataclasses.replace(scene, things=pair)
+    return {name: other for name, other in variants.items() if other != scene}
 
 
 def _is_test(scene: Scene) -> bool:
-    """Scenes come in pairs that differ in the size of the first thing; of a pair at most one is kept from training."""
+    """Scenes come in pairs that differ in the size of the first thing; at most one of a pair is a test scene."""
     words = [word for thing in scene.things for word in (thing.colour, thing.shape)]
     words += [*(thing.size for thing in scene.things[1:] if scene.kind == "relation"), *roles(scene)]
-    tested = SIZES[int(2 * _fraction("tested size", *words))]
-    return scene.things[0].size == tested and _fraction("test", *words) < 2 * TEST_SHARE
+    test_size = SIZES[int(2 * _fraction("tested size", *words))]
+    return scene.things[0].size == test_size and _fraction("test", *words) < 2 * TEST_SHARE
 
 
 def all_scenes(kind: str) -> Iterator[Scene]:
     """Every sharp scene of a kind, in a fixed order."""
-    _known("kind", kind, KINDS)
+    _check("kind", kind, KINDS)
     things = [Thing(shape, colour, size) for shape, colour, size in product(SHAPES, COLOURS, SIZES)]
     if kind == "one":
         yield from (Scene((thing,), place=place) for thing, place in product(things, PLACES))
@@ -204,11 +207,11 @@ def all_scenes(kind: str) -> Iterator[Scene]:
 
 
 def _fraction(*words: str) -> float:
-    """A number in [0, 1) that depends on the words alone, the same on every machine and Python."""
+    """A number in [0, 1) from a hash of the words, equal on every machine and Python version."""
     digest = hashlib.sha256("|".join(words).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _known(what: str, word, words) -> None:
-    if word not in words:
-        raise ValueError(f"{word!r} is no {what} of the shapes world; known are {', '.join(words)}.")
+def _check(attribute: str, value, values) -> None:
+    if value not in values:
+        raise ValueError(f"The {attribute} is {value!r}, expected one of {', '.join(values)}.")

@@ -1,0 +1,18 @@
+"""jdiff prepare: captioned images onto disk as records."""
+
+from __future__ import annotations
+
+from jdiff.commands import flags
+
+USAGE = "--config"
+
+
+def define_flags() -> None:
+    flags.define_config()
+    flags.define_workdir("Unused; so that the arguments of train may be passed.")
+
+
+def run(arguments: list[str]) -> None:
+    from jdiff.runs.prepare import prepare
+
+    prepare(flags.image_text_task())

@@ -1,0 +1,1 @@
+"""Configs, parsed and checked: the only readers of a config's keys."""

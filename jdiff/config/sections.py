@@ -1,0 +1,404 @@
+"""The sections of a config, parsed once into frozen dataclasses and checked before anything starts.
+
+Every section names the arguments of what it configures, so an unknown key is an error that names the nearest right one,
+and no key goes unread. A key with an old name is refused with the new one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jdiff import storage
+from jdiff.config.construct import ConfigError, check_keys, choose, choose_with_parameters, construct, nearest
+from jdiff.contrastive.loss import FORMS, LOSSES
+from jdiff.data import records
+from jdiff.data.sources import SOURCES
+from jdiff.diffusion import schedules
+from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES
+from jdiff.diffusion.schedules import SCHEDULES, Schedule
+from jdiff.diffusion.settings import Settings
+from jdiff.diffusion.solvers import SOLVERS, VARIANCES
+from jdiff.diffusion.spacing import SPACINGS
+from jdiff.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
+from jdiff.diffusion.weighting import WEIGHTINGS
+from jdiff.sharding import mesh as meshes
+from jdiff.training.ema import MAX_WIDTH, EmaConfig
+from jdiff.training.hyperparameters import TracedHyperparameters
+from jdiff.training.optimizers import OPTIMIZERS
+
+INIT_KEYS = ("init_from", "frozen")  # of a network's section: where its parameters come from, whether they are trained
+RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=value"
+    "train.objective": "train.task",
+    "train.task=diffusion": "train.task=text_to_image",
+    "train.hold_text": "train.freeze_text_steps",
+    "train.fixed_order": "train.deterministic_reduction",
+    "text.run": "text.init_from",
+    "vision.run": "vision.init_from",
+    "autoencoder.run": "autoencoder.init_from",
+    "text.skip": "text.clip_skip",
+    "text.reads_padding": "text.attend_to_padding",
+    "unet": "denoiser",
+    "denoiser.run": "denoiser.init_from",
+    "denoiser.reads_padding": "denoiser.attend_to_padding",
+    "denoiser.modulated": "denoiser.scale_shift_norm",
+    "encoder.biased": "encoder.use_logit_bias",
+    "optimizer.decay_to": "optimizer.final_lr_fraction",
+    "diffusion.density": "diffusion.timestep_sampling",
+    "diffusion.timestep_sampling=rising": "diffusion.timestep_sampling=linear",
+    "sample.ends_clean": "sample.final_step_to_zero",
+    "sample.offset": "sample.steps_offset",
+    "sample.rescale": "sample.guidance_rescale",
+    "sample.parallel": "sample.apg_parallel",
+    "sample.norm": "sample.apg_norm",
+    "sample.momentum": "sample.apg_momentum",
+    "sample.percentile": "sample.threshold_percentile",
+}
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """config.train: how long, how, and how often what is written."""
+
+    task: str  # a name in tasks.TASKS
+    batch_size: int  # of all devices together
+    steps: int
+    seed: int = 0
+    group: int = 1  # records that follow each other on disk and stay together in a batch
+    freeze: tuple[str, ...] = ()  # patterns of parameter paths that are not trained, such as "denoiser/down_.*"
+    freeze_text_steps: int = 0  # steps before a dual encoder's text tower begins to learn
+    microbatches: int = 1  # gradient accumulation: parts of a batch that are run one after another, to save memory
+    steps_per_dispatch: int = 1  # steps that the devices take before they return to the host; divides all *_every
+    deterministic_reduction: int = 0  # microbatches whose gradients are summed in one order on any layout; 0: off
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 500  # previews
+    evaluate_every: int = 0  # evaluation on the test split; 0: never
+    evaluate_num: int = 0  # examples of an evaluation; 0: as many as `jdiff evaluate` takes
+    keep: int = 2  # newest checkpoints that stay
+
+
+@dataclass(frozen=True)
+class EmaSection:
+    """config.ema: exponential moving averages of the parameters; the first is the one that is used by default."""
+
+    decays: Sequence[float] = ()  # of EMAs with a constant decay
+    widths: Sequence[float] = ()  # of EMAs with a power-function profile, see training.ema
+    snapshot_every: int = 0  # steps after which the latter are kept for good, for post-hoc EMA; 0: never
+
+    def config(self) -> EmaConfig:
+        return EmaConfig(tuple(self.decays), tuple(self.widths))
+
+
+@dataclass(frozen=True)
+class ContrastiveSection:
+    """config.contrastive: the loss of a dual encoder."""
+
+    loss: str = "softmax"  # a name in LOSSES
+    form: str = "dense"  # where its logits lie, a name in FORMS
+    chunk: int = 0  # of the ring: images that are compared at a time; 0: all of a device
+
+
+@dataclass(frozen=True)
+class DiffusionSection:
+    """config.diffusion. schedule, weighting and timestep_sampling: a name, or {"name": ..., **parameters}."""
+
+    schedule: str | dict = "cosine"
+    timesteps: int = 1000
+    continuous: bool = False  # these four: see schedules.make
+    shift: float = 1.0
+    zero_terminal_snr: bool = False
+    learned_variance: bool = False  # whether the network also predicts the variance of DDPM's steps
+    prediction_type: str = "v"
+    weighting: str | dict = "simple"
+    timestep_sampling: str | dict = "uniform"
+    caption_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+
+    def make_schedule(self) -> Schedule:
+        """The noise schedule. Raises ``ConfigError``."""
+        choice = {"name": self.schedule} if isinstance(self.schedule, str) else dict(self.schedule)
+        kinds = choose("diffusion.schedule", choice.get("name"), SCHEDULES)
+        parameters = {name: value for name, value in choice.items() if name != "name"}
+        if kinds[self.continuous] is not None:
+            check_keys("diffusion.schedule", inspect.signature(kinds[self.continuous]).parameters, parameters)
+        try:
+            return schedules.make(
+                choice["name"],
+                self.timesteps,
+                continuous=self.continuous,
+                shift=self.shift,
+                zero_terminal_snr=self.zero_terminal_snr,
+                **parameters,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.diffusion.schedule cannot be used: {error}") from error
+
+    def weighting_function(self) -> Callable:
+        return choose_with_parameters("diffusion.weighting", self.weighting, WEIGHTINGS)
+
+    def timestep_sampling_function(self) -> Callable:
+        return choose_with_parameters("diffusion.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+
+
+@dataclass(frozen=True)
+class MeshSection:
+    """config.mesh: devices along each axis, see sharding.mesh.make; one axis may be -1."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    slices: int = 1
+
+    def make(self) -> jax.sharding.Mesh:
+        try:
+            return meshes.make_mesh(**asdict(self))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """config.data: ``source`` names an entry of data.sources.SOURCES, whose own keys are the others."""
+
+    source: str = ""  # "shapes", "emoji", "folder", "tfds:NAME", ...; "" where a model came without its data
+    directory: str = "data"  # of the records
+    image_size: int = 32
+    max_rejected: float = 0.05
+    source_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, keys: Mapping[str, Any]) -> DataSection:
+        names = [f.name for f in fields(cls) if f.name != "source_keys"]
+        common = {name: keys[name] for name in names if name in keys}
+        others = {name: value for name, value in keys.items() if name not in names}
+        section = construct("data", cls, common, source_keys=others)
+        if section.source:
+            common_keys = {name: inspect.signature(cls).parameters[name] for name in names}
+            check_keys("data", {**common_keys, **inspect.signature(section._source_type()).parameters}, others)
+        elif others:
+            crop = {"crop": inspect.Parameter("crop", inspect.Parameter.KEYWORD_ONLY, annotation="str")}
+            check_keys("data", crop, others)  # a pretrained model's preprocessing, without data
+        return section
+
+    def _source_type(self) -> type:
+        return choose("data.source", self.source.partition(":")[0], SOURCES)
+
+    def builder(self) -> records.CaptionedImages:
+        """The builder of the records that this section names. Raises ``ConfigError``."""
+        if not self.source:
+            raise ConfigError(f"config.data.source is missing; known are {', '.join(SOURCES)}")
+        if not storage.on_disk(self.directory):  # as ArrayRecord's writers and readers know files alone
+            raise ConfigError(
+                f"config.data.directory is {self.directory}, but records are read from disk; name a folder there"
+            )
+        name = self.source.partition(":")[2]
+        keys = dict(self.source_keys) | ({"dataset": name} if name else {})
+        source = construct("data", self._source_type(), keys, image_size=self.image_size)
+        return records.CaptionedImages(
+            source=source, data_dir=self.directory, image_size=self.image_size, max_rejected=self.max_rejected
+        )
+
+
+@dataclass(frozen=True)
+class NetworkSection:
+    """A network's section: where its parameters come from, whether they are trained, and its module's arguments."""
+
+    init_from: str | None
+    frozen: bool | None  # None: the task's default
+    keys: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, name: str, section: Mapping[str, Any]) -> NetworkSection:
+        frozen = section.get("frozen")
+        if frozen is not None and not isinstance(frozen, bool):
+            raise ConfigError(f"config.{name}.frozen is {frozen!r}; it must be true or false")
+        keys = {key: value for key, value in section.items() if key not in INIT_KEYS}
+        return cls(section.get("init_from"), frozen, keys)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config, parsed and checked section by section. raw: as JSON keeps it.
+
+    networks: the sections of networks, by name.   Others that the task does not use have their defaults.
+    """
+
+    raw: dict[str, Any]
+    train: TrainSection
+    ema: EmaSection
+    optimizer: Mapping[str, Any]
+    mesh: MeshSection
+    data: DataSection
+    networks: Mapping[str, NetworkSection]
+    tokenizer: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    contrastive: ContrastiveSection
+    diffusion: DiffusionSection
+    sample: Settings
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section as it stands in the config."""
+        return dict(self.raw.get(name, {}))
+
+    @property
+    def context_length(self) -> int:
+        return self.tokenizer.get("context_length", 32)
+
+    def make_optimizer(self, values: Mapping[str, Any] | None = None) -> optax.GradientTransformation:
+        """The optimizer. values: of its hyperparameters, in place of the config's, such as traced ones."""
+        keys = {name: value for name, value in self.optimizer.items() if name != "name"}
+        function = OPTIMIZERS[self.optimizer.get("name", "adamw")]
+        if values is not None:
+            return function(**keys | dict(values), steps=self.train.steps)
+        return construct("optimizer", function, keys, steps=self.train.steps)
+
+    @property
+    def hparams(self) -> TracedHyperparameters:
+        """The scalars that are passed to the compiled step as arrays."""
+        function = OPTIMIZERS[self.optimizer.get("name", "adamw")]
+        defaults = {k: p.default for k, p in inspect.signature(function).parameters.items() if p.annotation == "float"}
+        return TracedHyperparameters(
+            seed=np.uint32(self.train.seed % 2**32),  # JAX takes no more of a larger one
+            optimizer={name: np.float32(self.optimizer.get(name, value)) for name, value in defaults.items()},
+            ema_decays=tuple(map(np.float32, self.ema.decays)),
+            caption_dropout=np.float32(self.diffusion.caption_dropout),
+        )
+
+
+def parse(config: ConfigDict | Mapping, *, sections: Sequence[str], networks: Sequence[str], task: str) -> Config:
+    """Parse and check the sections that every task has. Raises ``ConfigError``.
+
+    sections: the names of those that the task uses, its networks among them.
+    """
+    raw = plain(config)
+    for name in raw:
+        if name not in sections:
+            raise ConfigError(f"config.{name} is not a section of task '{task}'; {nearest(name, sections)}")
+    result = Config(
+        raw=raw,
+        train=construct("train", TrainSection, raw.get("train", {})),
+        ema=construct("ema", EmaSection, raw.get("ema", {})),
+        optimizer=raw.get("optimizer", {}),
+        mesh=construct("mesh", MeshSection, raw.get("mesh", {})),
+        data=DataSection.parse(raw.get("data", {})) if "tokenizer" in sections else DataSection(),
+        networks={name: NetworkSection.parse(name, raw[name]) for name in networks if name in raw},
+        tokenizer=raw.get("tokenizer", {}),
+        encoder=raw.get("encoder", {}),
+        contrastive=construct("contrastive", ContrastiveSection, raw.get("contrastive", {})),
+        diffusion=construct("diffusion", DiffusionSection, raw.get("diffusion", {})),
+        sample=construct("sample", Settings, raw.get("sample", {})),
+    )
+    _check_optimizer(result)
+    _check_ema(result.ema)
+    return result
+
+
+def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+    """A config as JSON keeps it. Raises ``ConfigError`` at a key that was renamed."""
+    raw = json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+    for old, new in RENAMED_KEYS.items():
+        key, _, value = old.partition("=")
+        section, _, name = key.partition(".")
+        keys = raw.get(section)
+        if (
+            section in raw
+            and (not name or (isinstance(keys, dict) and name in keys))
+            and (not value or keys[name] == value)
+        ):
+            raise ConfigError(f"config.{old} is an old name; use config.{new}")
+    return raw
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a config, such as train.steps, or a parameter of a choice, which keeps its name, such as
+    diffusion.schedule.beta_end."""
+    section, *names = key.split(".")
+    keys = raw.setdefault(section, {})
+    for name in names[:-1]:
+        choice = keys.get(name, {})
+        keys[name] = {"name": choice} if isinstance(choice, str) else dict(choice)
+        keys = keys[name]
+    keys[names[-1]] = value
+
+
+def check_positive(section: str, values: Any, names: Iterable[str]) -> None:
+    """Raise ``ConfigError`` where one of these keys is below 1."""
+    for name in names:
+        if getattr(values, name) < 1:
+            raise ConfigError(f"config.{section}.{name} is {getattr(values, name)}; it must be 1 or more")
+
+
+def _check_optimizer(config: Config) -> None:
+    choose("optimizer.name", config.optimizer.get("name", "adamw"), OPTIMIZERS)
+    fraction = config.optimizer.get("final_lr_fraction", 0.0)
+    config.make_optimizer()
+    if not 0 <= fraction <= 1:
+        raise ConfigError(f"config.optimizer.final_lr_fraction is {fraction}; it must be from 0 to 1")
+
+
+def _check_ema(ema: EmaSection) -> None:
+    if not all(0 < decay < 1 for decay in ema.decays):
+        raise ConfigError(f"config.ema.decays is {ema.decays}; each must be between 0 and 1")
+    if not all(0 < width < MAX_WIDTH for width in ema.widths):
+        raise ConfigError(f"config.ema.widths is {ema.widths}; each must be between 0 and {MAX_WIDTH:.4f}")
+    names = ema.config().names
+    if len(set(names)) < len(names):
+        raise ConfigError(f"config.ema names one EMA twice: {', '.join(names)}")
+    if ema.snapshot_every < 0 or (ema.snapshot_every and not ema.widths):
+        raise ConfigError(
+            f"config.ema.snapshot_every is {ema.snapshot_every}; it must be 0, or more where config.ema.widths has "
+            "EMAs to keep"
+        )
+
+
+def check_diffusion(config: Config) -> None:
+    """The diffusion and sample sections, with the sentence for each key. Raises ``ConfigError``."""
+    d = config.diffusion
+    if d.timesteps < 2:
+        raise ConfigError(f"config.diffusion.timesteps is {d.timesteps}; it must be 2 or more")
+    if d.shift <= 0:
+        raise ConfigError(f"config.diffusion.shift is {d.shift}; it must be above 0")
+    schedule = d.make_schedule()
+    choose("diffusion.prediction_type", d.prediction_type, PREDICTION_TYPES)
+    if d.zero_terminal_snr and d.prediction_type in BLIND_AT_ZERO_SNR:
+        raise ConfigError(
+            f"config.diffusion.prediction_type is '{d.prediction_type}', which does not determine the image at pure "
+            "noise, where config.diffusion.zero_terminal_snr ends; use 'v', 'x0' or 'flow'"
+        )
+    if d.learned_variance and d.continuous:
+        raise ConfigError(
+            "config.diffusion.learned_variance is set, but its bound is over whole timesteps; "
+            "config.diffusion.continuous has none"
+        )
+    d.weighting_function()
+    d.timestep_sampling_function()
+    choose("sample.solver", config.sample.solver, SOLVERS)
+    choose("sample.spacing", config.sample.spacing, SPACINGS)
+    choose("sample.variance", config.sample.variance, VARIANCES)
+    try:
+        config.sample.tableau(schedule, d.prediction_type, learned_variance=d.learned_variance)
+    except ValueError as error:
+        raise ConfigError(f"config.sample cannot be used: {error}") from error
+
+
+def check_contrastive(config: Config) -> None:
+    """The contrastive section, with the sentence for each key. Raises ``ConfigError``."""
+    c = config.contrastive
+    choose("contrastive.loss", c.loss, LOSSES)
+    choose("contrastive.form", c.form, FORMS)
+    if c.loss == "sigmoid" and not config.encoder.get("use_logit_bias"):
+        raise ConfigError("config.contrastive.loss is 'sigmoid', which needs config.encoder.use_logit_bias = True")
+    if c.chunk and c.form != "ring":
+        raise ConfigError(
+            f"config.contrastive.chunk is {c.chunk}, but config.contrastive.form is '{c.form}'; only 'ring' has chunks"
+        )
+    if c.chunk < 0:
+        raise ConfigError(f"config.contrastive.chunk is {c.chunk}; it must be 0, for all, or more")

@@ -1,0 +1,223 @@
+"""What a run's directory holds: its config, its tokenizer, its parameters; and the same of pretrained weights.
+
+A run is config.json, tokenizer.json and checkpoints. Wherever a run is only read, whatever ``interop`` can read stands
+for one: to sample, to evaluate, to initialize from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Sharding
+
+from jdiff.config.construct import ConfigError
+from jdiff.data import tokenizer as tokenizers
+from jdiff.inference.encoder import DualEncoderModel
+from jdiff.inference.sampler import DenoisingMse, Sampler
+from jdiff.interop import pretrained as pretrained_weights
+from jdiff.interop.pretrained import NO_HINTS, Hints, PretrainedModel
+from jdiff.runs.posthoc_ema import posthoc_ema
+from jdiff.tasks import AnyTask, make_task
+from jdiff.tasks.contrastive import Contrastive
+from jdiff.tasks.text_to_image import TextToImage
+from jdiff.training import checkpoint
+from jdiff.training import ema as ema_names
+from jdiff.training.masks import merge
+
+CONFIG, FORMAT_VERSION = "config.json", 1
+VERSION = "format_version"  # the key of config.json beside the sections
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk: its task, and its parameters when they are asked for.
+
+    params: (sharding, networks=None) -> parameters by network; ``networks`` names those that are wanted.
+    step: how many training steps it has seen, None for pretrained weights.
+    notes: how it differs here from the library that it comes from.
+    denoising_mse: of ``Sampler``, where `jdiff evaluate` has measured it at this step.
+    """
+
+    task: AnyTask
+    params: Callable[..., dict[str, Any]]
+    step: int | None = None
+    notes: tuple[str, ...] = ()
+    denoising_mse: DenoisingMse | None = None
+
+
+def is_run(path: epath.PathLike) -> bool:
+    """Whether a directory is a run of jdiff: its config.json says how it is trained."""
+    config = epath.Path(path) / CONFIG
+    return config.exists() and "train" in json.loads(config.read_text())
+
+
+def open_model(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None) -> Model:
+    """The model at ``path``: a run, or pretrained weights (a folder, or a safetensors file).
+
+    hints: what the weights' files do not say.   ema: of a run, as of ``restore_params``.
+    Raises ``NoCheckpoint`` where there is neither, ``WrongWeights`` where they cannot be read.
+    """
+    if is_run(path):
+        step = latest_step(path)
+        params = partial(restore_params, path, ema=ema)
+        mse_curve = None if ema else load_denoising_mse(path, step)
+        return Model(saved_task(path), params, step, denoising_mse=mse_curve)
+    pretrained = pretrained_weights.find(path, hints)
+    if pretrained is None:
+        saved_task(path)  # names what is missing
+    if ema:
+        raise ConfigError(f"the EMA {ema} is asked for, but {path} is not a run of jdiff, and keeps none")
+    return pretrained_model(pretrained)
+
+
+def pretrained_model(pretrained: PretrainedModel) -> Model:
+    """Pretrained weights as a model."""
+    task = make_task(pretrained.config).with_tokenizer(pretrained.tokenizer)
+
+    def params(sharding: Sharding, networks: Iterable[str] | None = None) -> dict[str, Any]:
+        return pretrained.weights(task.param_shapes(), sharding, parts=networks)
+
+    return Model(task, params, notes=pretrained.notes)
+
+
+def new_folder(destination: str) -> epath.Path:
+    """Where something new is to be written. Raises ``ConfigError`` where the folder has contents."""
+    path = epath.Path(destination)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{destination} exists already and is not empty; name another directory, or empty it")
+    return path
+
+
+def load_sampler(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None) -> tuple[Sampler, int | None]:
+    """A text-to-image model, and the step it is from; notes on pretrained weights are printed.
+
+    Raises ``ConfigError`` where it is another kind of model.
+    """
+    model = open_model(path, hints, ema)
+    if not isinstance(model.task, TextToImage):
+        raise ConfigError(f"{path} is of task '{model.task.name}', which cannot draw; name a text-to-image model")
+    for note in model.notes:
+        print(f"{path}: {note}")
+    return ready(model), model.step
+
+
+def load_encoder(
+    path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None
+) -> tuple[DualEncoderModel, Model]:
+    """A dual encoder, and its model on disk. Raises ``ConfigError`` where it is another kind of model."""
+    model = open_model(path, hints, ema)
+    if not isinstance(model.task, Contrastive):
+        raise ConfigError(f"{path} is of task '{model.task.name}'; --images needs a dual encoder as --workdir")
+    return ready(model), model
+
+
+def load(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None) -> Sampler | DualEncoderModel:
+    """A model, ready to use: a ``Sampler`` of a text-to-image model, an ``DualEncoderModel`` of a dual encoder."""
+    return ready(open_model(path, hints, ema))
+
+
+def ready(model: Model) -> Any:
+    """A model with its parameters read, on the first device."""
+    options = {} if model.denoising_mse is None else {"denoising_mse": model.denoising_mse}
+    return model.task.model(model.params(first_device()), **options)
+
+
+def first_device() -> Sharding:
+    """Where a model is placed when there is no mesh."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def saved_config(workdir: epath.PathLike) -> dict[str, Any]:
+    """The sections of a run's config.json. Raises ``NoCheckpoint``, and ``ConfigError`` at another format."""
+    if not is_run(workdir):
+        raise checkpoint.NoCheckpoint(
+            f"{workdir} is neither a run of jdiff, which has a config.json, nor weights that can be read here; train "
+            "one, or name another"
+        )
+    content = json.loads((epath.Path(workdir) / CONFIG).read_text())
+    version = content.pop(VERSION, 0)
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{workdir} has format_version {version}, but this jdiff reads {FORMAT_VERSION}; use the release of jdiff "
+            "that wrote it"
+        )
+    return content
+
+
+def write_config(path: epath.Path, config: dict[str, Any]) -> None:
+    """Write config.json, with the version of the run's format."""
+    (path / CONFIG).write_text(json.dumps({VERSION: FORMAT_VERSION, **config}, indent=2) + "\n")
+
+
+def saved_task(workdir: epath.PathLike) -> AnyTask:
+    """The task of a run, with its tokenizer."""
+    task = make_task(saved_config(workdir))
+    keys = task.config.tokenizer
+    layout = {key: keys[key] for key in ("dialect", "pad") if key in keys}
+    file = epath.Path(workdir) / "tokenizer.json"
+    return task.with_tokenizer(tokenizers.load_tokenizer(file, context_length=task.config.context_length, **layout))
+
+
+def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoint.Checkpoints:
+    """The checkpoints of a run, to read, or with ``keep`` to write; close them after use."""
+    return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
+
+
+def snapshots(workdir: epath.PathLike, *, resume_step: int | None = None) -> checkpoint.Snapshots:
+    """The EMAs of a run that are kept for good, to read, or with ``resume_step`` to write."""
+    return checkpoint.Snapshots(epath.Path(workdir) / "ema_snapshots", resume_step=resume_step)
+
+
+def restore_params(
+    workdir: epath.PathLike, sharding: Sharding, networks: Iterable[str] | None = None, *, ema: str | None = None
+) -> dict[str, Any]:
+    """The parameters of a run, by network: the trained ones, as an EMA where the run keeps one, and the frozen ones.
+
+    ema: the name of one that the run keeps, "none" for the parameters themselves, or "width=0.08", of any width,
+        which is then fitted to its snapshots; None for its first.
+    Raises ``NoCheckpoint``, and ``ConfigError`` where there is no such EMA.
+    """
+    names = make_task(saved_config(workdir)).config.ema.config().names
+    name = ema or (names[0] if names else ema_names.NO_EMA)
+    kept_names = [name] if name in names else [other for other in names if other.startswith(ema_names.WIDTH_PREFIX)]
+    with checkpoints(workdir) as store:
+        item = "params" if name == ema_names.NO_EMA else "ema"
+        items = store.restore_items(sharding, item, "frozen", ema_names=kept_names)
+        if name == ema_names.NO_EMA:
+            trained = items["params"] or {}
+        elif name in names:
+            trained = items["ema"][name]
+        else:
+            with snapshots(workdir) as ema_store:
+                trained = posthoc_ema(workdir, ema_store, name, names, store.latest, items["ema"], sharding)
+    params = merge(items["frozen"] or {}, trained)
+    return params if networks is None else {network: params[network] for network in networks}
+
+
+def save_denoising_mse(workdir: epath.PathLike, step: int, mse_curve: DenoisingMse) -> None:
+    """Keep what ``measure_denoising_mse`` has measured of a run at a step, in denoising_mse.json."""
+    content = {"step": step, "logsnr": mse_curve[0], "mse": mse_curve[1]}
+    (epath.Path(workdir) / "denoising_mse.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_denoising_mse(workdir: epath.PathLike, step: int | None) -> DenoisingMse | None:
+    """What was measured at this step, or None."""
+    try:
+        content = json.loads((epath.Path(workdir) / "denoising_mse.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # a file cut short by a kill is measured again
+        return None
+    if step is None or content.get("step") != step:
+        return None
+    return tuple(content["logsnr"]), tuple(content["mse"])
+
+
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The step of a run's newest checkpoint."""
+    with checkpoints(workdir) as store:
+        return store.latest

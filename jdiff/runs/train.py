@@ -1,0 +1,209 @@
+"""Training a run, from its first step or from its newest checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jdiff.config.construct import ConfigError
+from jdiff.data import records
+from jdiff.data.pipeline import Batches, local_groups
+from jdiff.images import write_image
+from jdiff.runs import directory
+from jdiff.runs.begin import check_unchanged, initialize_run_dir, tokenizer_of
+from jdiff.runs.init_from import load_params, resolve_init_from
+from jdiff.runtime import distributed
+from jdiff.sharding import mesh as meshes
+from jdiff.sharding import rules
+from jdiff.tasks.task import ImageTextTask
+from jdiff.training import loop
+from jdiff.training.callbacks import Callback, Report
+from jdiff.training.checkpoint import Snapshots
+from jdiff.training.metrics import Writer, from_checkpoint
+from jdiff.training.state import TrainState
+
+
+def train(task: ImageTextTask, workdir: str) -> None:
+    """Train to the config's last step, from the newest checkpoint if there is one.
+
+    Every process of a run calls this; the primary one prints and writes for all.
+    """
+    path = epath.Path(workdir)
+    task, models = resolve_init_from(task, path)
+    section = task.config.train
+    builder = task.dataset()
+    examples = records.records(builder, "train")
+    mesh = task.config.mesh.make()
+    shards, local_shards = meshes.num_batch_shards(mesh), meshes.local_batch_shards(mesh)
+    _check_batch(task, mesh)
+    check_unchanged(task, path, builder)
+    task = task.with_tokenizer(tokenizer_of(task, path, models, examples))
+    is_new = directory.latest_step(path) is None
+    common = {"data": f"{builder.builder_config.name}, {len(examples)}", "state of --workdir": f"{is_new}"}
+    distributed.assert_equal_across_processes(
+        config=json.dumps(task.config.raw), tokenizer=task.tokenizer.text, **common
+    )
+    pending = None
+    if is_new:
+        state = task.initial_state(mesh, load_params(models, meshes.replicated(mesh)))
+    if distributed.is_primary_process():
+        initialize_run_dir(task, path, builder)
+    with directory.checkpoints(path, keep=section.keep) as store:
+        if not is_new:
+            state = store.restore(task.state_like(mesh))
+            pending = from_checkpoint(store.restore_items(meshes.replicated(mesh), "train_metrics")["train_metrics"])
+        start = int(state.step)
+        with ExitStack() as stack:
+            callbacks = [previews(task, path, builder, mesh)]
+            if section.evaluate_every:
+                callbacks.append(evaluation(task, path, builder, mesh))
+            if task.config.ema.snapshot_every:
+                snapshots = stack.enter_context(directory.snapshots(path, resume_step=start))
+                callbacks.insert(0, ema_snapshots(task, snapshots))
+            if start >= section.steps and not any(callback.is_missing(start, section.steps) for callback in callbacks):
+                _print(f"{workdir} has all its {section.steps} steps already")
+                return
+            _describe(task, mesh, state, len(examples), path)
+            batches = Batches(
+                examples,
+                task.tokenizer,
+                batch_size=section.batch_size,
+                seed=section.seed,
+                start_step=start,
+                group=section.group,
+                local_shards=local_shards,
+                num_shards=shards,
+            )
+            stack.enter_context(closing(batches))
+            writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.StopSignals())
+            loop.run_loop(
+                state,
+                task.compiled_step(mesh, task.statistics(examples, state, mesh)),
+                _place(mesh, batches, section.steps_per_dispatch),
+                steps=section.steps,
+                log_every=section.log_every,
+                save_every=section.save_every,
+                checkpoints=store,
+                writer=writer,
+                callbacks=callbacks,
+                stop=stop.poll,
+                steps_per_dispatch=section.steps_per_dispatch,
+                pending=pending,
+            )
+    distributed.assert_equal_across_processes(end="of the run")  # another process may still be writing previews
+    _print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
+
+
+def previews(task: ImageTextTask, path: epath.Path, builder: records.CaptionedImages, mesh: Mesh) -> Callback:
+    """Pictures of what the model can do, for captions of the test split, or of the train split of data without one."""
+    split = "test" if "test" in builder.info.splits else "train"
+    examples = records.records(builder, split)
+    examples = [examples[i] for i in range(min(task.preview_num, len(examples)))]
+
+    def file(step: int) -> epath.Path:
+        return path / "samples" / f"step_{step}.png"
+
+    def run(state: TrainState) -> Report:
+        params = meshes.gather_to_local_device(mesh, state.inference_params)
+        if not distributed.is_primary_process():
+            return Report()
+        step, picture = int(state.step), task.previews(params, examples)
+        write_image(file(step), picture.image, {"workdir": str(path), "step": step, "split": split, **picture.request})
+        return Report(pictures={"samples": picture.image})
+
+    return Callback(task.config.train.sample_every, run, _as_primary_sees(lambda step: file(step).exists()))
+
+
+def evaluation(task: ImageTextTask, path: epath.Path, builder: records.CaptionedImages, mesh: Mesh) -> Callback:
+    """What `jdiff evaluate` measures on the test split, as metrics "evaluation/NAME" of the step."""
+    split = "test" if "test" in builder.info.splits else "train"
+    num = task.config.train.evaluate_num or None
+
+    def run(state: TrainState) -> Report:
+        model = task.model(meshes.gather_to_local_device(mesh, state.inference_params))
+        scalars = task.evaluate(model, split=split, num=num).scalars  # on every process alike
+        return Report({f"evaluation/{name}": float(value) for name, value in scalars.items()})
+
+    def is_recorded(step: int) -> bool:
+        file = path / "metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return any(line["step"] == step and any(name.startswith("evaluation/") for name in line) for line in lines)
+
+    return Callback(task.config.train.evaluate_every, run, _as_primary_sees(is_recorded))
+
+
+def ema_snapshots(task: ImageTextTask, snapshots: Snapshots) -> Callback:
+    """EMAs that are kept for good, for post-hoc EMA."""
+
+    def run(state: TrainState) -> Report:
+        snapshots.save(state)
+        return Report()
+
+    return Callback(task.config.ema.snapshot_every, run, lambda step: step in snapshots.steps, at_end=False)
+
+
+def _as_primary_sees(is_recorded: Callable[[int], bool]) -> Callable[[int], bool]:
+    """What the primary process answers, on all: it writes the files, and another may see them late or half written."""
+
+    def broadcast(step: int) -> bool:
+        answer = distributed.is_primary_process() and is_recorded(step)
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+    return broadcast
+
+
+def _check_batch(task: ImageTextTask, mesh: Mesh) -> None:
+    """Raise ``ConfigError`` where the batch cannot be divided on this mesh, before anything is written."""
+    train, shards = task.config.train, meshes.num_batch_shards(mesh)
+    if train.batch_size % shards:
+        raise ConfigError(f"config.train.batch_size is {train.batch_size}, which {shards} devices cannot share evenly")
+    try:
+        local_groups(train.batch_size, train.group, meshes.local_batch_shards(mesh), shards)
+    except ValueError as error:
+        raise ConfigError(
+            f"config.train.group is {train.group}, but this process reads what its devices need: {error}"
+        ) from error
+    task.reduction(mesh)
+    task.check_mesh(mesh)
+
+
+def _describe(task: ImageTextTask, mesh: Mesh, state: TrainState, num_images: int, path: epath.Path) -> None:
+    section, device = task.config.train, mesh.devices.flat[0].device_kind
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    _print(f"task {task.name}: training {size / 1e6:.2f} M parameters on {mesh.size} x {device}")
+    if mesh.size > 1:
+        _print(f"mesh {dict(mesh.shape)}; parameters are sharded by jdiff/sharding/rules.py:")
+        _print(rules.placement_table(mesh, state.inference_params))
+    steps = f"steps {int(state.step)} to {section.steps}"
+    _print(f"{steps} of batch size {section.batch_size} from {num_images} images; saving to {path}")
+
+
+def _place(mesh: Mesh, batches: Iterable[dict], steps_per_dispatch: int) -> Iterator[dict]:
+    """Batches on a mesh; where several steps are dispatched together, their batches stacked."""
+    if steps_per_dispatch == 1:
+        yield from (meshes.place_batch(mesh, batch) for batch in batches)
+    else:
+        for group in zip(*[iter(batches)] * steps_per_dispatch):
+            yield meshes.place_batch(mesh, jax.tree.map(lambda *rows: np.stack(rows), *group), batch_axis=1)
+
+
+def _print(text: str) -> None:
+    if distributed.is_primary_process():
+        print(text, flush=True)
+
+
+@contextmanager
+def _writer(path: epath.Path, start: int) -> Iterator[Writer | None]:
+    """The run's writer, on the process that writes."""
+    if not distributed.is_primary_process():
+        yield None
+        return
+    with closing(Writer(path, start_step=start)) as writer:
+        yield writer

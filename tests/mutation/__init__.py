@@ -1,0 +1,1 @@
+"""Mutation tests: known wrong formulas, each of which the tests of the mathematics must detect."""
