@@ -9,7 +9,9 @@ VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 JDIFF := $(VENV)/bin/jdiff
 EXTRAS ?= test
 
-.PHONY: demo test test-slurm parity gpu-check setup
+# make test-all   also passes the tests that are marked slow
+
+.PHONY: demo test test-all test-slurm parity gpu-check setup
 
 setup: $(VENV)/ready
 
@@ -32,6 +34,9 @@ test: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
 	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+
+test-all: setup
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 test-slurm: setup
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null
