@@ -170,7 +170,6 @@ def _check_batch(task: ImageTextTask, mesh: Mesh) -> None:
         raise ConfigError(
             f"config.train.group is {train.group}, but this process reads what its devices need: {error}"
         ) from error
-    task.reduction(mesh)
     task.check_mesh(mesh)
 
 

@@ -138,6 +138,7 @@ class Contrastive(ImageTextTask):
         return FORMS[section.form](LOSSES[section.loss], mesh, meshes.BATCH, **chunk)
 
     def check_mesh(self, mesh: Mesh) -> None:
+        super().check_mesh(mesh)
         self.loss(mesh)
 
     def objectives(self, mesh: Mesh | None, statistics: Any = None) -> tuple[ContrastiveObjective]:

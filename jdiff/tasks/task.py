@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ def with_attention(network: Network, attend: Callable) -> Network:
 
 
 @dataclass(frozen=True)
-class ImageTextTask:
+class ImageTextTask(ABC):
     """What the tasks of captioned images share. tokenizer: None until the data or a checkpoint is opened."""
 
     config: Config
@@ -187,12 +188,13 @@ class ImageTextTask:
         attend = attention.kernel(device, dot_product, mesh)
         return {name: with_attention(network, attend) for name, network in self.make_networks().items()}
 
+    @abstractmethod
     def make_networks(self) -> dict[str, nn.Module]:
-        raise NotImplementedError
+        """The networks by name, before they get an attention kernel."""
 
+    @abstractmethod
     def init(self, seed: int | Array) -> Params:
         """Random parameters of all networks."""
-        raise NotImplementedError
 
     @contextmanager
     def _making_networks(self) -> Iterator[None]:
@@ -255,9 +257,9 @@ class ImageTextTask:
 
     # The training step
 
+    @abstractmethod
     def objectives(self, mesh: Mesh | None, statistics: Any = None) -> tuple[Objective, ...]:
         """What is minimized, in order. statistics: of the data, as ``statistics`` gives them."""
-        raise NotImplementedError
 
     def traced_hparams(self) -> tuple[TracedHyperparameters, TracedKeys]:
         return self.config.hparams, traced_keys(self.config)
@@ -296,7 +298,8 @@ class ImageTextTask:
         return DeterministicReduction(count, shards)
 
     def check_mesh(self, mesh: Mesh) -> None:
-        """Raise ``ConfigError`` where the objective cannot be computed on this mesh."""
+        """Raise ``ConfigError`` where a batch cannot be divided, or the objective not be computed, on this mesh."""
+        self.reduction(mesh)
 
     def step(self, mesh: Mesh, statistics: Any = None) -> Step:
         """A training step, not compiled: (hparams, state, batch) -> (state, metrics)."""
