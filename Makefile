@@ -1,7 +1,9 @@
 # make demo         installs jdiff and runs the demo: prepare, train both models, sample, evaluate
 # make test         installs jdiff and runs the tests; PYTHON=python3.12 uses another Python, in a separate environment
+# make test-all     runs the slow tests, too
 # make test-slurm   tests launch/slurm.sbatch on a real SLURM of two nodes; installs SLURM as root, so use a container
 # make parity       compares networks and samplers with transformers and diffusers, on random weights
+# make docs         builds the documentation, as a website in build/site
 # make gpu-check    trains and samples at full size on the local GPU: images/s, memory, agreement with the CPU
 
 PYTHON ?= python3
@@ -9,9 +11,7 @@ VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 JDIFF := $(VENV)/bin/jdiff
 EXTRAS ?= test
 
-# make test-all   also passes the tests that are marked slow
-
-.PHONY: demo test test-all test-slurm parity gpu-check setup
+.PHONY: demo test test-all test-slurm parity docs gpu-check setup
 
 setup: $(VENV)/ready
 
@@ -33,10 +33,10 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 test-all: setup
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 test-slurm: setup
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null
@@ -46,6 +46,10 @@ parity: setup
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test,parity]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps open_clip_torch  # only for CLIP's vocabulary
 	$(VENV)/bin/python -m pytest --quiet -m "not slow" tests/parity
+
+docs: setup
+	$(VENV)/bin/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 gpu-check: setup
 	$(VENV)/bin/python -m benchmarks gpu_check

@@ -9,13 +9,13 @@ import sys
 from jdiff import runtime
 
 NAMES = {
-    "mathematics": "sampling: the solvers' exactness, the cost of one compiled program, accuracy by number of steps",
-    "path": "accuracy of the demo, shapes and emoji runs",
+    "accuracy": "retrieval and prompt accuracy of the demo, shapes and emoji runs",
+    "sampler": "the cost of one compiled program for all settings, and prompt accuracy by number of steps",
     "gpu_check": "training and sampling at full size on a GPU; with tiny networks on a CPU",
     "weights": "memory and time of loading pretrained weights",
     "choices": "solvers, spacings, schedules and prediction types on a spiral; variances and guidance on shapes",
-    "sharding": "one run on several meshes of eight fake CPU devices; the contrastive losses and their memory",
-    "sweeps": "launchers and sweeps: rejected mistakes, a run on SLURM, resumed sweeps, vmapped runs",
+    "contrastive": "memory of the contrastive losses on eight fake CPU devices",
+    "sweeps": "throughput of vmapped runs, and of a sweep's sampling in one program",
     "schedulers": "diffusers' schedulers with a perfect network, compared with float64",
 }
 

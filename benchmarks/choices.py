@@ -1,4 +1,4 @@
-"""``python -m benchmarks choices``: what docs/diffusion.md advises, measured where that is cheap.
+"""``python -m benchmarks choices``: what docs/how-to/choose-a-sampler.md advises, measured where that is cheap.
 
 The error of each solver and spacing against the probability flow of a known mixture; the prompt accuracy of a run of
 shapes with each variance and guidance; and the error on a spiral with each schedule, prediction type and weighting.
@@ -53,7 +53,7 @@ def measure(*, quick: bool, runs: str) -> int:
     """Print the tables; quickly, only the first. Returns the exit status."""
     run = steps.find_shapes_run(runs)
     slow_claims = [] if quick else [_prompt_accuracy(run) if run else [], _training_choices()]
-    return report("choices", chain(_solver_errors(), *slow_claims))
+    return report("choices", chain(_solver_errors(), *slow_claims), quick=quick)
 
 
 def _solver_errors() -> Iterator[Claim]:
@@ -94,7 +94,7 @@ def _prompt_accuracy(run: Path) -> Iterator[Claim]:
         samples = model.sample(captions, settings=settings, seed=0)
         accuracy = np.mean(steps.shows_prompt(scenes, samples))
         name = ", ".join(f"{key} {value}" for key, value in changes.items())
-        yield Claim(f"{run.name}, {name}: prompt accuracy", float(accuracy), note=f"of {len(scenes)}")
+        yield Claim(f"{run.name}, {name}: prompt accuracy", float(accuracy), note=f"({len(scenes)} prompts)")
 
 
 def _training_choices() -> Iterator[Claim]:

@@ -86,7 +86,7 @@ def config(task: str, *, full: bool, batch_size: int) -> dict:
 
 def measure(*, quick: bool, runs: str) -> int:
     """Train each model for a few steps, then sample. Returns the exit status."""
-    return report("gpu_check", _claims(quick))
+    return report("gpu_check", _claims(quick), quick=quick)
 
 
 def _claims(quick: bool) -> Iterator[Claim]:

@@ -101,4 +101,4 @@ def rows() -> Iterator[Claim]:
 
 def measure(*, quick: bool, runs: str) -> int:
     """Print the table. Returns the exit status."""
-    return report("schedulers", rows())
+    return report("schedulers", rows(), quick=quick)

@@ -30,16 +30,16 @@ BEST, REFERENCES = ("dpmpp_2m", 20), (("ddim", 50), ("ddpm", 1000))
 
 
 def claims(run: Path) -> Iterator[Claim]:
-    """The accuracies, and a bound on what the best multistep method loses with few steps. Plots docs/steps.png."""
+    """The accuracies, and a bound on what the best multistep method loses. Plots docs/pictures/steps.png."""
     verdicts = {}
     for key, prompt_verdicts in _verdicts(run):
         verdicts[key] = np.array(prompt_verdicts)
         name, steps = key
         text = f"{run.name}, {name} of {steps} steps: prompt accuracy"
-        yield Claim(text, float(verdicts[key].mean()), note=f"of {len(prompt_verdicts)}")
+        yield Claim(text, float(verdicts[key].mean()), note=f"({len(prompt_verdicts)} prompts)")
     for reference in REFERENCES:
         loss = verdicts[reference].mean() - verdicts[BEST].mean()
-        note = f"; {int((verdicts[reference] != verdicts[BEST]).sum())} of {PROMPTS} prompts differ"
+        note = f"({int((verdicts[reference] != verdicts[BEST]).sum())} of {PROMPTS} prompts differ)"
         text = f"{BEST[0]} of {BEST[1]} steps, prompt accuracy lower than {reference[0]} of {reference[1]} by"
         yield Claim(text, float(loss), 0.03, at_most=True, note=note)
     _plot(verdicts)
@@ -66,10 +66,10 @@ def shows_prompt(scenes: list[Scene], images: np.ndarray) -> list[bool]:
 def _verdicts(run: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
     """For each method and number of steps, which of the same prompts, from the same seeds, were drawn correctly.
 
-    Batches of an interrupted measurement are read from results/steps.json, and not drawn again.
+    Batches of an interrupted measurement are read from results/quick/steps.json, and not drawn again.
     """
     model, (captions, scenes, _) = directory.load(run), captioned_test_images(run, PROMPTS)
-    file, origin = RESULTS / "steps.json", f"{run.name} at step {directory.latest_step(run)}"
+    file, origin = RESULTS / "quick" / "steps.json", f"{run.name} at step {directory.latest_step(run)}"
     cache = json.loads(file.read_text()) if file.exists() else {}
     cache = cache if cache.get("of") == origin else {"of": origin}
     # Few steps first, so that their accuracies are printed long before those of 1000.
@@ -82,7 +82,7 @@ def _verdicts(run: Path) -> Iterator[tuple[tuple[str, int], list[bool]]]:
             batch = slice(first, first + BATCH)
             images = model.sample(captions[batch], settings=settings, seed=first, batch_size=BATCH)
             verdicts += shows_prompt(scenes[batch], images)
-            RESULTS.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(cache))
         yield (name, steps), verdicts
 

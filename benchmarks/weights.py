@@ -19,7 +19,7 @@ from reference import published
 
 def measure(*, quick: bool, runs: str) -> int:
     """Load Stable Diffusion 1.5's U-Net, which no quick run does. Returns the exit status."""
-    return report("weights", [] if quick else _loading())
+    return report("weights", [] if quick else _loading(), quick=quick)
 
 
 # A process of its own, so that its peak memory is that of loading alone; cached pages are dropped before each reading.

@@ -7,14 +7,16 @@ Expect  colours and sizes first. A loss below log(4), 1.39, means that the encod
         places and relations within 2,000 steps, the order of the two things at about 3,000, shapes last.
 Seen    2026-11-25: recall@1 95 % text to image, 98 % image to text; 98 % of 576 analogies. Share of 1,061 unseen pairs
         that are nearer to their caption than to one with a property exchanged: order of the things 98 %, relation
-        100 %, colours 99 %, shapes 89 %, sizes 100 %. benchmarks/RESULTS.md has ablations.
+        100 %, colours 99 %, shapes 89 %, sizes 100 %. docs/evidence/recipes.md has ablations.
 """
 
 from ml_collections import ConfigDict
 
+from jdiff.config import bases
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = ConfigDict()
+    config = bases.contrastive()
     config.data = dict(
         source="shapes",
         world=("one", "count", "relation"),
@@ -28,27 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tokenizer = dict(vocab_size=512, context_length=24)
     config.text = dict(width=192, layers=4, heads=3, embed_dim=512, activation="gelu", causal=False)
     config.vision = dict(patch_size=8, width=192, layers=5, heads=3, embed_dim=512, activation="gelu")
-    config.encoder = dict(use_logit_bias=False)
-    config.contrastive = dict(loss="softmax", form="dense", chunk=0)
     config.optimizer = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05)
-    config.ema = dict(decays=(), widths=(), snapshot_every=0)
-    config.mesh = dict(data=-1)
-    config.train = dict(
-        task="contrastive",
-        batch_size=64,
-        group=4,
-        freeze_text_steps=1500,
-        steps=6500,
-        seed=0,
-        log_every=20,
-        save_every=200,
-        sample_every=400,
-    )
-    if variant == "tiny":
-        config.data.update(train=64, test=32, compositions=16)
-        config.text.update(width=32, layers=2, heads=2, embed_dim=32)
-        config.vision.update(width=32, layers=1, heads=2, embed_dim=32)
-        config.train.update(batch_size=8, freeze_text_steps=1, steps=2, log_every=1, save_every=1, sample_every=1)
-    elif variant:
-        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
-    return config
+    config.train.update(batch_size=64, group=4, freeze_text_steps=1500, steps=6500)
+    data, train = dict(train=64, test=32, compositions=16), dict(freeze_text_steps=1)
+    return bases.variant(config, variant, data=data, text=dict(layers=2), train=train)

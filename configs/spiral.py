@@ -10,6 +10,8 @@ Seen    2026-11-26, 49 s: samples to data and data to samples: DDPM 0.005 and 0.
 
 from ml_collections import ConfigDict
 
+from jdiff.config import bases
+
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
@@ -20,9 +22,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = dict(task="points", batch_size=512, steps=8_000, seed=0)
     config.ema = dict(decays=(0.999,))
     config.sample = dict(steps=200, guidance_scale=1.0, clip=False)
-    if variant == "tiny":
-        config.train.update(steps=2)
-        config.sample.update(steps=2)
-    elif variant:
-        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
-    return config
+    return bases.variant(config, variant)

@@ -9,30 +9,18 @@ Seen
 
 from ml_collections import ConfigDict
 
+from jdiff.config import bases
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = ConfigDict()
+    config = bases.text_to_image()
     config.data = dict(source="folder", image_size=512, crop="center", max_rejected=0.05)
     config.text = dict(init_from="weights/stable-diffusion", frozen=True)
+    # Not the base's: the network, its noise schedule and its solver are those of the weights.
     config.denoiser = dict(init_from="weights/stable-diffusion", frozen=False)
     config.diffusion = dict(weighting="min_snr", caption_dropout=0.1)
     config.optimizer = dict(learning_rate=1e-5, warmup_steps=100, weight_decay=0.01)
-    config.ema = dict(decays=(0.999,), widths=(), snapshot_every=0)
-    config.mesh = dict(data=-1)
-    config.train = dict(
-        task="text_to_image",
-        batch_size=16,
-        steps=5000,
-        seed=0,
-        log_every=50,
-        save_every=1000,
-        sample_every=1000,
-    )
+    config.ema.decays = (0.999,)
+    config.train.update(batch_size=16, steps=5000)
     config.sample = dict(steps=50, guidance_scale=7.5)
-    if variant == "tiny":
-        config.data.image_size = 64
-        config.train.update(batch_size=8, steps=2, log_every=1, save_every=1, sample_every=1)
-        config.sample.update(steps=2)
-    elif variant:
-        raise ValueError(f"'{variant}' is no variant of this config; there is only 'tiny'")
-    return config
+    return bases.variant(config, variant, data=dict(image_size=64))

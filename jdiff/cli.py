@@ -10,7 +10,7 @@ from importlib import import_module
 from absl import flags
 
 from jdiff.commands.flags import UsageError, parse, shipped_configs
-from jdiff.config.construct import nearest
+from jdiff.config.construct import ConfigError, nearest
 from jdiff.runtime import setup
 
 COMMANDS = {  # name -> what it does; jdiff/commands/NAME.py does it
@@ -75,7 +75,7 @@ def main() -> None:
             print(_help(command, module))
             return
         rest = parse(command, arguments[1:])
-    except (UsageError, flags.Error) as error:
+    except (UsageError, ConfigError, flags.Error) as error:
         print(f"jdiff: {error}", file=sys.stderr)
         sys.exit(2)
     _run(module, rest)

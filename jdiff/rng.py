@@ -12,9 +12,10 @@ import zlib
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 
-def stream(seed: int | Array, name: str) -> Array:
+def stream(seed: ArrayLike, name: str) -> Array:
     """The key of one named stream of a seed; streams of different names are independent."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
 

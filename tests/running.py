@@ -25,10 +25,11 @@ cli.main()
 
 def start(*arguments, cwd):
     """Start a command without the tests' eight fake devices. Returns the running process."""
+    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=8", "")
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"COLUMNS": "200"},
+        env=os.environ | {"XLA_FLAGS": flags, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

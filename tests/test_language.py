@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PLACES = ("jdiff", "configs", "launch", "benchmarks", "reference", "tests")
+PLACES = ("jdiff", "configs", "docs", "launch", "benchmarks", "reference", "tests")
 FILES = sorted(path for place in PLACES for path in (ROOT / place).rglob("*.py"))
 
 # Alone, these say nothing of what a name stands for: participles without -ed, pronouns, adverbs, prepositions.

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.stats import norm
 
 import jdiff as package
-from benchmarks import path
+from benchmarks import accuracy
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import Scene, Thing
 from jdiff.diffusion.sampler import CHUNK_ROWS
@@ -337,7 +337,8 @@ def test_spiral_figure(folder):
 
 def test_claims_are_measured_on_any_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    claims = [*path._encoders(Path("runs")), *path._samplers(Path("runs"), quick=False), *path._emoji(Path("runs"))]
+    runs = Path("runs")
+    claims = [*accuracy._encoders(runs), *accuracy._samplers(runs, quick=False), *accuracy._emoji(runs)]
     texts = {claim.text for claim in claims if claim.value is not None}
     assert texts >= {"demo: prompt accuracy right", "demo, guidance 8: prompt accuracy"}
     assert texts >= {"demo, compositions: prompt accuracy", "demo: analogy accuracy"}

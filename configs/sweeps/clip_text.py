@@ -5,7 +5,7 @@ Run     jdiff sweep clip_text --workdir=sweeps/clip_text
 Takes   about 20 minutes on 2 CPU cores.
 Seen    2026-11-27, 5 seeds, text_to_image@1: batch size 128 .94, 64 .91, 32 .74; one layer at 128 .73, one of its
         seeds .32.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -4,7 +4,7 @@ Aim     [cfg table 1]: a dropout of a tenth is enough, and a half is worse.
 Run     jdiff sweep shapes_dropout --workdir=sweeps/shapes_dropout, after make demo
 Takes   about 45 minutes on 2 CPU cores with --jobs=2.
 Seen    2026-11-27, 5 seeds: prompt_accuracy .33 with no dropout, .22 with a tenth, .08 with a half.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -4,7 +4,7 @@ Aim     [cfg fig. 4] in miniature: up to some scale prompt accuracy rises, and d
 Run     jdiff sweep shapes_guidance --workdir=sweeps/shapes_guidance, after make demo
 Takes   5 to 9 minutes on 2 CPU cores.
 Seen    2026-11-27, 16 seeds: prompt_accuracy .89 at 1, .97 at 3, .60 at 8; diversity falls to 2 and rises from 5 on.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -4,7 +4,7 @@ Aim     [ddim table 1] in miniature: with few steps less noise is better, with m
 Run     jdiff sweep shapes_steps --workdir=sweeps/shapes_steps, after make demo
 Takes   about 12 minutes on 2 CPU cores.
 Seen    2026-11-27, 16 seeds: no effect of noise is distinguishable at any number of steps; 2 steps .71, 3 .95, 50 .97.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -4,7 +4,7 @@ Aim     [edm2 fig. 5] in miniature: the best length lies in the middle; short EM
 Run     jdiff sweep spiral_ema --workdir=sweeps/spiral_ema --jobs=2
 Takes   about 6 minutes on 2 CPU cores.
 Seen    2026-11-27, 6 seeds: 0.99 is best at a constant rate; with decay to 0 no EMA is better than the last weights.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

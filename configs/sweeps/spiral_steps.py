@@ -5,7 +5,7 @@ Run     jdiff sweep spiral_steps --workdir=sweeps/spiral_steps --jobs=2
 Takes   about 6 minutes on 2 CPU cores.
 Seen    2026-11-27, 8 seeds: at 20 steps noise is worse, at 100 eta 1 is better; the larger variance is worse from 20 to
         100, and not distinguishable at 1,000.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import chain, grid, product, seeds

@@ -5,7 +5,7 @@ Aim     [distillation table 1] and [ddpm sec. 3.2]: eps and v are good predictio
 Run     jdiff sweep spiral_targets --workdir=sweeps/spiral_targets --jobs=2
 Takes   about 16 minutes on 2 CPU cores.
 Seen    2026-11-27, 5 seeds: eps not distinguishable from v, x0 worse, linear worse, min-SNR much worse.
-        All results are in docs/ablations.md.
+        All results are in docs/evidence/ablations.md.
 """
 
 from jdiff.sweep import grid, product, seeds

@@ -87,7 +87,7 @@ def define_settings() -> None:
     from jdiff.diffusion.spacing import SPACINGS
 
     flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance scale; 1 is the plain conditional model.")
-    flags.DEFINE_integer("steps", None, "Sampling steps (heun: 2 NFE per step).", 1)
+    flags.DEFINE_integer("steps", None, "Sampling steps; heun evaluates the network twice in all but the last.", 1)
     flags.DEFINE_enum("solver", None, list(SOLVERS), "Solver.")
     flags.DEFINE_enum("spacing", None, list(SPACINGS), "Spacing of the noise levels.")
     flags.DEFINE_float("eta", None, "DDIM's eta: 0 is deterministic, 1 is DDPM.", 0, 1)
@@ -117,15 +117,21 @@ def required(name: str) -> Any:
     return value
 
 
+def config() -> dict[str, Any]:
+    """The config of --config, with the parameters of choices that the command line sets. Raises ``ConfigError``."""
+    from jdiff.config.keys import plain, set_key
+
+    raw = plain(required("config"))
+    for key, value in _parameters:
+        set_key(raw, key, value)
+    return raw
+
+
 def task():
-    """The task of --config, with the parameters of choices that the command line sets."""
-    from jdiff.config.sections import plain, set_key
+    """The task of --config."""
     from jdiff.tasks import make_task
 
-    config = plain(required("config"))
-    for key, value in _parameters:
-        set_key(config, key, value)
-    return make_task(config)
+    return make_task(config())
 
 
 def image_text_task():
@@ -141,7 +147,10 @@ def image_text_task():
 
 
 def parse(command: str, arguments: list[str]) -> list[str]:
-    """Read the flags of a command, which are defined already. Returns what is no flag. Raises ``UsageError``."""
+    """Read the flags of a command, which are defined already. Returns what is no flag.
+
+    Raises ``UsageError``, or ``ConfigError`` at a key that no config has.
+    """
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1] == "--config":
@@ -157,7 +166,7 @@ def parse(command: str, arguments: list[str]) -> list[str]:
     # ml_collections looks for overrides such as --config.train.steps in sys.argv.
     sys.argv = [f"jdiff {command}", *arguments]
     try:
-        return flags.FLAGS(sys.argv, known_only=False)[1:]
+        rest = flags.FLAGS(sys.argv, known_only=False)[1:]
     except flags.UnrecognizedFlagError as error:
         flag_names = [name for name in flags.FLAGS if not name.startswith("?")]
         name = error.flagname
@@ -170,9 +179,13 @@ def parse(command: str, arguments: list[str]) -> list[str]:
         raise UsageError(lines[-1].split("Error: ", 1)[-1]) from error
     except (AttributeError, KeyError, TypeError) as error:
         overrides = [a.split("=", 1)[0] for a in arguments if a.startswith("--config.")]
-        _refuse_renamed(overrides)
-        reason = str(error).replace("\\n", " ").strip("'\" ")
-        raise UsageError(f"one of {', '.join(overrides)} is not a key of the config: {reason}") from error
+        _refuse_unknown(overrides)
+        raise UsageError(f"one of {', '.join(overrides)} is not a key of the config: {error}") from error
+    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+        from jdiff.config.keys import check_names
+
+        check_names(config())
+    return rest
 
 
 def _parameter(argument: str) -> tuple[str, Any]:
@@ -184,14 +197,15 @@ def _parameter(argument: str) -> tuple[str, Any]:
         return key, text
 
 
-def _refuse_renamed(overrides: list[str]) -> None:
-    """Raise ``UsageError`` at a key whose section was renamed."""
-    from jdiff.config.sections import RENAMED_KEYS
+def _refuse_unknown(overrides: list[str]) -> None:
+    """Raise ``UsageError`` at a key whose section was renamed, or ``ConfigError`` at one that no config has."""
+    from jdiff.config.keys import RENAMED_KEYS, check_names
 
     for override in overrides:
-        section = override.removeprefix("--config.").partition(".")[0]
+        section, _, key = override.removeprefix("--config.").partition(".")
         if section in RENAMED_KEYS:
             raise UsageError(f"{override}: config.{section} is an old name; use config.{RENAMED_KEYS[section]}")
+        check_names({section: {key.partition(".")[0]: None}})
 
 
 PARAMETER = re.compile(r"--config\.\w+\.\w+\.\w[\w.]*=")

@@ -22,7 +22,7 @@ def nearest(name: str, names: Iterable) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(names)}"
 
 
-def choose(key: str, name: str, table: Any) -> Any:
+def choose(key: str, name: object, table: Any) -> Any:
     """The entry of a table that a config names."""
     if not isinstance(name, str) or name not in table:
         raise ConfigError(f"config.{key} is {name!r}, which does not exist; {nearest(str(name), table)}")

@@ -1,13 +1,12 @@
 """The sections of a config, parsed once into frozen dataclasses and checked before anything starts.
 
 Every section names the arguments of what it configures, so an unknown key is an error that names the nearest right one,
-and no key goes unread. A key with an old name is refused with the new one.
+and no key goes unread.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jdiff import storage
 from jdiff.config.construct import ConfigError, check_keys, choose, choose_with_parameters, construct, nearest
+from jdiff.config.keys import plain
 from jdiff.contrastive.loss import FORMS, LOSSES
 from jdiff.data import records
 from jdiff.data.sources import SOURCES
@@ -36,52 +36,26 @@ from jdiff.training.hyperparameters import TracedHyperparameters
 from jdiff.training.optimizers import OPTIMIZERS
 
 INIT_KEYS = ("init_from", "frozen")  # of a network's section: where its parameters come from, whether they are trained
-RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=value"
-    "train.objective": "train.task",
-    "train.task=diffusion": "train.task=text_to_image",
-    "train.hold_text": "train.freeze_text_steps",
-    "train.fixed_order": "train.deterministic_reduction",
-    "text.run": "text.init_from",
-    "vision.run": "vision.init_from",
-    "autoencoder.run": "autoencoder.init_from",
-    "text.skip": "text.clip_skip",
-    "text.reads_padding": "text.attend_to_padding",
-    "unet": "denoiser",
-    "denoiser.run": "denoiser.init_from",
-    "denoiser.reads_padding": "denoiser.attend_to_padding",
-    "denoiser.modulated": "denoiser.scale_shift_norm",
-    "encoder.biased": "encoder.use_logit_bias",
-    "optimizer.decay_to": "optimizer.final_lr_fraction",
-    "diffusion.density": "diffusion.timestep_sampling",
-    "diffusion.timestep_sampling=rising": "diffusion.timestep_sampling=linear",
-    "sample.ends_clean": "sample.final_step_to_zero",
-    "sample.offset": "sample.steps_offset",
-    "sample.rescale": "sample.guidance_rescale",
-    "sample.parallel": "sample.apg_parallel",
-    "sample.norm": "sample.apg_norm",
-    "sample.momentum": "sample.apg_momentum",
-    "sample.percentile": "sample.threshold_percentile",
-}
 
 
 @dataclass(frozen=True)
 class TrainSection:
     """config.train: how long, how, and how often what is written."""
 
-    task: str  # a name in tasks.TASKS
+    task: str  # what is trained
     batch_size: int  # of all devices together
-    steps: int
-    seed: int = 0
+    steps: int  # training steps
+    seed: int = 0  # of parameters, batches, noise and all other random numbers
     group: int = 1  # records that follow each other on disk and stay together in a batch
     freeze: tuple[str, ...] = ()  # patterns of parameter paths that are not trained, such as "denoiser/down_.*"
     freeze_text_steps: int = 0  # steps before a dual encoder's text tower begins to learn
     microbatches: int = 1  # gradient accumulation: parts of a batch that are run one after another, to save memory
     steps_per_dispatch: int = 1  # steps that the devices take before they return to the host; divides all *_every
     deterministic_reduction: int = 0  # microbatches whose gradients are summed in one order on any layout; 0: off
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 500  # previews
-    evaluate_every: int = 0  # evaluation on the test split; 0: never
+    log_every: int = 50  # steps between two lines of metrics.jsonl
+    save_every: int = 500  # steps between two checkpoints
+    sample_every: int = 500  # steps between two previews
+    evaluate_every: int = 0  # steps between two evaluations on the test split (validation); 0: never
     evaluate_num: int = 0  # examples of an evaluation; 0: as many as `jdiff evaluate` takes
     keep: int = 2  # newest checkpoints that stay
 
@@ -102,8 +76,8 @@ class EmaSection:
 class ContrastiveSection:
     """config.contrastive: the loss of a dual encoder."""
 
-    loss: str = "softmax"  # a name in LOSSES
-    form: str = "dense"  # where its logits lie, a name in FORMS
+    loss: str = "softmax"  # CLIP's loss, or SigLIP's, which needs encoder.use_logit_bias
+    form: str = "dense"  # where its logits are computed
     chunk: int = 0  # of the ring: images that are compared at a time; 0: all of a device
 
 
@@ -111,20 +85,20 @@ class ContrastiveSection:
 class DiffusionSection:
     """config.diffusion. schedule, weighting and timestep_sampling: a name, or {"name": ..., **parameters}."""
 
-    schedule: str | dict = "cosine"
+    schedule: str | dict = "cosine"  # noise schedule
     timesteps: int = 1000
-    continuous: bool = False  # these four: see schedules.make
-    shift: float = 1.0
-    zero_terminal_snr: bool = False
+    continuous: bool = False  # train at real-valued timesteps instead of whole ones
+    shift: float = 1.0  # side of the images over the side that the schedule was made for [vdmpp eq. 6]
+    zero_terminal_snr: bool = False  # rescale the schedule to end at pure noise [zsnr]
     learned_variance: bool = False  # whether the network also predicts the variance of DDPM's steps
-    prediction_type: str = "v"
-    weighting: str | dict = "simple"
-    timestep_sampling: str | dict = "uniform"
+    prediction_type: str = "v"  # what the network predicts
+    weighting: str | dict = "simple"  # of the loss, by noise level
+    timestep_sampling: str | dict = "uniform"  # distribution of training timesteps
     caption_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
     def make_schedule(self) -> Schedule:
         """The noise schedule. Raises ``ConfigError``."""
-        choice = {"name": self.schedule} if isinstance(self.schedule, str) else dict(self.schedule)
+        choice: dict[str, Any] = {"name": self.schedule} if isinstance(self.schedule, str) else dict(self.schedule)
         kinds = choose("diffusion.schedule", choice.get("name"), SCHEDULES)
         parameters = {name: value for name, value in choice.items() if name != "name"}
         if kinds[self.continuous] is not None:
@@ -152,10 +126,10 @@ class DiffusionSection:
 class MeshSection:
     """config.mesh: devices along each axis, see sharding.mesh.make; one axis may be -1."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    slices: int = 1
+    data: int = -1  # data parallel: rows of the batch are sharded
+    fsdp: int = 1  # FSDP: rows, parameters, optimizer moments and EMAs are sharded
+    tensor: int = 1  # tensor parallel: pairs of layers are sharded
+    slices: int = 1  # groups of devices with a slow network between them; only data crosses them
 
     def make(self) -> jax.sharding.Mesh:
         try:
@@ -168,10 +142,10 @@ class MeshSection:
 class DataSection:
     """config.data: ``source`` names an entry of data.sources.SOURCES, whose own keys are the others."""
 
-    source: str = ""  # "shapes", "emoji", "folder", "tfds:NAME", ...; "" where a model came without its data
+    source: str = ""  # where captioned images come from; "" for a model that came without its data
     directory: str = "data"  # of the records
-    image_size: int = 32
-    max_rejected: float = 0.05
+    image_size: int = 32  # side of the images in pixels
+    max_rejected: float = 0.05  # largest share of items that `jdiff prepare` may reject
     source_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -299,34 +273,6 @@ def parse(config: ConfigDict | Mapping, *, sections: Sequence[str], networks: Se
     _check_optimizer(result)
     _check_ema(result.ema)
     return result
-
-
-def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
-    """A config as JSON keeps it. Raises ``ConfigError`` at a key that was renamed."""
-    raw = json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
-    for old, new in RENAMED_KEYS.items():
-        key, _, value = old.partition("=")
-        section, _, name = key.partition(".")
-        keys = raw.get(section)
-        if (
-            section in raw
-            and (not name or (isinstance(keys, dict) and name in keys))
-            and (not value or keys[name] == value)
-        ):
-            raise ConfigError(f"config.{old} is an old name; use config.{new}")
-    return raw
-
-
-def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a config, such as train.steps, or a parameter of a choice, which keeps its name, such as
-    diffusion.schedule.beta_end."""
-    section, *names = key.split(".")
-    keys = raw.setdefault(section, {})
-    for name in names[:-1]:
-        choice = keys.get(name, {})
-        keys[name] = {"name": choice} if isinstance(choice, str) else dict(choice)
-        keys = keys[name]
-    keys[names[-1]] = value
 
 
 def check_positive(section: str, values: Any, names: Iterable[str]) -> None:

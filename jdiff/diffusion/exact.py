@@ -58,6 +58,7 @@ def perfect_network(exact: Callable, schedule: Schedule, prediction_type: str) -
 
     def predict(xt: Array, timestep: Array) -> Array:
         level = schedule.level(timestep)
-        return target(prediction_type, *exact(xt, level), level)
+        x0, eps = exact(xt, level)
+        return target(prediction_type, x0, eps, level)
 
     return predict

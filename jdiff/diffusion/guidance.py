@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiff.diffusion.prediction import equations, solve, split_variance
-from jdiff.levels import broadcast_like
+from jdiff.levels import AnyArray, broadcast_like
 
 
 @jax.tree_util.register_dataclass
@@ -35,10 +35,10 @@ class Corrections:
     rescale: share of (28).   parallel, norm, momentum: of (29); norm bounds the root mean square over an image.
     """
 
-    rescale: Array | float = 0.0
-    parallel: Array | float = 1.0
-    norm: Array | float = jnp.inf
-    momentum: Array | float = 0.0
+    rescale: AnyArray | float = 0.0
+    parallel: AnyArray | float = 1.0
+    norm: AnyArray | float = jnp.inf
+    momentum: AnyArray | float = 0.0
 
 
 def two_captions(predict: Callable, prompt, negative) -> Callable:

@@ -18,7 +18,7 @@ from jax.scipy.special import ndtr
 
 from jdiff.diffusion import prediction, process
 from jdiff.diffusion.gaussian_baseline import gaussian_loss
-from jdiff.diffusion.schedules import Discrete, Schedule
+from jdiff.diffusion.schedules import Schedule
 from jdiff.diffusion.timestep_sampling import TimestepSampling, uniform
 from jdiff.diffusion.weighting import Weighting, simple
 from jdiff.levels import Level, broadcast_like
@@ -53,7 +53,7 @@ def loss(
     weighting: Weighting = simple,
     timestep_sampling: TimestepSampling = uniform,
     spectrum: Array | None = None,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, dict[str, Array | tuple[Array, Array]]]:
     """Weighted mean squared error of the network's predictions, plus (30) where the network has a learned variance.
 
     predict: (xt, timestep) -> output like xt, or with twice its channels.
@@ -71,7 +71,7 @@ def loss(
     error = predicted - prediction.target(prediction_type, x0, eps, level)
     losses = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
     total = jnp.mean(weighting(prediction_type, level) * losses)
-    report = _bin_means("loss", losses, level)
+    report: dict[str, Array | tuple[Array, Array]] = {**_bin_means("loss", losses, level)}
     if spectrum is not None:
         report |= _bin_means("gaussian", gaussian_loss(spectrum, level, prediction_type), level)
     if variance_fraction is not None:
@@ -92,7 +92,7 @@ def _bin_means(name: str, values: Array, level: Level) -> dict[str, tuple[Array,
 
 
 def variational_bound(
-    x0_hat: Array, variance_fraction: Array, x0: Array, xt: Array, timestep: Array, schedule: Discrete
+    x0_hat: Array, variance_fraction: Array, x0: Array, xt: Array, timestep: Array, schedule: Schedule
 ) -> Array:
     """The term of (30) for each example, in bits a dimension.
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jdiff.levels import Level, broadcast_like
 
@@ -95,7 +96,7 @@ def denoiser(predict: Callable, prediction_type: str) -> Callable:
 
 
 def clipped(
-    estimate: Denoised, xt: Array, level: Level, *, clip_mask: Array | bool = True, percentile: Array = 0.0
+    estimate: Denoised, xt: Array, level: Level, *, clip_mask: ArrayLike = True, percentile: ArrayLike = 0.0
 ) -> Denoised:
     """Clip the estimated clean image to [-1, 1], and derive anew the noise that explains xt.
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdiff.levels import Level
+from jdiff.levels import AnyArray, Level
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Discrete:
         """The noisiest timestep."""
         return self.timesteps - 1.0
 
-    def rates(self, timestep: np.ndarray) -> Level:
+    def rates(self, timestep: np.ndarray) -> Level[np.ndarray]:
         """Levels in float64 on the host; timestep -1 is the clean image.
 
         Between whole timesteps, which some spacings visit, (alpha, sigma) is interpolated linearly and normalized to
@@ -66,7 +66,7 @@ class Discrete:
         """
         return self._interpolate(self.table, np.asarray(timestep, np.float64), np)
 
-    def level(self, timestep: Array) -> Level:
+    def level(self, timestep: Array) -> Level[Array]:
         """Levels of timesteps on the device. timestep: (b,) in 0..T-1. Returns rates of shape (b,)."""
         table = jax.tree.map(lambda rate: jnp.asarray(rate, jnp.result_type(float)), self.table)
         return self._interpolate(table, timestep, jnp)
@@ -87,12 +87,12 @@ class Discrete:
         return jnp.searchsorted(-edges, -logsnr, side="right").astype(table.dtype)
 
     @property
-    def table(self) -> Level:
+    def table(self) -> Level[np.ndarray] | Level[Array]:
         """Rates of timesteps -1..T-1."""
         alpha_bar = np.insert(self.alpha_bar, 0, 1.0)
         return Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
-    def _interpolate(self, table: Level, timestep: Array, xp) -> Level:
+    def _interpolate(self, table: Level, timestep: AnyArray, xp) -> Level:
         whole_timestep = xp.floor(timestep)
         i = whole_timestep.astype(int) + 1
         fraction, j = timestep - whole_timestep, xp.minimum(i + 1, self.timesteps)
@@ -150,7 +150,7 @@ class Continuous:
         """The noisiest timestep."""
         return float(self.timesteps)
 
-    def rates(self, timestep: np.ndarray) -> Level:
+    def rates(self, timestep: np.ndarray) -> Level[np.ndarray]:
         """Levels in float64 on the host; timestep -1 is the clean image."""
         timestep = np.asarray(timestep, np.float64)
         with np.errstate(divide="ignore"):
@@ -167,7 +167,7 @@ class Continuous:
         """The timestep of a log SNR, on the device; beyond the ends, the first or last."""
         return jnp.clip(self.time(logsnr, jnp) * self.timesteps, self.first, self.last)
 
-    def level(self, timestep: Array) -> Level:
+    def level(self, timestep: Array) -> Level[Array]:
         """Levels of timesteps on the device. timestep: (b,). Returns rates of shape (b,)."""
         return _rates(self.logsnr(timestep / self.timesteps, jnp), jnp)
 

@@ -26,7 +26,7 @@ class Settings:
     """Sampling settings: the defaults of a config's ``sample`` section, of flags and of ``Sampler.sample``.
 
     solver, spacing: names in SOLVERS and SPACINGS.
-    steps: sampling steps; "heun" evaluates the network twice in each (2 NFE a step).
+    steps: sampling steps; "heun" evaluates the network twice in all but the last (2 steps - 1 NFE).
     steps_offset: added to the timesteps of leading spacing.
     final_step_to_zero: whether the last step ends at the clean image, or at timestep 0, which has a little noise.
         Stable Diffusion was released with an offset of 1 and the latter (diffusers: set_alpha_to_one=False).

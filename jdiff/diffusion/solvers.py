@@ -72,6 +72,8 @@ def ddpm(grid: Grid, *, variance: str = "small", denoising_mse: Callable | None 
         if cleaner.sigma > 0:
             noise = large if variance == "large" else small
             if variance == "analytic":
+                if denoising_mse is None:
+                    raise ValueError("variance is 'analytic', which needs denoising_mse")
                 noise = small + x0_coef**2 * float(denoising_mse(level))
             row.noise_coef = np.sqrt(noise)
             row.noise_range = np.log(large / small) / 2 if variance == "learned" else 0.0
@@ -164,7 +166,7 @@ def _exponential(grid: Grid, order: int, *, corrected: bool = False) -> Tableau:
     The corrector of a step is part of the row after it, which subtracts the prediction of the step and adds its
     correction: xs = sigma_s/sigma_t (xt + alpha_t (correction - prediction)) + alpha_s prediction.
     """
-    lam = grid.level.logsnr / 2
+    lam = np.asarray(grid.level.logsnr) / 2
     rows: list[TableauRow] = []
     first, n = grid.num_pure_noise, len(grid.timestep)
     predicted = np.zeros(DEPTH)
@@ -219,7 +221,7 @@ def euler_maruyama(grid: Grid) -> Tableau:
 
 def dpmpp_2m_sde(grid: Grid) -> Tableau:
     """SDE-DPM-Solver++ 2M, equation (27), as published."""
-    lam, rows, first = grid.level.logsnr / 2, [], grid.num_pure_noise
+    lam, rows, first = np.asarray(grid.level.logsnr) / 2, [], grid.num_pure_noise
     for i in grid.steps:
         level, cleaner = grid.level_at(i), grid.level_at(i + 1)
         move = lam[i + 1] - lam[i]

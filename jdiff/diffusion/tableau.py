@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
-from jax import Array
 
 from jdiff.diffusion.schedules import Schedule
-from jdiff.levels import Level
+from jdiff.levels import AnyArray, Level
 
 PURE_NOISE = 1e-6  # an SNR
 DEPTH = 4  # how many d of (9), the current row's included, a row may combine
@@ -31,16 +30,16 @@ class Tableau:
     networks with a learned variance; else 0.   active: false in padding rows.
     """
 
-    timestep: Array
+    timestep: AnyArray
     level: Level
-    guidance_scale: Array
-    xt_coef: Array
-    x0_coef: Array
-    eps_coef: Array
-    history_weights: Array
-    noise_coef: Array
-    noise_range: Array
-    active: Array
+    guidance_scale: AnyArray
+    xt_coef: AnyArray
+    x0_coef: AnyArray
+    eps_coef: AnyArray
+    history_weights: AnyArray
+    noise_coef: AnyArray
+    noise_range: AnyArray
+    active: AnyArray
 
     @property
     def num_rows(self) -> int:
@@ -53,14 +52,14 @@ class Grid:
     """The levels that a sampler visits. timestep: (n,), falling.   level: rates (n + 1,), end included, in float64."""
 
     timestep: np.ndarray
-    level: Level
+    level: Level[np.ndarray]
 
     @property
     def steps(self) -> range:
         """The indices of the steps, from 0 to n - 1."""
         return range(len(self.timestep))
 
-    def level_at(self, i: int) -> Level:
+    def level_at(self, i: int) -> Level[np.float64]:
         """The level that step i starts from."""
         return Level(self.level.alpha[i], self.level.sigma[i])
 
@@ -86,11 +85,11 @@ class TableauRow:
     """One row of a tableau, as a solver writes it."""
 
     timestep: float
-    level: Level
+    level: Level[np.float64]
     xt_coef: float = 0.0
     x0_coef: float = 0.0
     eps_coef: float = 0.0
-    history_weights: Sequence[float] = (1.0,)
+    history_weights: Sequence[float] | np.ndarray = (1.0,)
     noise_coef: float = 0.0
     noise_range: float = 0.0
 

@@ -53,7 +53,7 @@ def edm(prediction_type: str, level: Level, *, data_std: float = 0.5) -> Array:
 
 
 def root_snr(prediction_type: str, level: Level, *, floor: float = 0.1, cap: float = 2.0) -> Array:
-    """sqrt(SNR) = alpha / sigma in x0, clipped to [floor, cap]; chosen by experiment, see benchmarks/RESULTS.md.
+    """sqrt(SNR) = alpha / sigma in x0, clipped to [floor, cap]; chosen by experiment, see docs/evidence/recipes.md.
 
     The geometric mean of weight 1 in x0 and weight 1 in eps, since |x0 error| |eps error| = (alpha / sigma)
     |x0 error|^2. The floor keeps the noisiest levels, where a scene is laid out. Infinite for eps and score at pure
@@ -83,7 +83,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-def select(weightings: Sequence[Weighting], index: Array) -> Weighting:
+def select(weightings: Sequence[Weighting], index: int | Array) -> Weighting:
     """The weighting at a traced index, () int, so that vmapped runs with different weightings share one program."""
 
     def select_weights(prediction_type: str, level: Level) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import flax.linen as nn
 import numpy as np
@@ -69,6 +69,38 @@ class Sampler:
     learned_variance: bool = False
     weak_networks: tuple[TextTower, nn.Module] | None = None
     denoising_mse: DenoisingMse | None = None
+
+    @overload
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str | Sequence[str] = ...,
+        guidance_scale: float | Sequence[float] | None = ...,
+        seed: int | Sequence[int] = ...,
+        noise: np.ndarray | None = ...,
+        settings: Settings | Sequence[Settings] | None = ...,
+        batch_size: int = ...,
+        max_rows: int = ...,
+        trajectory: Literal[False] = ...,
+        progress: Callable[[Sequence], Iterable] = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str | Sequence[str] = ...,
+        guidance_scale: float | Sequence[float] | None = ...,
+        seed: int | Sequence[int] = ...,
+        noise: np.ndarray | None = ...,
+        settings: Settings | Sequence[Settings] | None = ...,
+        batch_size: int = ...,
+        max_rows: int = ...,
+        trajectory: Literal[True],
+        progress: Callable[[Sequence], Iterable] = ...,
+    ) -> tuple[np.ndarray, Trajectory]: ...
 
     def sample(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from jdiff.config.construct import ConfigError, construct
-from jdiff.config.sections import plain, set_key
+from jdiff.config.keys import plain, set_key
 from jdiff.runs.directory import is_run, saved_config
 from jdiff.sweep.algebra import SEED
 from jdiff.tasks import AnyTask, make_task

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from jdiff.config.construct import ConfigError, choose
-from jdiff.config.sections import parse, plain
+from jdiff.config.keys import plain
+from jdiff.config.sections import parse
 from jdiff.tasks.contrastive import Contrastive
 from jdiff.tasks.points import Points
 from jdiff.tasks.task import ImageTextTask

@@ -50,9 +50,12 @@ class ContrastiveObjective:
 
     def forward(self, params: Params, hparams: TracedHyperparameters, rows: dict, keys: Keys) -> tuple[Array, Array]:
         """Embeddings of the captions and of the images, (rows, embed_dim), unit length."""
-        return self.network.apply({"params": params}, rows["tokens"], rows["mask"], images_of(rows))[:2]
+        outputs = self.network.apply({"params": params}, rows["tokens"], rows["mask"], images_of(rows))
+        return outputs[:2]  # pyright: ignore[reportReturnType] variables are only returned with mutable=
 
-    def reduce(self, params: Params, hparams: TracedHyperparameters, outputs: tuple) -> tuple[Array, dict]:
+    def reduce(
+        self, params: Params, hparams: TracedHyperparameters, outputs: tuple[Array, Array]
+    ) -> tuple[Array, dict]:
         scale, bias = jnp.exp(params["logit_scale"]), params.get("logit_bias", jnp.zeros(()))
         loss, report = self.loss(*outputs, scale, bias)
         return loss, report | {"logit_scale": scale}

@@ -85,7 +85,8 @@ class PointsModel:
     params: Params
 
     def __call__(self, xt: Array, timestep: Array) -> Array:
-        return self.network.apply({"params": self.params}, xt, timestep)
+        output = self.network.apply({"params": self.params}, xt, timestep)
+        return output  # pyright: ignore[reportReturnType] variables are only returned with mutable=
 
 
 @dataclass(frozen=True)

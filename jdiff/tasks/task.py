@@ -73,6 +73,7 @@ class Task(Protocol):
 
     def traced_hparams(self) -> tuple[TracedHyperparameters, TracedKeys]:
         """The hyperparameters that a compiled step takes as arrays, and the config keys that they stand for."""
+        ...
 
     def first_state(self, pretrained: Mapping[str, Any], seed: int | Array | None = None) -> TrainState: ...
     def measure(self, model: Any, *, split: str, num: int, seed: int) -> tuple[dict[str, float], np.ndarray | None]: ...
@@ -110,7 +111,7 @@ class ImageTextTask(ABC):
     """What the tasks of captioned images share. tokenizer: None until the data or a checkpoint is opened."""
 
     config: Config
-    tokenizer: Tokenizer | None = None
+    tokenizer: Tokenizer = None  # pyright: ignore[reportAssignmentType] whoever reads it has opened one of the two
 
     name: ClassVar[str]
     network_names: ClassVar[tuple[str, ...]]  # whose sections may name a model to initialize from
@@ -156,8 +157,8 @@ class ImageTextTask(ABC):
     @property
     def init_from(self) -> dict[str, str]:
         """The model that each network is initialized from: a run, or pretrained weights, by network."""
-        networks = self.config.networks
-        return {name: networks[name].init_from for name in networks if networks[name].init_from is not None}
+        sections = self.config.networks.items()
+        return {name: section.init_from for name, section in sections if section.init_from is not None}
 
     @property
     def frozen_networks(self) -> set[str]:
@@ -182,7 +183,7 @@ class ImageTextTask(ABC):
         length = self.config.context_length
         return construct("text", TextTower, keys, vocab_size=tower_size, context_length=length)
 
-    def networks(self, mesh: Mesh | None = None) -> dict[str, nn.Module]:
+    def networks(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """The networks by name, with the attention kernel of a mesh, or of this process's first device."""
         device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         attend = attention.kernel(device, dot_product, mesh)

@@ -53,7 +53,7 @@ class DiffusionObjective:
     spectrum: variances of what is noised, for the report; see ``diffusion.loss``.
     """
 
-    networks: Mapping[str, nn.Module]
+    networks: Mapping[str, Any]
     config: Config
     schedule: Schedule
     empty: tuple[np.ndarray, np.ndarray]
@@ -100,7 +100,9 @@ class DiffusionObjective:
 
 def traced_schedule(schedule: Schedule, hparams: TracedHyperparameters) -> Schedule:
     """The schedule, with its table where that is passed to the compiled step."""
-    return schedule if hparams.schedule_table is None else schedule.with_traced_table(hparams.schedule_table)
+    if hparams.schedule_table is None or not isinstance(schedule, Discrete):
+        return schedule
+    return schedule.with_traced_table(hparams.schedule_table)
 
 
 def traced_weighting(config: Config, hparams: TracedHyperparameters) -> Callable:
@@ -191,7 +193,7 @@ class TextToImage(ImageTextTask):
         side = self.image_size // autoencoder.factor
         return side, side, autoencoder.latent_channels
 
-    def networks(self, mesh: Mesh | None = None) -> dict[str, nn.Module]:
+    def networks(self, mesh: Mesh | None = None) -> dict[str, Any]:
         autoencoder = self.autoencoder()  # which has an attention of its own
         return super().networks(mesh) | ({} if autoencoder is None else {"autoencoder": autoencoder})
 

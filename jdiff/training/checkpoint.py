@@ -5,6 +5,7 @@ A checkpoint has what is trained. Frozen parameters do not change, so they are s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ class Snapshots:
             item_names=("ema",),
             item_handlers={"ema": ocp.PyTreeCheckpointHandler()},
         )
-        stale_steps = [] if read_only else [step for step in self.steps if step > resume_step]
+        stale_steps = [] if resume_step is None else [step for step in self.steps if step > resume_step]
         multihost_utils.sync_global_devices("snapshots are listed")  # every process lists before one deletes
         for step in stale_steps:
             self._manager.delete(step)
@@ -151,11 +152,12 @@ class Checkpoints:
         """The newest checkpoint, with the shardings of ``template``, whose leaves may be ShapeDtypeStructs."""
         trees = {item: getattr(template, item) for item in STATE_ITEMS}
         restored_items = self._restore({item: {"tree": tree} for item, tree in trees.items() if jax.tree.leaves(tree)})
-        state = template.replace(**{item: tree["tree"] for item, tree in restored_items.items()})
+        state = dataclasses.replace(template, **{item: tree["tree"] for item, tree in restored_items.items()})
         if not jax.tree.leaves(template.frozen):
             return state
         with self._open_base(read_only=True) as base:
-            return state.replace(frozen=_restore_from(base, 0, {"frozen": {"tree": template.frozen}})["frozen"]["tree"])
+            frozen = _restore_from(base, 0, {"frozen": {"tree": template.frozen}})["frozen"]["tree"]
+            return dataclasses.replace(state, frozen=frozen)
 
     def restore_items(self, sharding: Sharding, *items: str, ema_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Some items of the newest checkpoint, each array with ``sharding``; an item that was not saved is None.

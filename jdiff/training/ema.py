@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 WIDTH_PREFIX = "width="  # of the names of averages with a power function profile
 NO_EMA = "none"  # in place of an average's name: the parameters themselves
@@ -39,7 +40,7 @@ class EmaConfig:
     decay_names: the names of ``decays`` where these are traced, and so have no value yet.
     """
 
-    decays: tuple[float | Array, ...] = ()
+    decays: tuple[ArrayLike, ...] = ()
     widths: tuple[float, ...] = ()
     decay_names: tuple[str, ...] = ()
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 from jax import Array
+from jax.typing import ArrayLike
 
 from jdiff.levels import Level
 
@@ -26,9 +27,9 @@ class TracedHyperparameters:
         those that a sweep compares; None where a step is compiled for its own.
     """
 
-    seed: Array
-    optimizer: dict[str, Array]
-    ema_decays: tuple[Array, ...]
-    caption_dropout: Array
+    seed: ArrayLike
+    optimizer: dict[str, ArrayLike]
+    ema_decays: tuple[ArrayLike, ...]
+    caption_dropout: ArrayLike
     schedule_table: Level | None = None
-    weighting_index: Array | None = None
+    weighting_index: int | Array | None = None

@@ -84,7 +84,7 @@ def run_loop(
             _finite(float(step_metrics["loss"].total), current)
             checkpoints.save(state, pending)
         checkpoints.wait()
-    if current < steps:
+    if signal_number is not None:
         raise Interruption(signal_number, current)
     return state
 

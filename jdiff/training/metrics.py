@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,14 @@ from tensorboardX import SummaryWriter
 from jdiff import storage
 
 Metrics = dict[str, metrics.Average]
+_average: Callable[..., metrics.Average] = metrics.Average  # whose fields clu does not declare to type checkers
 
 
 def from_values(step_values: dict[str, Array | tuple[Array, Array]]) -> Metrics:
     """The metrics of one step, to be merged with those of others. A value is a scalar, or a pair (mean, count)."""
     pairs = {name: value if isinstance(value, tuple) else (value, 1) for name, value in step_values.items()}
     return {
-        name: metrics.Average(total=jnp.asarray(mean * count, jnp.float32), count=jnp.asarray(count, jnp.float32))
+        name: _average(total=jnp.asarray(mean * count, jnp.float32), count=jnp.asarray(count, jnp.float32))
         for name, (mean, count) in pairs.items()
     }
 
@@ -34,7 +36,9 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 def from_checkpoint(item: dict[str, dict[str, Array]] | None) -> Metrics | None:
     """Metrics from the item that a checkpoint restores, None where it has none."""
-    return item and {name: metrics.Average(total=a["total"], count=a["count"]) for name, a in item.items()}
+    if item is None:
+        return None
+    return {name: _average(total=a["total"], count=a["count"]) for name, a in item.items()}
 
 
 def values(means: Metrics) -> dict[str, float]:

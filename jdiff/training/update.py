@@ -11,9 +11,10 @@ there are several, and applies the optimizer and the EMAs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,18 +39,21 @@ class Objective(Protocol):
     mean_of_rows: whether the loss is a mean over independent rows.
     """
 
-    mean_of_rows: bool
+    mean_of_rows: ClassVar[bool]
 
     def optimizer(self, hparams: TracedHyperparameters) -> optax.GradientTransformation: ...
 
     def forward(self, params: Params, hparams: TracedHyperparameters, rows: dict, keys: Keys) -> Any:
         """Outputs of a microbatch; with ``mean_of_rows`` anything, else a tree of arrays (rows, ...)."""
+        ...
 
     def reduce(self, params: Params, hparams: TracedHyperparameters, outputs: Any) -> tuple[Array, dict]:
         """The scalar loss of outputs, and a report: scalars, or pairs of a mean and its count."""
+        ...
 
     def project(self, new: Params, old: Params, step: Array) -> Params:
         """Trained parameters after an update, brought back to where they may be."""
+        ...
 
 
 def images_of(batch: dict) -> Array:
@@ -89,7 +93,9 @@ def make_step(
             opt_states.append(opt_state)
             step_metrics |= report | metrics.from_values({"grad_norm": optax.tree.norm(grads)})
         averages = ema(hparams).update(state.ema, params, state.step)
-        state = state.replace(step=state.step + 1, params=params, opt_state=tuple(opt_states), ema=averages)
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=tuple(opt_states), ema=averages
+        )
         return constrain(state), step_metrics
 
     return step

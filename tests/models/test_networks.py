@@ -34,13 +34,13 @@ def perturb(params):
 @pytest.mark.parametrize("name", TEXT)
 def test_padding_does_not_change_a_caption(name):
     tower = TEXT[name]
-    params = perturb(tower.init(jax.random.key(0), TOKENS, MASK))
-    hidden, embedding = tower.apply(params, TOKENS, MASK)
+    params, apply = perturb(jax.jit(tower.init)(jax.random.key(0), TOKENS, MASK)), jax.jit(tower.apply)
+    hidden, embedding = apply(params, TOKENS, MASK)
     np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=-1), 1, rtol=1e-5)
-    other_hidden, other = tower.apply(params, jnp.where(MASK, TOKENS, 9), MASK)
+    other_hidden, other = apply(params, jnp.where(MASK, TOKENS, 9), MASK)
     np.testing.assert_allclose(embedding, other, atol=1e-6)
     np.testing.assert_allclose(hidden[MASK], other_hidden[MASK], atol=1e-6)
-    short_hidden, short = tower.apply(params, TOKENS[1:, :3], MASK[1:, :3])
+    short_hidden, short = apply(params, TOKENS[1:, :3], MASK[1:, :3])
     np.testing.assert_allclose(embedding[1:], short, atol=1e-6)
     np.testing.assert_allclose(hidden[1:, :3], short_hidden, atol=1e-5)
 
@@ -48,9 +48,9 @@ def test_padding_does_not_change_a_caption(name):
 def test_a_causal_tower_cannot_look_ahead():
     for name, looks_ahead in (("causal", False), ("bidirectional", True)):
         tower = TEXT[name]
-        params = perturb(tower.init(jax.random.key(0), TOKENS, MASK))
+        params, apply = perturb(jax.jit(tower.init)(jax.random.key(0), TOKENS, MASK)), jax.jit(tower.apply)
         other_tokens = TOKENS.at[0, 2].set(8)
-        a, b = (tower.apply(params, tokens, MASK)[0] for tokens in (TOKENS, other_tokens))
+        a, b = (apply(params, tokens, MASK)[0] for tokens in (TOKENS, other_tokens))
         assert (jnp.abs(a[0, 1] - b[0, 1]).max() > 1e-3) == looks_ahead
 
 
@@ -58,7 +58,7 @@ def test_a_causal_tower_cannot_look_ahead():
 def test_clip_skip_returns_hidden_states_of_an_earlier_layer(name):
     """The states are those of a tower with fewer layers; the embedding is that of all layers."""
     tower = TEXT[name]
-    params = perturb(tower.init(jax.random.key(0), TOKENS, MASK))
+    params = perturb(jax.jit(tower.init)(jax.random.key(0), TOKENS, MASK))
     hidden, embedding = tower.clone(clip_skip=1).apply(params, TOKENS, MASK)
     np.testing.assert_array_equal(hidden, tower.clone(layers=1).apply(params, TOKENS, MASK)[0])
     np.testing.assert_array_equal(embedding, tower.apply(params, TOKENS, MASK)[1])
@@ -86,8 +86,8 @@ def test_patch_positions_encode_row_and_column():
 def test_logit_scale_is_initialized_to_one_over_point_07():
     encoder = DualEncoder(TEXT["causal"], VisionTower(16, 8, 32, 1, 2, 16))
     inputs = TOKENS, MASK, jnp.zeros((2, 16, 16, 3))
-    params = encoder.init(jax.random.key(0), *inputs)["params"]
-    np.testing.assert_allclose(encoder.apply({"params": params}, *inputs)[2], 1 / 0.07, rtol=1e-5)
+    params = jax.jit(encoder.init)(jax.random.key(0), *inputs)
+    np.testing.assert_allclose(jax.jit(encoder.apply)(params, *inputs)[2], 1 / 0.07, rtol=1e-5)
 
 
 def unet_inputs(n=2):
@@ -102,27 +102,28 @@ def unet_inputs(n=2):
 def test_unet_depends_on_every_input(name):
     """The output is an image, initially zero, and depends on image, timestep, caption and pooled caption."""
     unet, inputs = UNETS[name], unet_inputs()
-    params = unet.init(jax.random.key(0), *inputs)
-    np.testing.assert_array_equal(unet.apply(params, *inputs), 0)
+    params, apply = jax.jit(unet.init)(jax.random.key(0), *inputs), jax.jit(unet.apply)
+    np.testing.assert_array_equal(apply(params, *inputs), 0)
     params = perturb(params)
-    output = unet.apply(params, *inputs)
+    output = apply(params, *inputs)
     assert output.shape == (2, 8, 8, 3)
     assert output.dtype == jnp.float32
     for i in (0, 1, 2, 4):
         other_inputs = [*inputs]
         other_inputs[i] = other_inputs[i] + 1.0
-        differs = jnp.abs(unet.apply(params, *other_inputs) - output).max() > 1e-4
+        differs = jnp.abs(apply(params, *other_inputs) - output).max() > 1e-4
         assert differs == (i != 4 or unet.pooled), i
 
 
 @pytest.mark.parametrize("name", UNETS)
 def test_padding_and_neighbours_do_not_change_an_image(name):
     unet, (xt, timestep, context, mask, pooled) = UNETS[name], unet_inputs()
-    params = perturb(unet.init(jax.random.key(0), xt, timestep, context, mask, pooled))
-    output = unet.apply(params, xt, timestep, context, mask, pooled)
+    params = perturb(jax.jit(unet.init)(jax.random.key(0), xt, timestep, context, mask, pooled))
+    apply = jax.jit(unet.apply)
+    output = apply(params, xt, timestep, context, mask, pooled)
     padded = jnp.where(mask[..., None], context, 50.0)
-    np.testing.assert_array_equal(output, unet.apply(params, xt, timestep, padded, mask, pooled))
-    single = unet.apply(params, xt[1:], timestep[1:], context[1:, :2], mask[1:, :2], pooled[1:])
+    np.testing.assert_array_equal(output, apply(params, xt, timestep, padded, mask, pooled))
+    single = apply(params, xt[1:], timestep[1:], context[1:, :2], mask[1:, :2], pooled[1:])
     np.testing.assert_allclose(output[1:], single, atol=2e-5)
 
 

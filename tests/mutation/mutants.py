@@ -41,7 +41,7 @@ class Mutant:
 
     name: the fault.   module, attribute: of the function; a method as "Class.method", a table's entry as "TABLE.key".
     replacement: (right function, *arguments) -> result.   tests: the file of tests/diffusion that is run first.
-    source: the system that has the fault, of those in docs/diffusion.md.
+    source: the system that has the fault, of those in docs/evidence/other-libraries.md.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The tables of docs/ablations.md follow from the results in docs/ablations/*.csv, for every shipped sweep."""
+"""The tables of docs/evidence/ablations.md follow from the results of every shipped sweep, in CSV files beside it."""
 
 import csv
 import dataclasses
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from jdiff.commands.flags import config_file, shipped_configs
-from jdiff.config.sections import plain
+from jdiff.config.keys import plain
 from jdiff.runs import directory
 from jdiff.sweep import report
 from jdiff.sweep.cells import Cell, read_sweep
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "evidence"
 DEMO = ("demo_clip", "demo_t2i")
 SWEEPS = sorted((Path(shipped_configs()["spiral"]).parent / "sweeps").glob("*.py"))
 

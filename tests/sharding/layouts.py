@@ -1,6 +1,6 @@
-"""Twenty steps of training on one mesh of devices, for ``python -m benchmarks sharding``, which compares meshes.
+"""Twenty steps of the demo's training on one mesh of devices, in this process or in several.
 
-As a program, one process of a run of several: python -m benchmarks.layouts TASK HOST:PORT PROCESS FILE
+As a program, one process of a run of several: python -m tests.sharding.layouts TASK HOST:PORT PROCESS FILE
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def run_in_processes(task_name: str) -> RunResults:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "run.npz")
-        command = [sys.executable, "-m", "benchmarks.layouts", task_name, address]
+        command = [sys.executable, "-m", "tests.sharding.layouts", task_name, address]
         processes = [subprocess.Popen([*command, str(i), file]) for i in range(PROCESSES)]
         try:
             if any([process.wait() for process in processes]):

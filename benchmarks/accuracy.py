@@ -28,7 +28,8 @@ SCALES = (1.0, 2.0, 4.0, 8.0)  # guidance scales, beside the config's
 def measure(*, quick: bool, runs: str) -> int:
     """Measure every claim whose run exists. Returns the exit status."""
     path = Path(runs)
-    return report("path", chain(_reader(quick), _encoders(path), _samplers(path, quick=quick), _emoji(path)))
+    claims = chain(_reader(quick), _encoders(path), _samplers(path, quick=quick), _emoji(path))
+    return report("accuracy", claims, quick=quick)
 
 
 def _reader(quick: bool) -> Iterator[Claim]:
@@ -38,7 +39,9 @@ def _reader(quick: bool) -> Iterator[Claim]:
     for name, (right, total) in readings.items():
         verb = "reads" if name in SCENE_PICTURES else "refuses"
         bound = 0.98 if name == "imperfect" else 0.999
-        yield Claim(f"the reader {verb} {name.replace('_', ' ')} pictures", right / total, bound, note=f"of {total}")
+        yield Claim(
+            f"the reader {verb} {name.replace('_', ' ')} pictures", right / total, bound, note=f"({total:,} pictures)"
+        )
 
 
 def _encoders(runs: Path) -> Iterator[Claim]:
@@ -46,11 +49,13 @@ def _encoders(runs: Path) -> Iterator[Claim]:
         results = _evaluate(runs / run)
         for name in ("text_to_image@1", "image_to_text@1"):
             yield Claim(f"{config}: {name} among {results.get('compared', 128)}", results.get(name), recall)
-        chance = f"chance {results['analogy_chance']:.2g}" if results else ""
+        chance = f"(chance {results['analogy_chance']:.2g})" if results else ""
         yield Claim(f"{config}: analogy accuracy", results.get("analogy_accuracy"), analogies, note=chance)
         for name, share in results.items():
             if name.endswith("_accuracy") and name != "analogy_accuracy":
-                note = f"of up to {results['pairs']} pairs, nearer to their caption than to one with this swapped"
+                note = (
+                    f"(of up to {results['pairs']} pairs, those nearer to their caption than to one with this swapped)"
+                )
                 yield Claim(f"{config}: {name.replace('_', ' ')}", share, note=note)
 
 
@@ -63,7 +68,7 @@ def _samplers(runs: Path, *, quick: bool) -> Iterator[Claim]:
             results = _evaluate(path, num=64 if quick else 256, guidance_scales=scales, negative_prompts=not quick)
             rows = results["scales"][f"{config_scale:g}"]
         for name, bound in bounds.items():
-            yield _share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound, small_sample=quick)
+            yield _share(f"{config}: {name.replace('_', ' ')} right", rows.get(name), bound)
         yield Claim(f"{config}: scenes that are in the training set", results.get("overlap"), 0, at_most=True)
         if results and not quick:
             unseen = _evaluate(path, split="compositions")
@@ -92,12 +97,10 @@ def _claims_without_bounds(config: str, names: Iterable[str], results: dict, com
         yield _share(f"{config}, compositions: {name.replace('_', ' ')}", compositions[name])
 
 
-def _share(text: str, row: dict | None, bound: float | None = None, *, small_sample: bool = False) -> Claim:
-    """small_sample: the claim fails only if its whole confidence interval is below the bound."""
+def _share(text: str, row: dict | None, bound: float | None = None) -> Claim:
     if row is None:
         return Claim(text, None, bound)
-    note = f"({row['low']:.3f} to {row['high']:.3f}, {row['count']} pictures)"
-    return Claim(text, row["share"], bound, at_best=row["high"] if small_sample else None, note=note)
+    return Claim(text, row["share"], bound, interval=(row["low"], row["high"]), note=f"({row['count']} images)")
 
 
 def _is_trained(run: Path) -> bool:

@@ -1,0 +1,90 @@
+"""The keys of a config: as JSON keeps them, by dotted name, and checked before JAX is imported.
+
+``keys.json`` lists every section's keys, so that a misspelt one is answered at once; `make docs` writes it from the
+code, together with the reference of config keys.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jdiff.config.construct import ConfigError, nearest
+
+KEYS_FILE = Path(__file__).with_name("keys.json")
+RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=value"
+    "train.objective": "train.task",
+    "train.task=diffusion": "train.task=text_to_image",
+    "train.hold_text": "train.freeze_text_steps",
+    "train.fixed_order": "train.deterministic_reduction",
+    "text.run": "text.init_from",
+    "vision.run": "vision.init_from",
+    "autoencoder.run": "autoencoder.init_from",
+    "text.skip": "text.clip_skip",
+    "text.reads_padding": "text.attend_to_padding",
+    "unet": "denoiser",
+    "denoiser.run": "denoiser.init_from",
+    "denoiser.reads_padding": "denoiser.attend_to_padding",
+    "denoiser.modulated": "denoiser.scale_shift_norm",
+    "encoder.biased": "encoder.use_logit_bias",
+    "optimizer.decay_to": "optimizer.final_lr_fraction",
+    "diffusion.density": "diffusion.timestep_sampling",
+    "diffusion.timestep_sampling=rising": "diffusion.timestep_sampling=linear",
+    "sample.ends_clean": "sample.final_step_to_zero",
+    "sample.offset": "sample.steps_offset",
+    "sample.rescale": "sample.guidance_rescale",
+    "sample.parallel": "sample.apg_parallel",
+    "sample.norm": "sample.apg_norm",
+    "sample.momentum": "sample.apg_momentum",
+    "sample.percentile": "sample.threshold_percentile",
+}
+
+
+def check_names(raw: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` at a section or key that no task, data source, network or optimizer has.
+
+    Does nothing once JAX is imported, as a config file does that adds entries to jdiff's tables: there ``sections`` and
+    the tasks, which check each key in its place, cost no import.
+    """
+    if "jax" in sys.modules:
+        return
+    sections = json.loads(KEYS_FILE.read_text())
+    for section, keys in raw.items():
+        if section not in sections:
+            raise ConfigError(f"config.{section} is not a section; {nearest(section, sections)}")
+        for key in keys if isinstance(keys, Mapping) else ():
+            if key not in sections[section]:
+                raise ConfigError(f"config.{section}.{key} is not a setting; {nearest(key, sections[section])}")
+
+
+def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+    """A config as JSON keeps it. Raises ``ConfigError`` at a key that was renamed."""
+    raw = json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+    for old, new in RENAMED_KEYS.items():
+        key, _, value = old.partition("=")
+        section, _, name = key.partition(".")
+        keys = raw.get(section)
+        if (
+            section in raw
+            and (not name or (isinstance(keys, dict) and name in keys))
+            and (not value or keys[name] == value)
+        ):
+            raise ConfigError(f"config.{old} is an old name; use config.{new}")
+    return raw
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a config, such as train.steps, or a parameter of a choice, which keeps its name, such as
+    diffusion.schedule.beta_end."""
+    section, *names = key.split(".")
+    keys = raw.setdefault(section, {})
+    for name in names[:-1]:
+        choice = keys.get(name, {})
+        keys[name] = {"name": choice} if isinstance(choice, str) else dict(choice)
+        keys = keys[name]
+    keys[names[-1]] = value
