@@ -39,9 +39,8 @@ def _reader(quick: bool) -> Iterator[Claim]:
     for name, (right, total) in readings.items():
         verb = "reads" if name in SCENE_PICTURES else "refuses"
         bound = 0.98 if name == "imperfect" else 0.999
-        yield Claim(
-            f"the reader {verb} {name.replace('_', ' ')} pictures", right / total, bound, note=f"({total:,} pictures)"
-        )
+        text = f"the reader {verb} {name.replace('_', ' ')} pictures"
+        yield Claim(text, right / total, bound, note=f"({total:,} pictures)")
 
 
 def _encoders(runs: Path) -> Iterator[Claim]:

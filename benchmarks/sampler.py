@@ -30,7 +30,7 @@ def _cost(run: Path, quick: bool) -> Iterator[Claim]:
     for b in (8,) if quick else (1, 8):
         for scale in (1.0, 3.0):
             settings = replace(model.settings, solver="ddim", eta=0.0, steps=20, guidance_scale=scale)
-            general, X(model, settings, b), dedicated_sampler(model, settings, b)
+            general, dedicated_program = general_sampler(model, settings, b), dedicated_sampler(model, settings, b)
             images, dedicated_images = np.asarray(general()), np.asarray(dedicated_program())
             ratios = paired_ratios(general, dedicated_program, 6 if quick else 41)
             kind = f"batch {b}, {'guided' if scale != 1 else 'unguided'}"

@@ -180,9 +180,10 @@ def section_tables() -> dict[str, dict[str, dict[str, Row]]]:
             for choice in SOURCES:
                 tables[choice] = {name: row for name, row in tables[choice].items() if name not in tables[""]}
         elif "" not in tables:
-            shared = [name for name in tables[next(iter(tables))] if all(name in table for table in tables.values())]
             first = next(iter(tables.values()))
-            common = {name: first[name] for name in shared if len({table[name] for table in tables.values()}) == 1}
+            common = {
+                name: row for name, row in first.items() if all(table.get(name) == row for table in tables.values())
+            }
             key, default = CHOICES[section]
             kinds = ", ".join(f"`{name}`" for name in tables)
             common = {key: ("str", f"`{default!r}`", f"one of {kinds}")} | common
@@ -266,11 +267,11 @@ def command_page() -> str:
     ]
     for name, summary in COMMANDS.items():
         module = __import__(f"jdiff.commands.{name}", fromlist=["USAGE"])
-        before = set(flags.FLAGS)
+        other_names = set(flags.FLAGS)
         module.define_flags()
-        defined = sorted(set(flags.FLAGS) - before)
+        flag_names = sorted(set(flags.FLAGS) - other_names)
         rows = []
-        for flag_name in defined:
+        for flag_name in flag_names:
             flag = flags.FLAGS[flag_name]
             # Those of a config's keys, and the negations that absl adds.
             if flag_name.startswith(("config.", "no")) and flag_name != "noise":
@@ -278,7 +279,7 @@ def command_page() -> str:
             default = "" if flag.default is None or flag.default == [] else f"`{flag.default}`"
             values = f" One of {', '.join(f'`{v}`' for v in flag.parser.enum_values)}." if _is_choice(flag) else ""
             rows.append(f"| `--{flag_name}` | {default} | {_plain_help(flag)}{values} |")
-        for flag_name in defined:
+        for flag_name in flag_names:
             delattr(flags.FLAGS, flag_name)
         lines += ["", f"## jdiff {name}", "", f"`jdiff {name} {module.USAGE}`: {summary}.", ""]
         lines += ["| flag | default | meaning |", "|---|---|---|", *rows]

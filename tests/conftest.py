@@ -11,13 +11,16 @@ import platform
 
 import pytest
 
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}".strip()
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
 )
+flags = os.environ.get("XLA_FLAGS", "")  # a worker inherits those of the process that started it
+os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in XLA_FLAGS if flag not in flags)]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jdiff import runtime
+from jdiff import runtime  # noqa: E402, so that it starts with these flags
 
 runtime.setup()
 
