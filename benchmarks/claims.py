@@ -103,8 +103,7 @@ def report(name: str, claims: Iterable[Claim], *, quick: bool) -> int:
     """Print each claim when it is measured, so that an interrupted run leaves its figures, and a table at the end.
 
     Writes results/NAME-DEVICE.json, of which docs/evidence/results.md is made, or, with quick, results/quick/NAME.json.
-    A claim that could not be measured this time keeps its earlier record. Returns the exit status: 1 if a claim does
-    not hold.
+    What is not measured this time keeps its earlier record. Returns the exit status: 1 if a claim does not hold.
     """
     measurements = []
     for claim in claims:
@@ -118,12 +117,9 @@ def report(name: str, claims: Iterable[Claim], *, quick: bool) -> int:
     path = RESULTS / "quick" / f"{name}.json" if quick else RESULTS / f"{name}-{device}.json"
     earlier = {row["text"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     origin = {"date": date.today().isoformat(), "environment": environment()}
-    rows = [
-        earlier[claim.text] if claim.value is None and claim.text in earlier else asdict(claim) | origin
-        for claim in measurements
-    ]
+    rows = earlier | {claim.text: asdict(claim) | origin for claim in measurements if claim.value is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
     outcomes = [claim.outcome for claim in measurements]
     if NOT_SETTLED in outcomes:
         print(f"{outcomes.count(NOT_SETTLED)} claims are not settled: their intervals span the bound, so measure more")
