@@ -89,8 +89,8 @@ def _throughput(name: str, folder: str, steps: int, rates: Sequence[float]) -> I
     ratio, *interval = ((seconds[0] + value * others) / vectorized_seconds for value in (mean, low, high))
     is_vmapped = models[1] is not sequential[1]
     text = f"{name}, {len(tasks)} learning rates, {steps} steps: throughput, of one after another"
-    times = f"{vectorized_seconds:.1f} s of {seconds[0]:.1f} + {others} x {mean:.1f}"
-    note = f"{'vmapped' if is_vmapped else 'one after another'}; {times}"
+    kind = "vmapped" if is_vmapped else "one after another, after a trial"
+    note = f"({kind}, {vectorized_seconds:.1f} s; one after another, {seconds[0]:.1f} s + {others} x {mean:.1f} s)"
     bound = MIN_VMAPPED if is_vmapped or not _on_cpu() else MIN_THROUGHPUT
     yield Claim(text, ratio, bound, interval=tuple(interval), note=note)
 

@@ -9,7 +9,7 @@ USAGE = "--config"
 
 def define_flags() -> None:
     flags.define_config()
-    flags.define_workdir("Unused; so that the arguments of train may be passed.")
+    flags.define_workdir("Ignored; accepted so that train's arguments work.")
 
 
 def run(arguments: list[str]) -> None:

@@ -142,7 +142,7 @@ class MeshSection:
 class DataSection:
     """config.data: ``source`` names an entry of data.sources.SOURCES, whose own keys are the others."""
 
-    source: str = ""  # where captioned images come from; "" for a model that came without its data
+    source: str = ""  # where captioned images come from; "" for pretrained weights without a data source
     directory: str = "data"  # of the records
     image_size: int = 32  # side of the images in pixels
     max_rejected: float = 0.05  # largest share of items that `jdiff prepare` may reject

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
@@ -70,38 +70,6 @@ class Sampler:
     weak_networks: tuple[TextTower, nn.Module] | None = None
     denoising_mse: DenoisingMse | None = None
 
-    @overload
-    def sample(
-        self,
-        prompts: Sequence[str],
-        *,
-        negative: str | Sequence[str] = ...,
-        guidance_scale: float | Sequence[float] | None = ...,
-        seed: int | Sequence[int] = ...,
-        noise: np.ndarray | None = ...,
-        settings: Settings | Sequence[Settings] | None = ...,
-        batch_size: int = ...,
-        max_rows: int = ...,
-        trajectory: Literal[False] = ...,
-        progress: Callable[[Sequence], Iterable] = ...,
-    ) -> np.ndarray: ...
-
-    @overload
-    def sample(
-        self,
-        prompts: Sequence[str],
-        *,
-        negative: str | Sequence[str] = ...,
-        guidance_scale: float | Sequence[float] | None = ...,
-        seed: int | Sequence[int] = ...,
-        noise: np.ndarray | None = ...,
-        settings: Settings | Sequence[Settings] | None = ...,
-        batch_size: int = ...,
-        max_rows: int = ...,
-        trajectory: Literal[True],
-        progress: Callable[[Sequence], Iterable] = ...,
-    ) -> tuple[np.ndarray, Trajectory]: ...
-
     def sample(
         self,
         prompts: Sequence[str],
@@ -115,7 +83,7 @@ class Sampler:
         max_rows: int = MAX_ROWS,
         trajectory: bool = False,
         progress: Callable[[Sequence], Iterable] = iter,
-    ) -> np.ndarray | tuple[np.ndarray, Trajectory]:
+    ) -> Any:  # the images, or with trajectory a pair
         """Draw an image for each prompt.
 
         One compiled program for a batch size and ``max_rows`` draws everything: all arguments are runtime data, and
