@@ -16,7 +16,7 @@ from jdiff.runtime import setup
 COMMANDS = {  # name -> what it does; jdiff/commands/NAME.py does it
     "prepare": "write captioned images to disk as records",
     "train": "train a model, or resume its training",
-    "sample": "draw images from prompts",
+    "sample": "sample images from prompts",
     "evaluate": "measure a trained model",
     "convert": "make a run from pretrained weights",
     "export": "export a sampler that needs JAX alone",

@@ -1,4 +1,4 @@
-"""jdiff sample: draw images from prompts."""
+"""jdiff sample: sample images from prompts."""
 
 from __future__ import annotations
 
