@@ -23,13 +23,18 @@ cli.main()
 """
 
 
+def user_environment():
+    """The environment of a user's process: one device instead of the tests' eight, and a wide terminal."""
+    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=8", "")
+    return os.environ | {"XLA_FLAGS": flags, "COLUMNS": "200"}
+
+
 def start(*arguments, cwd):
     """Start a command without the tests' eight fake devices. Returns the running process."""
-    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=8", "")
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=cwd,
-        env=os.environ | {"XLA_FLAGS": flags, "COLUMNS": "200"},
+        env=user_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -81,7 +81,7 @@ def measure_run(name, encoder, folder):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert (run / "samples" / f"step_{STEPS}.png").exists()
     task = directory.saved_task(run)
-    initial = task.init(task.config.train.seed)
+    initial = jax.jit(task.init)(task.config.train.seed)
     measurement = {"parameters": norms(initial), "losses": [lines[0]["loss"], lines[-1]["loss"]]}
     model = directory.load(run)
     if name.endswith("_t2i"):
