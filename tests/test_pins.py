@@ -64,6 +64,7 @@ def measure_pair(encoder, folder):
 
 
 def measure_run(name, encoder, folder):
+    jax.clear_caches()  # of the run before, for memory
     config, _ = get_config(name, "tiny")
     config.mesh.data = 2 if encoder == "demo_clip" else 1
     config.data.directory = str(folder / "data")
