@@ -24,6 +24,7 @@ from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
 from jdiff.tasks import make_task
 from jdiff.tasks.text_to_image import DENOISERS
+from tests.running import jdiff
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -145,3 +146,55 @@ def test_config_names_the_denoisers_there_are(run):
     sampler["denoiser"] = {"kind": "patch_transfomer"}
     with pytest.raises(ValueError, match=r"config.denoiser.kind .*did you mean 'patch_transformer'"):
         make_task(sampler)
+
+
+CONFIG_WITH_A_SOURCE = """
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jdiff.data.records import Example
+from jdiff.data.sources import SOURCES
+
+
+@dataclass(frozen=True)
+class Grey:
+    image_size: int = 16
+    brightness: int = 0
+    name, evaluator = "grey", "captions"
+
+    def identity(self):
+        return {"source": self.name, "brightness": self.brightness}
+
+    def splits(self):
+        return ("train",)
+
+    def examples(self, split):
+        yield Example("0", np.full((16, 16, 3), self.brightness, np.uint8), ("a grey square",), {})
+
+
+SOURCES["grey"] = Grey
+
+
+def get_config():
+    tower = dict(width=16, layers=1, heads=1, embed_dim=16)
+    return ConfigDict(
+        dict(
+            data=dict(source="grey", image_size=16, brightness=7),
+            tokenizer=dict(context_length=8, vocab_size=300),
+            text=tower,
+            vision=tower | dict(patch_size=8),
+            train=dict(task="contrastive", batch_size=1, steps=1),
+        )
+    )
+"""
+
+
+def test_config_file_may_add_a_source_with_keys_of_its_own(tmp_path):
+    """Such a file does not import JAX; a key that neither the source nor jdiff has is still refused."""
+    (tmp_path / "grey.py").write_text(CONFIG_WITH_A_SOURCE)
+    jdiff("prepare", "--config=grey.py", cwd=tmp_path)
+    assert any(path.is_file() for path in (tmp_path / "data").rglob("*array_record*"))
+    process = jdiff("prepare", "--config=grey.py", "--config.data.brightnes=7", cwd=tmp_path, check=False)
+    assert process.returncode == 2 and "config.data.brightnes" in process.stderr

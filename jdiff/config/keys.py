@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jdiff.config.construct import ConfigError, nearest
 
+TABLES = {"jax", "jdiff.data.sources"}  # the table of sources, and what the modules of all other tables import
 KEYS_FILE = Path(__file__).with_name("keys.json")
 RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=value"
     "train.objective": "train.task",
@@ -46,12 +47,12 @@ RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=valu
 
 
 def check_names(raw: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` at a section or key that no task, data source, network or optimizer has.
+    """Raise ``ConfigError`` at a section or key that no task, data source, network or optimizer of jdiff has.
 
-    Does nothing once JAX is imported, as a config file does that adds entries to jdiff's tables: there ``sections`` and
-    the tasks, which check each key in its place, cost no import.
+    Does nothing where a config file has imported one of jdiff's tables, to which it may have added an entry with keys
+    of its own: ``sections`` and the tasks check every key again, in its place.
     """
-    if "jax" in sys.modules:
+    if not TABLES.isdisjoint(sys.modules):
         return
     sections = json.loads(KEYS_FILE.read_text())
     for section, keys in raw.items():
