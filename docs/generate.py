@@ -16,6 +16,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -266,15 +267,14 @@ def command_page() -> str:
         *(f"| [{name}](#jdiff-{name}) | {summary} |" for name, summary in COMMANDS.items()),
     ]
     for name, summary in COMMANDS.items():
-        module = __import__(f"jdiff.commands.{name}", fromlist=["USAGE"])
+        module = import_module(f"jdiff.commands.{name}")
         other_names = set(flags.FLAGS)
         module.define_flags()
         flag_names = sorted(set(flags.FLAGS) - other_names)
         rows = []
         for flag_name in flag_names:
             flag = flags.FLAGS[flag_name]
-            # Those of a config's keys, and the negations that absl adds.
-            if flag_name.startswith(("config.", "no")) and flag_name != "noise":
+            if flag_name.startswith("config."):  # a config's keys have their own page
                 continue
             default = "" if flag.default is None or flag.default == [] else f"`{flag.default}`"
             values = f" One of {', '.join(f'`{v}`' for v in flag.parser.enum_values)}." if _is_choice(flag) else ""

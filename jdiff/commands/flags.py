@@ -179,12 +179,13 @@ def parse(command: str, arguments: list[str]) -> list[str]:
         raise UsageError(lines[-1].split("Error: ", 1)[-1]) from error
     except (AttributeError, KeyError, TypeError) as error:
         overrides = [a.split("=", 1)[0] for a in arguments if a.startswith("--config.")]
-        _refuse_unknown(overrides)
-        raise UsageError(f"one of {', '.join(overrides)} is not a key of the config: {error}") from error
+        for override in overrides:
+            section, _, key = override.removeprefix("--config.").partition(".")
+            _check_names({section: {key: None}})
+        reason = str(error).replace("\\n", " ").strip("'\" ")
+        raise UsageError(f"one of {', '.join(overrides)} is not a key of the config: {reason}") from error
     if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-        from jdiff.config.keys import check_names
-
-        check_names(config())
+        _check_names(config())
     return rest
 
 
@@ -197,15 +198,11 @@ def _parameter(argument: str) -> tuple[str, Any]:
         return key, text
 
 
-def _refuse_unknown(overrides: list[str]) -> None:
-    """Raise ``UsageError`` at a key whose section was renamed, or ``ConfigError`` at one that no config has."""
-    from jdiff.config.keys import RENAMED_KEYS, check_names
+def _check_names(raw: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` at a key that was renamed, or that no config has."""
+    from jdiff.config.keys import check_names, plain
 
-    for override in overrides:
-        section, _, key = override.removeprefix("--config.").partition(".")
-        if section in RENAMED_KEYS:
-            raise UsageError(f"{override}: config.{section} is an old name; use config.{RENAMED_KEYS[section]}")
-        check_names({section: {key.partition(".")[0]: None}})
+    check_names(plain(raw))
 
 
 PARAMETER = re.compile(r"--config\.\w+\.\w+\.\w[\w.]*=")

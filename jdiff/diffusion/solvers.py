@@ -72,9 +72,8 @@ def ddpm(grid: Grid, *, variance: str = "small", denoising_mse: Callable | None 
         if cleaner.sigma > 0:
             noise = large if variance == "large" else small
             if variance == "analytic":
-                if denoising_mse is None:
-                    raise ValueError("variance is 'analytic', which needs denoising_mse")
-                noise = small + x0_coef**2 * float(denoising_mse(level))
+                # ``Settings.tableau`` refuses an analytic variance without its denoising error.
+                noise = small + x0_coef**2 * float(denoising_mse(level))  # pyright: ignore[reportOptionalCall]
             row.noise_coef = np.sqrt(noise)
             row.noise_range = np.log(large / small) / 2 if variance == "learned" else 0.0
         rows.append(row)

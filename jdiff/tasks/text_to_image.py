@@ -100,8 +100,9 @@ class DiffusionObjective:
 
 def traced_schedule(schedule: Schedule, hparams: TracedHyperparameters) -> Schedule:
     """The schedule, with its table where that is passed to the compiled step."""
-    if hparams.schedule_table is None or not isinstance(schedule, Discrete):
+    if hparams.schedule_table is None:
         return schedule
+    assert isinstance(schedule, Discrete)  # ``trace_diffusion`` traces no other's table
     return schedule.with_traced_table(hparams.schedule_table)
 
 

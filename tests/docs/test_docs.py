@@ -17,7 +17,7 @@ from jdiff.commands.flags import shipped_configs
 from jdiff.config.keys import KEYS_FILE
 from tests.docs.pages import GENERATED_PAGES, PAGES, ROOT, anchors, blocks, links, page_id, prose, shell_commands
 from tests.interop import toys
-from tests.running import run_in_process, user_environment
+from tests.running import jdiff, run_in_process, user_environment
 
 COMMAND_FLAGS = set(re.findall(r"`--(\w+)`", (ROOT / "docs/reference/commands.md").read_text()))
 # Flags of launchers, of tests and of third-party programs that pages name.
@@ -151,8 +151,9 @@ def tiny_command(words):
 
 def run(folder, words):
     if words[0] == "jdiff":
-        words = [sys.executable, "-c", "from jdiff.cli import main; main()", *tiny_command(words[1:])]
-    elif words[0] == "python":
+        jdiff(*tiny_command(words[1:]), cwd=folder)
+        return
+    if words[0] == "python":
         words = [sys.executable, *words[1:]]
     process = subprocess.run(words, cwd=folder, env=user_environment(), capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, f"{' '.join(words)}\n{process.stdout[-2000:]}{process.stderr[-2000:]}"
