@@ -33,10 +33,10 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 test-all: setup
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 test-slurm: setup
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null

@@ -1,4 +1,4 @@
-"""Runs commands as processes, and fails if one imports TensorFlow or torch."""
+"""Runs commands, as processes, which fail if they import TensorFlow or torch, or faster in this process."""
 
 import contextlib
 import io
@@ -55,14 +55,16 @@ def jdiff(*arguments, cwd, check=True):
     return result
 
 
-def run_in_process(*arguments, cwd):
-    """Run a command in this process. Returns its exit status and its stderr.
+def run_in_process(*arguments, cwd, check=True):
+    """Run a command in this process, which has imported JAX and compiled programs already. Returns as ``jdiff`` does.
 
     absl's flags are global, so those that the command defines are removed again.
     """
-    is_parsed, flag_names, errors = flags.FLAGS.is_parsed(), set(flags.FLAGS), io.StringIO()
+    is_parsed, flag_names = flags.FLAGS.is_parsed(), set(flags.FLAGS)
+    output, errors, status = io.StringIO(), io.StringIO(), 0
     with (
         contextlib.chdir(cwd),
+        contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
         patch.object(sys, "argv", ["jdiff", *arguments]),
         warnings.catch_warnings(),
@@ -70,7 +72,6 @@ def run_in_process(*arguments, cwd):
         warnings.simplefilter("ignore")  # of ml_collections; the tests turn warnings into errors
         try:
             cli.main()
-            status = 0
         except SystemExit as error:
             status = error.code
         finally:
@@ -81,7 +82,9 @@ def run_in_process(*arguments, cwd):
             flags.FLAGS.unparse_flags()
             if is_parsed:
                 flags.FLAGS.mark_as_parsed()
-    return status, errors.getvalue()
+    result = subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
+    assert not check or status == 0, result.stdout + result.stderr
+    return result
 
 
 def start_distributed(*arguments, cwd, process_arguments=((), ())):

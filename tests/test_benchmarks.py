@@ -130,6 +130,6 @@ def test_gpu_check_steps_of_full_size_are_lowered_for_an_accelerator(name, devic
     kernel = attention.kernel
     monkeypatch.setattr(attention, "kernel", lambda _, fallback, mesh=None: kernel(device, fallback, mesh))
     full = gpu_check.config(name, full=True, batch_size=8)
-    task, _ = gpu_check.task_and_examples(full | {"tokenizer": {"context_length": 77}, "mesh": {"data": 1}})
+    task, _ = gpu_check.task_and_examples(full | {"tokenizer": {"context_length": 77}})
     program = gpu_check.trace_step(task).lower(lowering_platforms=(platform,)).as_text()
     assert Counter(re.findall(r"custom_call @([\w$]+)", program)) == calls

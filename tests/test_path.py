@@ -1,4 +1,7 @@
-"""The commands as a user runs them, without TensorFlow and torch: two training steps of each model, then images."""
+"""The commands as a user runs them, without TensorFlow and torch: two training steps of each model, then images.
+
+Each command runs once or more as a process of its own; others, where it does not matter, in this one.
+"""
 
 import csv
 import dataclasses
@@ -66,8 +69,8 @@ def test_a_run_is_a_directory(folder):
 
 
 def test_finished_commands_do_nothing_when_rerun(folder):
-    assert "prepared already" in jdiff("prepare", "--config=demo_clip:tiny", cwd=folder).stdout
-    assert "has all its 2 steps already" in jdiff(*TRAIN_ENCODER, cwd=folder).stdout
+    assert "prepared already" in run_in_process("prepare", "--config=demo_clip:tiny", cwd=folder).stdout
+    assert "has all its 2 steps already" in run_in_process(*TRAIN_ENCODER, cwd=folder).stdout
 
 
 SWEEP_OF_SAMPLING = """
@@ -84,11 +87,11 @@ def sweep():
 def test_a_sweep_of_sampling_gives_the_same_results_with_one_job_and_two(folder):
     """Also writes images for each cell."""
     (folder / "drawn.py").write_text(SWEEP_OF_SAMPLING)
-    commands = jdiff("sweep", "drawn.py", "--workdir=apart", "--dry_run", cwd=folder).stdout.splitlines()
+    commands = run_in_process("sweep", "drawn.py", "--workdir=apart", "--dry_run", cwd=folder).stdout.splitlines()
     assert commands[1].endswith("sample PROMPT --workdir=runs/shapes --eta=1.0")
     assert commands[5].endswith("sample PROMPT --workdir=runs/shapes --ema=none")
     for jobs, name in ((2, "apart"), (1, "together")):
-        output = jdiff("sweep", "drawn.py", f"--workdir={name}", f"--jobs={jobs}", cwd=folder).stdout
+        output = run_in_process("sweep", "drawn.py", f"--workdir={name}", f"--jobs={jobs}", cwd=folder).stdout
         assert len(re.findall(": done after", output)) == jobs
         assert len(list((folder / name / "pictures").glob("*.png"))) == 6
     results = [(folder / name / "results.csv").read_text() for name in ("apart", "together")]
@@ -111,7 +114,7 @@ def test_a_sweep_refuses_an_unfinished_or_third_party_run(folder):
         ("third_party", "not a run of jdiff"),
     ):
         (folder / "wrong.py").write_text(SWEEP_OF_SAMPLING.replace("runs/shapes", run))
-        process = jdiff("sweep", "wrong.py", "--workdir=wrong", cwd=folder, check=False)
+        process = run_in_process("sweep", "wrong.py", "--workdir=wrong", cwd=folder, check=False)
         assert process.returncode == 2 and message in process.stderr, process.stderr
         assert not (folder / "wrong").exists()
 
@@ -120,19 +123,19 @@ def test_a_dry_run_of_a_sweep_prints_evaluate_for_an_encoder(folder):
     text = SWEEP_OF_SAMPLING.replace("runs/shapes", "runs/shapes_clip").replace("prompt_accuracy", "text_to_image@1")
     variants = 'product(grid({"measure.ema": ("none",)}))'
     (folder / "measured.py").write_text(re.sub("product\\(seeds.*", variants, text))
-    commands = jdiff("sweep", "measured.py", "--workdir=measured", "--dry_run", cwd=folder).stdout.splitlines()
+    commands = run_in_process("sweep", "measured.py", "--workdir=measured", "--dry_run", cwd=folder).stdout.splitlines()
     assert commands == ["jdiff evaluate --workdir=runs/shapes_clip --ema=none"]
 
 
 def test_an_image_is_reproduced_from_its_json(folder):
     prompts = ("a red circle", "a blue square", "a green star")
     common = ("sample", "--workdir=runs/shapes", "--guidance_scale=3", "--seed=5")
-    jdiff(*common, *prompts, "--trajectory", "--out=three", cwd=folder)
+    run_in_process(*common, *prompts, "--trajectory", "--out=three", cwd=folder)
     settings = json.loads((folder / "three" / "000002.json").read_text())
     assert settings["prompt"] == prompts[2]
     assert settings["seed"] == 7
     same_run = ("sample", f"--workdir={settings['workdir']}", f"--guidance_scale={settings['guidance_scale']}")
-    jdiff(*same_run, f"--seed={settings['seed']}", settings["prompt"], "--out=one", cwd=folder)
+    run_in_process(*same_run, f"--seed={settings['seed']}", settings["prompt"], "--out=one", cwd=folder)
     first, second = (
         np.asarray(Image.open(folder / name)).astype(int) for name in ("three/000002.png", "one/000000.png")
     )
@@ -156,12 +159,12 @@ def test_sampling_draws_only_missing_images(folder):
     assert "drawing 5 of 5" in jdiff(*command, cwd=folder).stdout
     image = (folder / "many" / "000004.png").read_bytes()
     (folder / "many" / "000003.png").unlink()
-    assert "drawing 1 of 5" in jdiff(*command, cwd=folder).stdout
+    assert "drawing 1 of 5" in run_in_process(*command, cwd=folder).stdout
     assert (folder / "many" / "000004.png").read_bytes() == image
     assert json.loads((folder / "many" / "000003.json").read_text())["prompt"] == "a blue ring"
     (folder / "many" / "000002.json").write_text('{"prompt": "a')  # truncated by a kill
-    assert "drawing 1 of 5" in jdiff(*command, cwd=folder).stdout
-    assert "drawing 5 of 5" in jdiff(*command, "--trajectory", cwd=folder).stdout
+    assert "drawing 1 of 5" in run_in_process(*command, cwd=folder).stdout
+    assert "drawing 5 of 5" in run_in_process(*command, "--trajectory", cwd=folder).stdout
     assert json.loads((folder / "many" / "000003_strip.json").read_text())["prompt"] == "a blue ring"
 
 
@@ -181,7 +184,7 @@ def test_evaluate_writes_results_and_reuses_them(folder, run):
     (line,) = filter(is_evaluation, log_lines(folder / "runs" / run))
     log = {name.removeprefix("evaluation/"): value for name, value in line.items() if name != "step"}
     assert log == {name: shares[name] for name in log} and len(log) > 3
-    assert "measured already" in jdiff("evaluate", f"--workdir=runs/{run}", "--num=8", cwd=folder).stdout
+    assert "measured already" in run_in_process("evaluate", f"--workdir=runs/{run}", "--num=8", cwd=folder).stdout
 
 
 def test_denoising_mse_of_a_silent_network_is_the_mean_square_of_images(folder):
@@ -197,15 +200,15 @@ def test_denoising_mse_of_a_silent_network_is_the_mean_square_of_images(folder):
     logsnr_and_variance = measure_denoising_mse(zero_snr_sampler, images, ["a red circle"] * 4, levels=5, batch_size=3)
     assert np.isfinite(logsnr_and_variance).all()
     np.testing.assert_allclose(logsnr_and_variance[1], variance[0], rtol=1e-4)
-    jdiff("evaluate", "--workdir=runs/shapes", "--num=8", cwd=folder)
+    run_in_process("evaluate", "--workdir=runs/shapes", "--num=8", cwd=folder)
     command = ("sample", "runs/shapes", "a red circle", "--solver=ddpm", "--steps=3", "--variance=analytic")
-    jdiff(*command, "--out=analytic", cwd=folder)
+    run_in_process(*command, "--out=analytic", cwd=folder)
     assert json.loads((folder / "analytic" / "000000.json").read_text())["variance"] == "analytic"
 
 
 def test_negative_prompts_are_measured_on_request(folder):
     common = ("evaluate", "--workdir=runs/shapes", "--split=compositions", "--num=4")
-    assert "as the negative prompt" in jdiff(*common, "--negative_prompts", cwd=folder).stdout
+    assert "as the negative prompt" in run_in_process(*common, "--negative_prompts", cwd=folder).stdout
     results = json.loads((folder / "runs" / "shapes" / "evaluation" / "compositions" / "results.json").read_text())
     assert results["negatives"].keys() == {"colour", "blur"}
 
@@ -266,7 +269,7 @@ def test_an_exported_sampler_draws_with_jax_alone(folder):
     command = [sys.executable, "-c", WITHOUT_JDIFF, "alone/draw.py", *prompts, *options]
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    jdiff("sample", "runs/shapes", *prompts, *settings, *options[:2], "--out=from_run", cwd=folder)
+    run_in_process("sample", "runs/shapes", *prompts, *settings, *options[:2], "--out=from_run", cwd=folder)
     for i in range(3):
         image, exported_image = (Image.open(folder / name / f"{i:06d}.png") for name in ("from_run", "from_alone"))
         # The run's program has a thousand rows, and may round differently.
@@ -305,12 +308,12 @@ def test_autoguidance_by_the_model_itself_changes_nothing(folder):
         sampler.with_autoguidance(dataclasses.replace(sampler, schedule=make("linear", sampler.schedule.timesteps)))
     with pytest.raises(ValueError, match="negative prompts"):
         sampler.with_autoguidance(weaker).sample(["a red circle"], negative="blur", **options)
-    jdiff("sample", "runs/shapes", "a red circle", "--autoguidance=runs/shapes", "--out=guided", cwd=folder)
+    run_in_process("sample", "runs/shapes", "a red circle", "--autoguidance=runs/shapes", "--out=guided", cwd=folder)
     assert json.loads((folder / "guided" / "000000.json").read_text())["autoguidance"] == "runs/shapes"
 
 
 def test_forward_figure(folder):
-    jdiff("figures", "forward", "--out=figures", cwd=folder)
+    run_in_process("figures", "forward", "--out=figures", cwd=folder)
     picture = np.asarray(Image.open(folder / "figures" / "forward.png")).astype(float)
     clean, half, noise = (panel[:, :128] for panel in np.split(picture[2:-2, 2:], 3, axis=1))
     scene = Scene((Thing("star", "red", "large"),), place="centre")
@@ -326,7 +329,7 @@ def test_forward_figure(folder):
 
 
 def test_spiral_figure(folder):
-    output = jdiff("figures", "spiral", "--config=spiral:tiny", "--out=figures", cwd=folder).stdout
+    output = run_in_process("figures", "spiral", "--config=spiral:tiny", "--out=figures", cwd=folder).stdout
     assert "DDPM without its noise" in output
     for name in ("spiral_field", "spiral_samples"):
         assert np.asarray(Image.open(folder / "figures" / f"{name}.png")).std() > 10
@@ -454,10 +457,10 @@ def modification_times(folder):
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_a_mistake_exits_with_2_and_one_line_and_writes_nothing(folder, arguments):
     files = modification_times(folder)
-    status, errors = run_in_process(*arguments, cwd=folder)
-    assert status == 2
-    assert BAD[arguments] in errors
-    assert len(errors.strip().splitlines()) == 1
+    result = run_in_process(*arguments, cwd=folder, check=False)
+    assert result.returncode == 2
+    assert BAD[arguments] in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
     assert files == modification_times(folder)
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from jdiff.runs import directory
 from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
 from jdiff.tasks import make_task
+from jdiff.tasks.text_to_image import TextToImage
 from tests.interop import toys
 
 CONFIGS = shipped_configs()
@@ -77,7 +79,8 @@ def measure_run(name, encoder, folder):
     config.train.update(steps=STEPS, log_every=1, save_every=STEPS, sample_every=STEPS)
     prepare(make_task(config))
     run = folder / name
-    train(make_task(config), str(run))
+    with patch.object(TextToImage, "preview_num", 2):  # one sampling program for previews, image and evaluation
+        train(make_task(config), str(run))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert (run / "samples" / f"step_{STEPS}.png").exists()
@@ -86,7 +89,7 @@ def measure_run(name, encoder, folder):
     measurement = {"parameters": norms(initial), "losses": [lines[0]["loss"], lines[-1]["loss"]]}
     model = directory.load(run)
     if name.endswith("_t2i"):
-        measurement["image"] = model.sample(["a red circle"], guidance_scale=2, seed=0)[0]
+        measurement["image"] = model.sample(["a red circle", "a blue square"], guidance_scale=2, seed=0)[0]
     else:
         measurement["embedding"] = np.asarray(model.embed_texts(["a red circle"]))[0]
     if config.data.source != "shapes":  # whose evaluation tests/test_path.py runs

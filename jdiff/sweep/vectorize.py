@@ -43,6 +43,7 @@ def stack_hparams(tasks: Sequence[AnyTask]) -> TracedHyperparameters:
     return jax.tree.map(lambda *values: jnp.stack([jnp.asarray(value) for value in values]), *rows)
 
 
+@jax.jit
 def unstack(tree: Any, i: int) -> Any:
     """Run i of arrays (runs, ...)."""
     return jax.tree.map(lambda leaf: leaf[i], tree)

@@ -1,11 +1,12 @@
 """Batches: resumable from a step number with any number of hosts; every epoch shows every record once."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
-from jdiff.data.pipeline import Batches
+from jdiff.data.pipeline import PREFETCH_BATCHES, Batches
 from jdiff.data.tokenizer import train_tokenizer
 
 WORDS = [f"picture {i}" for i in range(20)]
@@ -86,3 +87,21 @@ def test_two_hosts_share_the_batch_of_one():
             assert equal(local_batch, {name: all_rows[rows] for name, all_rows in batch.items()})
     (resumed_batch,) = batches(1, local_shards=(3,), num_shards=4, start_step=2)
     assert equal(resumed_batch, {name: rows[6:] for name, rows in global_batches[2].items()})
+
+
+def test_few_batches_are_read_ahead():
+    """As many as are kept, and one in each thread, so that memory is bounded."""
+    reads, lengths = [], [-1]
+
+    class LoggedRows(Rows):
+        def __getitem__(self, i):
+            reads.append(i)
+            return super().__getitem__(i)
+
+    iterator = Batches(LoggedRows(), TOKENIZER, batch_size=8, seed=3)
+    next(iterator)
+    while lengths[-1] < len(reads):
+        lengths.append(len(reads))
+        time.sleep(0.3)
+    iterator.close()
+    assert 8 < len(reads) <= 8 * (2 * PREFETCH_BATCHES + 1)

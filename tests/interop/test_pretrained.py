@@ -21,7 +21,7 @@ from jdiff.runs import directory
 from jdiff.runs.init_from import load_params, resolve_init_from
 from jdiff.tasks import make_task
 from tests.interop import toys
-from tests.running import jdiff
+from tests.running import jdiff, run_in_process
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -153,7 +153,7 @@ USER_MISTAKES = {
 
 @pytest.mark.parametrize("arguments", USER_MISTAKES, ids=" ".join)
 def test_a_mistake_gives_one_sentence(arguments, models):
-    process = jdiff(*arguments, cwd=models[0], check=False)
+    process = run_in_process(*arguments, cwd=models[0], check=False)
     assert process.returncode == 2
     assert USER_MISTAKES[arguments] in process.stderr and "Traceback" not in process.stderr
     assert not (models[0] / "x").exists()

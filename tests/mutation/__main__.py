@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
@@ -21,8 +20,8 @@ def main(names):
     mutants = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     table = Table("mutant", "function", "source", "killed by", title="Wrong formulas, and the tests that detect them")
     survivors = 0
-    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, outcome in zip(mutants, pool.map(lambda mutant: runner.run(mutant, cache), mutants)):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, outcome in zip(mutants, pool.map(runner.run, mutants)):
             verdict = outcome.test if outcome.is_killed else f"SURVIVES: {outcome.test} {outcome.message}".strip()
             print(f"{mutant.name}: {verdict}", flush=True)
             table.add_row(mutant.name, f"{mutant.module}.{mutant.attribute}", mutant.source, verdict)

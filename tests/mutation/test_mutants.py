@@ -28,6 +28,6 @@ def test_mutant_takes_the_arguments_of_its_function(mutant):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_killed_by_an_assertion_about_finite_values(mutant, tmp_path_factory):
-    outcome = runner.run(mutant, str(tmp_path_factory.getbasetemp() / "compiled"))
+def test_mutant_is_killed_by_an_assertion_about_finite_values(mutant):
+    outcome = runner.run(mutant)
     assert outcome.is_killed, outcome

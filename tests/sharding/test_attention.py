@@ -1,7 +1,5 @@
 """Fused attention by platform: what each kernel supports, and the flash kernel, interpreted, against the formula."""
 
-import re
-from collections import Counter
 from functools import partial
 from typing import NamedTuple
 
@@ -9,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 
 from jdiff.models.attention import dot_product
 from jdiff.sharding import attention
 from jdiff.sharding import mesh as meshes
-from jdiff.tasks import make_task
 from jdiff.tasks import task as task_module
-from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION, Words, make
+from tests.sharding.test_sharding import CONTRASTIVE, DIFFUSION, make
 
 
 class Device(NamedTuple):
@@ -98,61 +94,6 @@ def test_padding_to_even_lengths_does_not_change_the_output(n, m, masked, monkey
     output = attention.kernel(HOPPER, dot_product)(*inputs, mask=mask, causal=n == m)
     assert output.shape == expected.shape
     np.testing.assert_allclose(output.astype(np.float32), expected.astype(np.float32), atol=0.02)
-
-
-TOWER = {"layers": 12, "embed_dim": 512, "dtype": "bfloat16"}
-FULL_SIZE = {
-    "tokenizer": {"context_length": 77},
-    "text": TOWER | {"width": 512, "heads": 8, "activation": "gelu", "causal": False},
-    "mesh": {"data": 1},
-}
-CLIP_B16 = FULL_SIZE | {
-    "data": {"image_size": 224},
-    "vision": TOWER | {"width": 768, "heads": 12, "patch_size": 16},
-    "train": {"task": "contrastive", "batch_size": 8, "steps": 100},
-}
-UNET_300M = FULL_SIZE | {
-    "data": {"image_size": 64},
-    "denoiser": {
-        "channels": (192, 384, 576, 768),
-        "attention": (False, False, True, True),
-        "heads": (3, 6, 9, 12),
-        "pooled": True,
-        "scale_shift_norm": True,
-        "dtype": "bfloat16",
-    },
-    "train": {"task": "text_to_image", "batch_size": 8, "steps": 100},
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "device", "platform", "calls"),
-    [
-        (CLIP_B16, HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 24, "__cudnn$fmhaSoftmaxBackward": 24}),
-        (UNET_300M, HOPPER, "cuda", {"__cudnn$fmhaSoftmax": 34, "__cudnn$fmhaSoftmaxBackward": 22}),
-        (UNET_300M, TPU, "tpu", {"tpu_custom_call": 3}),
-    ],
-    ids=["CLIP, GPU", "U-Net, GPU", "U-Net, TPU"],
-)
-def test_steps_of_full_size_are_lowered_for_an_accelerator(config, device, platform, calls, monkeypatch):
-    """CLIP B/16 and a U-Net of 300 M parameters with 77 tokens, lowered to the custom calls of the kernels: 12 layers
-    of each tower; 11 of self-attention and 11 of the text, which is not trained. JAX's checks of the GPU pass."""
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda minimum: float(minimum) <= 9.0)
-    monkeypatch.setattr(
-        fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: capability == "9.0"
-    )
-    kernel = attention.kernel
-    monkeypatch.setattr(attention, "kernel", lambda _, fallback, mesh=None: kernel(device, fallback, mesh))
-    task = make_task(config).with_tokenizer(Words(77))
-    mesh, side = task.config.mesh.make(), task.image_size
-    shapes = {"image": ((8, side, side, 3), np.uint8), "tokens": ((8, 77), np.int32), "mask": ((8, 77), bool)}
-    shapes["index"] = (8,), np.int32
-    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    step = task.compiled_step(mesh)
-    traced_step = step.func.trace(*step.args, task.state_like(mesh), batch)
-    program = traced_step.lower(lowering_platforms=(platform,)).as_text()
-    assert Counter(re.findall(r"custom_call @([\w$]+)", program)) == calls
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
 from jdiff.tasks import make_task
 from jdiff.training.state import TrainState
+from tests.trees import relative_distance
 
 ONE_DEVICE = {"data": 1}
 LAYOUTS = ({"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 2})
@@ -75,11 +76,6 @@ def trained(config, layout, steps=3, **train_keys):
         state, metrics = step(state, meshes.place_batch(mesh, batch(i)))
         losses.append(float(metrics["loss"].compute()))
     return losses, state
-
-
-def relative_distance(a, b):
-    """The norm of the difference of two trees, relative to the norm of the second."""
-    return float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), a, b)) / optax.tree.norm(b))
 
 
 @cache

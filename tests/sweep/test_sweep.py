@@ -18,7 +18,7 @@ from jdiff.config.construct import ConfigError
 from jdiff.sweep import chain, grid, pool, product, report, seeds, statistics, zipped
 from jdiff.sweep.cells import read_sweep
 from jdiff.sweep.store import Store
-from tests.running import jdiff, start
+from tests.running import jdiff, run_in_process, start
 
 SPIRAL = """
 from jdiff.sweep import grid, product, seeds
@@ -192,7 +192,7 @@ def test_failed_run_is_reported_and_retried_on_request(tmp_path):
     text = SPIRAL.replace("spiral:tiny", "demo_clip:tiny").replace('"sample.eta": (0.0, 1.0)', AXIS)
     write_sweep(tmp_path, text.replace("mean_distance", "loss").replace("seeds(3)", "seeds(1)"))
     for flags, num_runs in (((), 2), ((), 0), (("--retry",), 1)):
-        process = jdiff("sweep", "some.py", "--workdir=out", *flags, cwd=tmp_path, check=False)
+        process = run_in_process("sweep", "some.py", "--workdir=out", *flags, cwd=tmp_path, check=False)
         assert process.returncode == 1
         assert f"2 runs, {num_runs} runs to do" in process.stdout
         assert "1 of 2 runs failed" in process.stderr
@@ -208,7 +208,7 @@ AXIS = '"optimizer.learning_rate": (1e-3, 1e30), "train.steps": (4,)'
 
 def test_dry_run_prints_a_command_for_each_cell(tmp_path):
     write_sweep(tmp_path, SPIRAL)
-    lines = jdiff("sweep", "some.py", "--workdir=out", "--dry_run", cwd=tmp_path).stdout.splitlines()
+    lines = run_in_process("sweep", "some.py", "--workdir=out", "--dry_run", cwd=tmp_path).stdout.splitlines()
     assert len(lines) == 6
     assert lines[1] == "jdiff figures spiral --config=spiral:tiny --config.train.seed=0 --config.sample.eta=1.0"
     assert not (tmp_path / "out").exists()
@@ -216,17 +216,17 @@ def test_dry_run_prints_a_command_for_each_cell(tmp_path):
 
 def test_dry_run_command_of_a_choice_with_parameters_can_be_run(tmp_path):
     write_sweep(tmp_path, CAPS.replace("seeds(3)", "seeds(1)"))
-    line = jdiff("sweep", "some.py", "--workdir=out", "--dry_run", cwd=tmp_path).stdout.splitlines()[1]
+    line = run_in_process("sweep", "some.py", "--workdir=out", "--dry_run", cwd=tmp_path).stdout.splitlines()[1]
     assert line.endswith("--config.diffusion.weighting=min_snr --config.diffusion.weighting.cap=9.0")
     command, wrong = line.split()[1:], line.replace("cap", "cup").split()[1:]
-    assert "wrote" in jdiff(*command, cwd=tmp_path).stdout
-    process = jdiff(*wrong, cwd=tmp_path, check=False)
+    assert "wrote" in run_in_process(*command, cwd=tmp_path).stdout
+    process = run_in_process(*wrong, cwd=tmp_path, check=False)
     assert process.returncode == 2 and "config.diffusion.weighting.cup is not a setting" in process.stderr
 
 
 def test_run_index_passed_twice_is_done_once(tmp_path):
     write_sweep(tmp_path, SPIRAL)
-    jdiff("sweep", "some.py", "--workdir=out", "--runs=1,1", cwd=tmp_path)
+    run_in_process("sweep", "some.py", "--workdir=out", "--runs=1,1", cwd=tmp_path)
     assert num_saved_cells(tmp_path / "out") == 2
 
 
@@ -234,7 +234,7 @@ def test_missing_split_is_refused_before_training(tmp_path):
     axis = '"optimizer.learning_rate": (1e-3, 2e-3)'
     text = SPIRAL.replace("spiral:tiny", "demo_clip:tiny").replace('"sample.eta": (0.0, 1.0)', axis)
     write_sweep(tmp_path, text.replace("num=50", 'num=50, split="validation"'))
-    process = jdiff("sweep", "some.py", "--workdir=out", cwd=tmp_path, check=False)
+    process = run_in_process("sweep", "some.py", "--workdir=out", cwd=tmp_path, check=False)
     assert process.returncode == 2 and "measure.split of some is validation; known are" in process.stderr, (
         process.stderr
     )
@@ -243,7 +243,7 @@ def test_missing_split_is_refused_before_training(tmp_path):
 
 def test_vmapped_runs_are_divided_among_gpus(tmp_path):
     write_sweep(tmp_path, SPIRAL.replace("seeds(3)", "seeds(4)"))
-    process = jdiff("sweep", "some.py", "--workdir=out", "--gpus=0,1", cwd=tmp_path)
+    process = run_in_process("sweep", "some.py", "--workdir=out", "--gpus=0,1", cwd=tmp_path)
     assert len(re.findall(r"and 1 more: done after", process.stdout)) == 2
     assert num_saved_cells(tmp_path / "out") == 8
 
@@ -254,7 +254,7 @@ def test_each_ema_of_a_run_equals_that_of_a_run_with_it_alone(tmp_path):
     distances = {}
     for name, axes in (("two", two_emas), ("one", one_ema)):
         write_sweep(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', axes).replace("seeds(3)", "seeds(2)"))
-        assert "2 runs to do" in jdiff("sweep", "some.py", f"--workdir={name}", cwd=tmp_path).stdout
+        assert "2 runs to do" in run_in_process("sweep", "some.py", f"--workdir={name}", cwd=tmp_path).stdout
         rows = csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines())
         distances[name] = {
             (row["train.seed"], row.get("measure.ema", "0.9")): float(row["mean_distance"]) for row in rows
@@ -370,7 +370,7 @@ def test_unmeasured_reference_is_reported(tmp_path):
 
 def test_diverged_points_are_a_failure(tmp_path):
     write_sweep(tmp_path, SPIRAL.replace('"sample.eta": (0.0, 1.0)', AXIS).replace("seeds(3)", "seeds(1)"))
-    process = jdiff("sweep", "some.py", "--workdir=out", cwd=tmp_path, check=False)
+    process = run_in_process("sweep", "some.py", "--workdir=out", cwd=tmp_path, check=False)
     assert process.returncode == 1 and "failed, the samples are not finite" in process.stdout
     assert num_saved_cells(tmp_path / "out") == 1
 
