@@ -72,6 +72,7 @@ def measure_run(name, encoder, folder):
     config.data.directory = str(folder / "data")
     if config.data.source == "folder":
         config.data.path = str(write_image_folder(folder / "images"))
+        config.data.image_size = 48
     for part in ("text", "vision", "denoiser"):
         if "init_from" in config.get(part, {}):
             start = {"tune_clip": "clip", "tune_t2i": "stable_diffusion"}.get(name, encoder)
