@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests import bucket
-from tests.running import jdiff, start, start_distributed, wait
+from tests.running import jdiff, run_in_process, start, start_distributed, wait
 
 STEPS = 300
 TRAIN = ("train", "--config=demo_clip:tiny", f"--config.train.steps={STEPS}", "--config.train.log_every=10")
@@ -92,7 +92,7 @@ def test_a_sweep_in_a_bucket_equals_one_on_disk(folder, store):
         jdiff("sweep", "rates.py", f"--workdir={workdir}", cwd=folder)
     assert read(store, "rates/results.csv") == (folder / "rates" / "results.csv").read_bytes()
     assert b"<html" in read(store, "rates/report.html")
-    assert "0 runs to do" in jdiff("sweep", "rates.py", "--workdir=gs://bucket/rates", cwd=folder).stdout
+    assert "0 runs to do" in run_in_process("sweep", "rates.py", "--workdir=gs://bucket/rates", cwd=folder).stdout
     assert not (folder / "gs:").exists()
 
 
@@ -105,7 +105,7 @@ def test_a_sweep_in_a_bucket_equals_one_on_disk(folder, store):
     ],
 )
 def test_an_unusable_bucket_is_an_error_without_a_traceback(folder, store, arguments, status, message):
-    process = jdiff("train", "--config=demo_clip:tiny", *arguments, cwd=folder, check=False)
+    process = run_in_process("train", "--config=demo_clip:tiny", *arguments, cwd=folder, check=False)
     assert process.returncode == status
     assert message in process.stderr.splitlines()[-1 if status == 2 else 0]
     assert "Traceback" not in process.stderr

@@ -22,6 +22,7 @@ from jdiff.runs import directory
 from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
 from jdiff.tasks import make_task
+from jdiff.tasks.task import ImageTextTask
 from jdiff.tasks.text_to_image import TextToImage
 from tests.interop import toys
 
@@ -80,14 +81,22 @@ def measure_run(name, encoder, folder):
     config.train.update(steps=STEPS, log_every=1, save_every=STEPS, sample_every=STEPS)
     prepare(make_task(config))
     run = folder / name
-    with patch.object(TextToImage, "preview_num", 2):  # one sampling program for previews, image and evaluation
+    initial_state, norms_at_start = ImageTextTask.initial_state, {}
+
+    def measure_initial_state(task, mesh, pretrained):
+        state = initial_state(task, mesh, pretrained)
+        norms_at_start.update(norms({**state.frozen, **state.params}))
+        return state
+
+    with (
+        patch.object(ImageTextTask, "initial_state", measure_initial_state),
+        patch.object(TextToImage, "preview_num", 2),  # one sampling program for previews, image and evaluation
+    ):
         train(make_task(config), str(run))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert (run / "samples" / f"step_{STEPS}.png").exists()
-    task = directory.saved_task(run)
-    initial = jax.jit(task.init)(task.config.train.seed)
-    measurement = {"parameters": norms(initial), "losses": [lines[0]["loss"], lines[-1]["loss"]]}
+    measurement = {"parameters": norms_at_start, "losses": [lines[0]["loss"], lines[-1]["loss"]]}
     model = directory.load(run)
     if name.endswith("_t2i"):
         measurement["image"] = model.sample(["a red circle", "a blue square"], guidance_scale=2, seed=0)[0]

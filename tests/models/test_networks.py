@@ -19,9 +19,9 @@ UNETS = {
     "pixels": UNet((8, 16), (False, True), (1, 2), blocks=1, groups=4, out_channels=3, pooled=True),
     "patches": UNet((8, 16), (True, True), (1, 2), blocks=1, groups=4, out_channels=3, patch_size=2),
     "scale_shift_norm": UNet(
-        (8, 16), (False, False), (1, 1), blocks=1, groups=4, out_channels=3, pooled=True, scale_shift_norm=True
+        (8, 16), (False, False), (1, 1), blocks=2, groups=4, out_channels=3, pooled=True, scale_shift_norm=True
     ),
-    "one level": UNet((8,), (True,), (2,), blocks=2, groups=4, out_channels=3),
+    "one level": UNet((8,), (True,), (2,), blocks=1, groups=4, out_channels=3),
 }
 
 
