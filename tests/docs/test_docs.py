@@ -144,8 +144,10 @@ def tiny_command(words):
         name, _, value = word.partition("=")
         if name == "--config" and value in shipped_configs() and value != "spiral":
             word = f"--config={value}:tiny"
-        if name in ("--num", "--config.train.steps"):
+        if name == "--config.train.steps":
             word = f"{name}=2"
+        if name == "--num":
+            word = f"{name}=4"
         yield word
 
 
