@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 JDIFF := $(VENV)/bin/jdiff
 EXTRAS ?= test
+TESTS := $(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder --ignore=tests/parity --ignore=tests/launch/test_slurm.py
 
 .PHONY: demo test test-all test-slurm parity docs gpu-check setup
 
@@ -33,10 +34,10 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "not slow" --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(TESTS) -m "not slow"
 
 test-all: setup
-	$(VENV)/bin/python -m pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder --ignore=tests/parity --ignore=tests/launch/test_slurm.py
+	$(TESTS)
 
 test-slurm: setup
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null

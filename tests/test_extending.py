@@ -24,7 +24,7 @@ from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
 from jdiff.tasks import make_task
 from jdiff.tasks.text_to_image import DENOISERS
-from tests.running import run_in_process
+from tests.running import jdiff
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -194,7 +194,7 @@ def get_config():
 def test_config_file_may_add_a_source_with_keys_of_its_own(tmp_path):
     """Such a file does not import JAX; a key that neither the source nor jdiff has is still refused."""
     (tmp_path / "grey.py").write_text(CONFIG_WITH_A_SOURCE)
-    run_in_process("prepare", "--config=grey.py", cwd=tmp_path)
+    jdiff("prepare", "--config=grey.py", cwd=tmp_path)
     assert any(path.is_file() for path in (tmp_path / "data").rglob("*array_record*"))
-    process = run_in_process("prepare", "--config=grey.py", "--config.data.brightnes=7", cwd=tmp_path, check=False)
+    process = jdiff("prepare", "--config=grey.py", "--config.data.brightnes=7", cwd=tmp_path, check=False)
     assert process.returncode == 2 and "config.data.brightnes" in process.stderr

@@ -313,7 +313,7 @@ def test_autoguidance_by_the_model_itself_changes_nothing(folder):
 
 
 def test_forward_figure(folder):
-    run_in_process("figures", "forward", "--out=figures", cwd=folder)
+    jdiff("figures", "forward", "--out=figures", cwd=folder)
     picture = np.asarray(Image.open(folder / "figures" / "forward.png")).astype(float)
     clean, half, noise = (panel[:, :128] for panel in np.split(picture[2:-2, 2:], 3, axis=1))
     scene = Scene((Thing("star", "red", "large"),), place="centre")

@@ -25,6 +25,7 @@ from jdiff.tasks import make_task
 from jdiff.tasks.task import ImageTextTask
 from jdiff.tasks.text_to_image import TextToImage
 from tests.interop import toys
+from tests.trees import norm
 
 CONFIGS = shipped_configs()
 ENCODERS = [name for name in CONFIGS if name.endswith("_clip")]
@@ -118,9 +119,8 @@ def measure_points():
 
 
 def norms(params):
-    """The norm of each network's parameters; of a single parameter, its value."""
-    flat = {name: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for name, tree in params.items()}
-    return {name: float(np.linalg.norm(x.astype(np.float64))) for name, x in flat.items()}
+    """The norm of each network's parameters; of a single parameter, its size."""
+    return {name: norm(tree) for name, tree in params.items()}
 
 
 def rounded(measurement):

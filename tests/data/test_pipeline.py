@@ -90,7 +90,7 @@ def test_two_hosts_share_the_batch_of_one():
 
 
 def test_few_batches_are_read_ahead():
-    """As many as are kept, and one in each thread, so that memory is bounded."""
+    """The one in use and those that are kept, so that memory is bounded."""
     reads, lengths = [], [-1]
 
     class LoggedRows(Rows):
@@ -104,4 +104,4 @@ def test_few_batches_are_read_ahead():
         lengths.append(len(reads))
         time.sleep(0.3)
     iterator.close()
-    assert 8 < len(reads) <= 8 * (2 * PREFETCH_BATCHES + 1)
+    assert 8 < len(reads) <= 8 * (PREFETCH_BATCHES + 1)

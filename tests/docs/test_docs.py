@@ -138,16 +138,17 @@ def scratch(tmp_path_factory):
     return folder
 
 
+SMALL = {"--num": 4, "--config.train.steps": 2}
+
+
 def tiny_command(words):
     """A command with the tiny variant of its config, and few images."""
     for word in words:
         name, _, value = word.partition("=")
         if name == "--config" and value in shipped_configs() and value != "spiral":
             word = f"--config={value}:tiny"
-        if name == "--config.train.steps":
-            word = f"{name}=2"
-        if name == "--num":
-            word = f"{name}=4"
+        if name in SMALL:
+            word = f"{name}={SMALL[name]}"
         yield word
 
 

@@ -132,6 +132,7 @@ def test_unet_attends_to_padding(models):
 
 
 def test_sample_command_accepts_a_folder_of_weights(models, tmp_path):
+    jdiff("convert", str(models[0] / "sd"), "run", cwd=tmp_path)
     process = jdiff("sample", str(models[0] / "sd"), "a cat", "--negative=a dog", "--steps=2", cwd=tmp_path)
     assert "PNDMScheduler" in process.stdout
     with Image.open(tmp_path / "images" / "000000.png") as image:

@@ -123,8 +123,7 @@ def encoder(tmp_path_factory):
 def test_vmapped_runs_equal_sequential_ones(name, encoder, tmp_path):
     """Parameters, EMAs and logs, also of a run beside one that diverges, which alone raises."""
     changes = {"data__directory": str(encoder / "data"), "mesh__data": 1, "train__steps": 4, "train__log_every": 2}
-    changes |= {"train__batch_size": 4, "train__save_every": 4, "train__sample_every": 4}
-    changes |= {"optimizer__warmup_steps": 1}
+    changes |= {"train__save_every": 4, "train__sample_every": 4, "train__batch_size": 4, "optimizer__warmup_steps": 1}
     if name == "demo_t2i":
         changes |= {"text__init_from": str(encoder / "run")}
         changes |= {"denoiser__channels": (16,), "denoiser__attention": (True,), "denoiser__heads": (1,)}
