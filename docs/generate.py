@@ -87,9 +87,9 @@ OPTIONS = {  # key -> the names it chooses among
     **{f"{section}.remat": REMAT for section in ("text", "vision", "denoiser")},
 }
 FUNCTIONS = {  # key -> functions it chooses among, whose keyword arguments are its parameters
-    "schedule": {name: discrete or continuous for name, (discrete, continuous) in SCHEDULES.items()},
-    "weighting": WEIGHTINGS,
-    "timestep_sampling": TIMESTEP_SAMPLINGS,
+    "diffusion.schedule": {name: discrete or continuous for name, (discrete, continuous) in SCHEDULES.items()},
+    "diffusion.weighting": WEIGHTINGS,
+    "diffusion.timestep_sampling": TIMESTEP_SAMPLINGS,
 }
 MEANINGS = {  # where neither a comment nor a docstring has one
     "optimizer.learning_rate": "the largest learning rate, after the warm-up",
@@ -242,15 +242,18 @@ def config_page(tables: dict[str, dict[str, dict[str, Row]]]) -> str:
             ]
         if section == "diffusion":
             for key, functions in FUNCTIONS.items():
-                lines += ["", f"`{key}`:", "", "| name | parameters |", "|---|---|"]
-                lines += [f"| `{name}` | {_parameters(function)} |" for name, function in functions.items()]
+                lines += ["", f"`{key.removeprefix('diffusion.')}`:", "", "| name | parameters |", "|---|---|"]
+                for name, function in functions.items():
+                    lines.append(
+                        f"| `{name}` | {', '.join(f'`{p}={d!r}`' for p, d in _parameters(function).items())} |"
+                    )
     return "\n".join(lines) + "\n"
 
 
-def _parameters(function: Callable) -> str:
+def _parameters(function: Callable) -> dict[str, Any]:
     """The keyword arguments of a function, with their defaults."""
     parameters = inspect.signature(function).parameters.values()
-    return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def command_page() -> str:
@@ -324,7 +327,7 @@ def main(arguments: list[str]) -> int:
     tables = section_tables()
     names = {
         section: sorted({name for rows in choices.values() for name in rows}) for section, choices in tables.items()
-    }
+    } | {key: sorted({"name"}.union(*map(_parameters, functions.values()))) for key, functions in FUNCTIONS.items()}
     files = {
         ROOT / "docs" / "reference" / "config.md": config_page(tables),
         ROOT / "docs" / "reference" / "commands.md": command_page(),

@@ -476,7 +476,14 @@ def test_a_mistake_ends_a_process_with_2_and_one_line(folder, arguments):
     assert files == modification_times(folder)
 
 
-EARLY_ANSWERS = {("smaple",): 2, ("train", "--help"): 0, ("train", "--confg=x"): 2, ("--help",): 0}
+EARLY_ANSWERS = {
+    ("smaple",): 2,
+    ("--help",): 0,
+    ("train", "--help"): 0,
+    ("train", "--confg=x"): 2,
+    ("train", "--config=demo_clip", "--config.train.stesp=3"): 2,
+    ("train", "--config=demo_t2i", "--config.diffusion.schedule.beta_edn=0.03"): 2,
+}
 IMPORTS = """
 import sys
 from jdiff import cli

@@ -1,7 +1,7 @@
 """The keys of a config: as JSON keeps them, by dotted name, and checked before JAX is imported.
 
-``keys.json`` lists every section's keys, so that a misspelt one is answered at once; `make docs` writes it from the
-code, together with the reference of config keys.
+``keys.json`` lists the keys of every section and the parameters of every choice that has some, so that a misspelt one
+is answered at once; `make docs` writes it from the code, together with the reference of config keys.
 """
 
 from __future__ import annotations
@@ -47,20 +47,27 @@ RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=valu
 
 
 def check_names(raw: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` at a section or key that no task, data source, network or optimizer of jdiff has.
+    """Raise ``ConfigError`` at a section, key or parameter that nothing in jdiff has.
 
     Does nothing where a config file has imported one of jdiff's tables, to which it may have added an entry with keys
     of its own: ``sections`` and the tasks check every key again, in its place.
     """
     if not TABLES.isdisjoint(sys.modules):
         return
-    sections = json.loads(KEYS_FILE.read_text())
+    known = json.loads(KEYS_FILE.read_text())
     for section, keys in raw.items():
-        if section not in sections:
-            raise ConfigError(f"config.{section} is not a section; {nearest(section, sections)}")
-        for key in keys if isinstance(keys, Mapping) else ():
-            if key not in sections[section]:
-                raise ConfigError(f"config.{section}.{key} is not a setting; {nearest(key, sections[section])}")
+        if section not in known:
+            raise ConfigError(f"config.{section} is not a section; {nearest(section, known)}")
+        _check_names(section, keys, known)
+
+
+def _check_names(path: str, keys: Any, known: Mapping[str, list[str]]) -> None:
+    """Raise ``ConfigError`` at a key of a section, or a parameter of a choice, that is not known; path: dotted."""
+    if path in known and isinstance(keys, Mapping):
+        for key, value in keys.items():
+            if key not in known[path]:
+                raise ConfigError(f"config.{path}.{key} is not a setting; {nearest(key, known[path])}")
+            _check_names(f"{path}.{key}", value, known)
 
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
