@@ -62,10 +62,10 @@ def _solver_errors() -> Iterator[Claim]:
     denoise = exact.denoiser(exact.mixture(points, jnp.full(200, 0.03), jnp.full(200, 1 / 200)))
     keys = rng.image_keys(jnp.arange(500))
     start = sampler.initial_noise(keys, (2,))
+    run_tableau = jax.jit(lambda tableau: sampler.sample(denoise, tableau, start, keys=keys)[0])
 
     def sample(schedule: str, **settings) -> np.ndarray:
-        tableau = Settings(**settings, eta=0.0).tableau(schedules.make(schedule, continuous=True))
-        return np.asarray(jax.jit(lambda xt: sampler.sample(denoise, tableau, xt, keys=keys)[0])(start))
+        return np.asarray(run_tableau(Settings(**settings, eta=0.0).tableau(schedules.make(schedule, continuous=True))))
 
     solvers = [name for name, solver in SOLVERS.items() if not solver.stochastic and name != "euler"]
     for schedule in ("linear", "cosine"):
