@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import signal
 import sys
 from importlib import import_module
@@ -60,6 +61,9 @@ def main() -> None:
     what trying again might, 130 after Ctrl-C and 75 after a SIGTERM, where a run has saved a checkpoint and the same
     command resumes it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 gets escapes, not an error
     arguments = sys.argv[1:]
     command = arguments[0] if arguments else "--help"
     try:

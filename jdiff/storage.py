@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 from etils import epath
 
 
@@ -14,6 +16,19 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """An absolute path. Bucket paths stay unchanged: epath's ``absolute`` would prepend the working directory."""
     path = epath.Path(path)
     return path.absolute() if on_disk(path) else path
+
+
+def make_output_folder(path: epath.PathLike, flag: str) -> epath.Path:
+    """Make a folder that output is about to be written into. Raises ``ValueError``, which names the flag."""
+    path = epath.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if on_disk(path):
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        raise ValueError(f"{flag} is {path}, which cannot be written to: {error.strerror or error}") from error
+    return path
 
 
 def append(path: epath.Path, text: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 ROOT = REPOSITORY / "jdiff"
 LAYERS = (
-    ("rng", "levels", "storage", "images", "runtime"),
+    ("rng", "levels", "storage", "text", "images", "runtime"),
     ("data",),
     ("models", "contrastive", "diffusion"),
     ("sharding", "interop"),

@@ -24,6 +24,7 @@ from scipy.stats import norm
 
 import jdiff as package
 from benchmarks import accuracy
+from jdiff.commands import flags
 from jdiff.data.shapes.render import render
 from jdiff.data.shapes.world import Scene, Thing
 from jdiff.diffusion.sampler import CHUNK_ROWS
@@ -43,6 +44,9 @@ def folder(tmp_path_factory):
     jdiff("prepare", "--config=demo_clip:tiny", cwd=path)
     jdiff(*TRAIN_ENCODER, cwd=path)
     jdiff(*TRAIN_SAMPLER, cwd=path)
+    (path / "gbk.txt").write_bytes("一只红色的狗".encode("gbk"))
+    (path / "co:lon").mkdir()
+    shutil.copy(flags.shipped_configs()["demo_clip"], path / "co:lon" / "config.py")
     return path
 
 
@@ -369,6 +373,36 @@ def test_resume_after_ctrl_c_is_bit_identical(folder):
     assert lines.read_text() == (folder / "runs" / "uninterrupted" / "metrics.jsonl").read_text()
 
 
+def test_a_run_is_trained_longer_at_another_rate_which_its_history_records(folder):
+    run = folder / "runs" / "longer"
+    shutil.copytree(folder / "runs" / "shapes_clip", run)
+    command = ("train", "--config=demo_clip:tiny", "--workdir=runs/longer", "--config.train.steps=3", *EVALUATE_FLAGS)
+    command += ("--config.optimizer.learning_rate=0.002", "--config.train.log_every=3")
+    output = run_in_process(*command, cwd=folder).stdout
+    assert "config.train.steps = 3, which was 2" in output and "config.train.log_every = 3" in output
+    assert [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()] == [
+        {"step": 2, "changes": {"train.steps": [2, 3], "optimizer.learning_rate": [0.001, 0.002]}}
+    ]
+    assert [line["step"] for line in log_lines(run) if not is_evaluation(line)] == [1, 2, 3]
+    assert "has all its 3 steps already" in run_in_process(*command, cwd=folder).stdout
+
+
+def test_home_is_expanded_and_a_value_may_follow_a_space(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flag = "--config.data.directory"
+    for i, arguments in enumerate([(f"{flag}=~/0",), (f"{flag}=$HOME/1",), (flag, "~/2"), (f"{flag}=${{HOME}}/3",)]):
+        output = run_in_process("prepare", "--config=demo_clip:tiny", *arguments, cwd=tmp_path).stdout
+        assert f"{tmp_path}/{i}/captioned_images" in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+
+
+def test_a_prompt_is_its_words_whatever_is_between_them(folder):
+    for images, prompt in (("plain", "a red circle"), ("spaces", "\u00a0a  red\u2028circle\r\n")):
+        run_in_process(*SAMPLE[:2], prompt, "--steps=2", f"--out={images}", cwd=folder)
+    for file in ("000000.png", "000000.json"):
+        assert (folder / "plain" / file).read_bytes() == (folder / "spaces" / file).read_bytes()
+
+
 ENCODER = ("train", "--config=demo_clip:tiny", "--workdir=x")
 SAMPLER = ("train", "--config=demo_t2i:tiny", "--workdir=x")
 SAMPLE = ("sample", "--workdir=runs/shapes", "a circle")
@@ -399,6 +433,11 @@ BAD = {
     (*ENCODER, "--config.data.imagesize=2"): "'image_size'",
     (*ENCODER, "--config.data.directry=x"): "'directory'",
     (*ENCODER, "--config.optimizer.name=adam"): "'adamw'",
+    (*ENCODER, "--config.optimizer.learning_rate=-0.1"): "config.optimizer.learning_rate is -0.1",
+    (*ENCODER, "superfluous"): "'superfluous'",
+    ("prepare", "--config=demo_clip:tiny", "superfluous"): "'superfluous'",
+    ("evaluate", "--workdir=runs/shapes", "superfluous"): "'superfluous'",
+    ("train", "--config=co:lon/config.py:tiny", "--workdir=x"): "--config: the path co:lon/config.py",
     (*ENCODER, "--config.text.clip_skip=1"): "config.text.clip_skip",
     (*SAMPLER, "--config.text.clip_skip=9"): "config.text.clip_skip is 9",
     (*SAMPLER, "--config.text.init_from=nowhere"): "nowhere",
@@ -413,12 +452,18 @@ BAD = {
     (*ENCODER, "--config.denoiser.blocks=1"): "config.denoiser",
     (*ENCODER, "--config.contrastive.form=ring", "--config.contrastive.chunk=3"): "config.contrastive.chunk",
     (*TRAIN_ENCODER, "--config.train.seed=1"): "config.train.seed = 0",
+    (*TRAIN_ENCODER, "--config.train.batch_size=16"): "config.train.batch_size = ",
     ("train", "--config=demo_t2i:tiny", "--workdir=runs/shapes_clip"): "config.train.task",
     ("sample", "--workdir=nowhere", "a circle"): "nowhere",
     ("sample", "--workdir=runs/shapes"): "--prompts_file",
     ("sample", "--workdir=runs/shapes_clip", "a circle"): "runs/shapes_clip is of task 'contrastive'",
     (*SAMPLE, "--steps=2000"): "1000",
     (*SAMPLE, "--prompts_file=none.txt"): "none.txt",
+    (*SAMPLE, "--prompts_file=gbk.txt"): "gbk.txt is neither UTF-8 nor UTF-16",
+    ("sample", "--workdir=runs/shapes", "caf\udce9"): "not UTF-8",
+    ("sample", "--workdir=runs/shapes", "-1girl, solo"): "write prompts that begin with '-' after --",
+    (*SAMPLE, "--out=gbk.txt"): "--out is gbk.txt",
+    (*SAMPLE, "--out=/proc/x"): "--out is /proc/x",
     (*SAMPLE, "--seed=5000000000"): "--seed=5000000000",
     (*SAMPLE, "--average=none"): "--ema",
     (*SAMPLE, "--ema=0.5"): "0.5",

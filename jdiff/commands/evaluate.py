@@ -33,6 +33,7 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
+    flags.no_arguments(arguments)
     f = absl_flags.FLAGS
     if f.images:
         evaluate_folder(
@@ -199,10 +200,10 @@ def evaluate_folder(
         raise ConfigError(f"--images is {images}, which is not a folder")
     size = model.task.image_size
     crop = model.task.config.data.source_keys.get("crop", "center")
-    results = folder_metrics(encoder, images, image_size=size, crop=crop, templates=templates, num=num)
     folder = epath.Path(path) / "evaluation" if directory.is_run(path) else epath.Path()
     target = epath.Path(output_file) if output_file else folder / f"{storage.absolute(images).name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_output_folder(target.parent, "--out")
+    results = folder_metrics(encoder, images, image_size=size, crop=crop, templates=templates, num=num)
     Console().print(scalars_table(results))
     results = {"model": str(path), "step": model.step, "ema": ema, "images": str(images), **results}
     target.write_text(json.dumps(results, indent=2) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ def shipped_configs() -> dict[str, Path]:
 
 def config_file(config: str) -> str:
     """A config's file, from its path or its name, with the variant kept. Raises ``UsageError``."""
+    if Path(config).is_file() or Path(config.rpartition(":")[0]).is_file():
+        path = config if Path(config).is_file() else config.rpartition(":")[0]
+        if ":" in path:
+            raise UsageError(f"--config: the path {path} has a colon, which a variant begins with; rename the folder")
     name, colon, variant = config.partition(":")
     if not Path(name).is_file():
         configs = shipped_configs()
@@ -117,6 +122,16 @@ def required(name: str) -> Any:
     return value
 
 
+def decode_prompt(prompt: str) -> str:
+    """A prompt of the command line, whose bytes are UTF-8 whatever the locale. Raises ``UsageError``."""
+    try:
+        return os.fsencode(prompt).decode()
+    except UnicodeError as error:
+        raise UsageError(
+            f"the prompt {prompt!r} is not UTF-8; use a terminal in UTF-8, or write it into a file for --prompts_file"
+        ) from error
+
+
 def config() -> dict[str, Any]:
     """The config of --config, with the parameters of choices that the command line sets. Raises ``ConfigError``."""
     from jdiff.config.keys import plain, set_key
@@ -124,7 +139,13 @@ def config() -> dict[str, Any]:
     raw = plain(required("config"))
     for key, value in _parameters:
         set_key(raw, key, value)
-    return raw
+    return _expand_home(raw)
+
+
+def no_arguments(arguments: list[str]) -> None:
+    """Raise ``UsageError`` where a command that takes flags alone was passed other arguments."""
+    if arguments:
+        raise UsageError(f"this command takes flags alone, but was passed {' '.join(map(repr, arguments))}")
 
 
 def task():
@@ -151,14 +172,9 @@ def parse(command: str, arguments: list[str]) -> list[str]:
 
     Raises ``UsageError``, or ``ConfigError`` at a key that no config has.
     """
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] == "--config":
-            joined[-1] = f"--config={argument}"
-        else:
-            joined.append(argument)
     arguments = [
-        f"--config={config_file(a.split('=', 1)[1])}" if a.startswith(("--config=", "-config=")) else a for a in joined
+        f"--config={config_file(a.split('=', 1)[1])}" if a.startswith(("--config=", "-config=")) else a
+        for a in _as_assignments(arguments)
     ]
     # A parameter of a choice, such as --config.diffusion.schedule.beta_end, is none of ml_collections' keys.
     _parameters[:] = [_parameter(a) for a in arguments if PARAMETER.match(a)]
@@ -172,7 +188,8 @@ def parse(command: str, arguments: list[str]) -> list[str]:
         name = error.flagname
         if name in RENAMED_FLAGS:
             raise UsageError(f"--{name} is an old name; use --{RENAMED_FLAGS[name]}") from error
-        raise UsageError(f"unknown flag --{name} of `jdiff {command}`; {nearest(name, flag_names)}") from error
+        hint = "; write prompts that begin with '-' after --" if command == "sample" else ""
+        raise UsageError(f"unknown flag --{name} of `jdiff {command}`; {nearest(name, flag_names)}{hint}") from error
     except flags.IllegalFlagValueError as error:
         # ml_collections puts a whole traceback into its message; its last line is what a config's author wrote.
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -187,6 +204,31 @@ def parse(command: str, arguments: list[str]) -> list[str]:
     if "config" in flags.FLAGS and flags.FLAGS.config is not None:
         _check_names(config())
     return rest
+
+
+def _as_assignments(arguments: list[str]) -> list[str]:
+    """Arguments with --config VALUE and --config.KEY VALUE as one each, and with ~ and $HOME expanded in values."""
+    result: list[str] = []
+    flags_ended = False
+    for argument in arguments:
+        flags_ended = flags_ended or argument == "--"
+        if result and CONFIG_FLAG.fullmatch(result[-1]) and not argument.startswith("-"):
+            result[-1] += f"={argument}"
+        else:
+            result.append(argument)
+        flag, equals, value = result[-1].partition("=")
+        if equals and flag.startswith("-") and not flags_ended:
+            result[-1] = f"{flag}={_expand_home(value)}"
+    return result
+
+
+def _expand_home(value: Any) -> Any:
+    """A value, or all values of a config, with ~ and $HOME at the start of a path expanded as a shell does."""
+    if isinstance(value, str):
+        return HOME.sub(lambda _: os.path.expanduser("~"), value)
+    if isinstance(value, dict):
+        return {key: _expand_home(item) for key, item in value.items()}
+    return [_expand_home(item) for item in value] if isinstance(value, list) else value
 
 
 def _parameter(argument: str) -> tuple[str, Any]:
@@ -205,6 +247,8 @@ def _check_names(raw: dict[str, Any]) -> None:
     check_names(plain(raw))
 
 
+CONFIG_FLAG = re.compile(r"--?config(\.[\w.]+)?")  # without its value
+HOME = re.compile(r"^(~|\$HOME|\$\{HOME\})(?=/|$)")
 PARAMETER = re.compile(r"--config\.\w+\.\w+\.\w[\w.]*=")
 _parameters: list[tuple[str, Any]] = []  # of the command line, by dotted key
 RENAMED_FLAGS = {  # old flag -> new flag

@@ -13,6 +13,7 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
+    flags.no_arguments(arguments)
     from jdiff.runs.prepare import prepare
 
     prepare(flags.image_text_task())

@@ -40,9 +40,9 @@ def run(arguments: list[str]) -> None:
         hints=flags.hints(),
         autoguidance=f.autoguidance,
         ema=f.ema,
-        prompts=prompts,
+        prompts=[flags.decode_prompt(prompt) for prompt in prompts],
         prompts_file=f.prompts_file,
-        negative=f.negative,
+        negative=flags.decode_prompt(f.negative),
         num=f.num,
         seed=f.seed,
         changes=flags.settings(),
@@ -77,14 +77,15 @@ def sample(
     from rich.console import Console
     from rich.progress import track
 
+    from jdiff import storage
     from jdiff.config.construct import ConfigError
     from jdiff.images import write_image
     from jdiff.runs import directory
+    from jdiff.text import clean_text, read_lines
 
-    prompts = list(prompts)
+    prompts, negative = [clean_text(prompt) for prompt in prompts], clean_text(negative)
     if prompts_file:
-        lines = epath.Path(prompts_file).read_text().splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += read_lines(prompts_file)
     if not prompts:
         raise ConfigError("there is no prompt; write one in quotes after the flags, or pass --prompts_file")
     sampler, step = directory.load_sampler(path, hints, ema)
@@ -101,6 +102,7 @@ def sample(
     options = {name: value for name, value in dataclasses.asdict(hints).items() if value is not None}
     options |= {name: value for name, value in (("autoguidance", autoguidance), ("ema", ema)) if value}
     common = {"workdir": str(path), **options, "step": step, "negative": negative, **dataclasses.asdict(settings)}
+    storage.make_output_folder(folder, "--out")
     total = num or len(prompts)
     requests = [{"prompt": prompts[i % len(prompts)], "seed": seed + i, **common} for i in range(total)]
     missing = [i for i, request in enumerate(requests) if not _exists(folder / f"{i:06d}.png", request, trajectory)]

@@ -21,6 +21,7 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
+    flags.no_arguments(arguments)
     from jdiff.runtime.distributed import Cluster, initialize
 
     f = absl_flags.FLAGS

@@ -54,20 +54,20 @@ def check_names(raw: Mapping[str, Any]) -> None:
     """
     if not TABLES.isdisjoint(sys.modules):
         return
-    known = json.loads(KEYS_FILE.read_text())
+    key_names = json.loads(KEYS_FILE.read_text())
     for section, keys in raw.items():
-        if section not in known:
-            raise ConfigError(f"config.{section} is not a section; {nearest(section, known)}")
-        _check_names(section, keys, known)
+        if section not in key_names:
+            raise ConfigError(f"config.{section} is not a section; {nearest(section, key_names)}")
+        _check_names(section, keys, key_names)
 
 
-def _check_names(path: str, keys: Any, known: Mapping[str, list[str]]) -> None:
+def _check_names(path: str, keys: Any, key_names: Mapping[str, list[str]]) -> None:
     """Raise ``ConfigError`` at a key of a section, or a parameter of a choice, that is not known; path: dotted."""
-    if path in known and isinstance(keys, Mapping):
+    if path in key_names and isinstance(keys, Mapping):
         for key, value in keys.items():
-            if key not in known[path]:
-                raise ConfigError(f"config.{path}.{key} is not a setting; {nearest(key, known[path])}")
-            _check_names(f"{path}.{key}", value, known)
+            if key not in key_names[path]:
+                raise ConfigError(f"config.{path}.{key} is not a setting; {nearest(key, key_names[path])}")
+            _check_names(f"{path}.{key}", value, key_names)
 
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:

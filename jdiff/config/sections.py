@@ -286,6 +286,9 @@ def _check_optimizer(config: Config) -> None:
     choose("optimizer.name", config.optimizer.get("name", "adamw"), OPTIMIZERS)
     fraction = config.optimizer.get("final_lr_fraction", 0.0)
     config.make_optimizer()
+    for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
+        if not config.optimizer.get(name, 0) >= 0:
+            raise ConfigError(f"config.optimizer.{name} is {config.optimizer[name]}; it must be 0 or more")
     if not 0 <= fraction <= 1:
         raise ConfigError(f"config.optimizer.final_lr_fraction is {fraction}; it must be from 0 to 1")
 

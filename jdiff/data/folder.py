@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import io
+import itertools
 import json
 import posixpath
 import unicodedata
@@ -15,9 +15,9 @@ from typing import ClassVar, NamedTuple
 
 from etils import epath
 
-from jdiff.data.captions import clean_captions, decode_text
 from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
 from jdiff.data.records import Example, Rejected, check_split, printable, reject
+from jdiff.text import clean_captions, decode_text, split_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
@@ -136,7 +136,7 @@ class Folder:
         sidecar = self._sidecar(key)
         if sidecar is None:
             raise ValueError("The image has no caption: no metadata file lists it, and no .txt file is beside it.")
-        return clean_captions(decode_text(sidecar.path.read_bytes()).splitlines())
+        return clean_captions(split_lines(decode_text(sidecar.path.read_bytes(), sidecar.path.name)))
 
     def _sidecar(self, key: str) -> _File | None:
         stem = posixpath.splitext(key)[0]
@@ -186,7 +186,7 @@ class Folder:
         for metadata in self._metadata_keys:
             folder = posixpath.dirname(metadata)
             try:
-                text = decode_text(self._files[metadata].path.read_bytes())
+                text = decode_text(self._files[metadata].path.read_bytes(), metadata)
             except (OSError, ValueError) as error:
                 problems.append(reject(metadata, error))
                 continue
@@ -251,9 +251,27 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    """As ``_json_rows``. A row that is not valid CSV, such as one with a quote that is never closed, is one row."""
+    lines = [line + "\n" for line in split_lines(text)]
+    header, start = None, 0
+    while start < len(lines):
+        cells, num_lines = _csv_row(lines, start)
+        if cells and header is None and not isinstance(cells, str):
+            header = [cell.strip() for cell in cells]
+        elif isinstance(cells, str):
+            yield start + num_lines, cells
+        elif cells and len(cells) > len(header):
+            yield start + num_lines, "The line has more cells than the header."
+        elif cells:
+            yield start + num_lines, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))]))
+        start += num_lines
+
+
+def _csv_row(lines: list[str], start: int) -> tuple[list[str] | str, int]:
+    """The cells of the row that begins at a line, or the reason why it is none, and how many lines it has."""
+    reader = csv.reader(itertools.islice(lines, start, None), strict=True)
     try:
-        for row in reader:
-            yield reader.line_num, "The line has more cells than the header." if None in row else row
+        return next(reader), reader.line_num
     except csv.Error as error:
-        yield reader.line_num, f"The file cannot be read as CSV from here on: {error}."
+        reason = "a quote that opens here is not closed" if reader.line_num > 1 else error
+        return f"The row is not valid CSV: {reason}.", 1

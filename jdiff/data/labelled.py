@@ -12,6 +12,7 @@ from etils import epath
 from jdiff.data.decoding import check_fit, decode, fit
 from jdiff.data.folder import IMAGE_SUFFIXES, files_below
 from jdiff.data.records import Rejected, reject
+from jdiff.text import read_text, split_lines
 
 NAMES = "classes.txt"
 
@@ -41,7 +42,7 @@ class LabelledFolder:
     def names(self) -> list[str]:
         """The name of each class, in the order of ``folders``. Raises ValueError."""
         class_names, path = {}, epath.Path(self.path) / NAMES
-        for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        for number, line in enumerate(split_lines(read_text(path)) if path.exists() else (), start=1):
             folder, tab, name = line.partition("\t")
             if line.strip() and not (tab and name.strip()):
                 raise ValueError(f"{path}:{number} is {line!r}, expected a folder, a tab, and the name of its class.")

@@ -24,6 +24,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from jdiff.text import split_lines
+
 
 @dataclass(frozen=True)
 class Example:
@@ -200,7 +202,7 @@ def write_records(builder: CaptionedImages) -> RecordsReport:
             builder.report_path.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in builder.rejected]
             builder.report_path.write_text("".join(lines))
-    rejected = tuple(Rejected(**json.loads(line)) for line in builder.report_path.read_text().splitlines())
+    rejected = tuple(Rejected(**json.loads(line)) for line in split_lines(builder.report_path.read_text()))
     num_examples = {name: split.num_examples for name, split in builder.info.splits.items()}
     return RecordsReport(str(builder.data_dir), num_examples, rejected)
 

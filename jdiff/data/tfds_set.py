@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import naming, read_only_builder
 
-from jdiff.data.captions import clean_captions, decode_text
 from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
 from jdiff.data.records import Example, Rejected, check_split, reject
+from jdiff.text import clean_captions, decode_text
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ import tokenizers
 from etils import epath
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from jdiff.text import clean_text, well_formed
+
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 49152 - 256 - 2  # entries of CLIP's merges file that belong to its vocabulary
@@ -44,7 +46,7 @@ class Dialect:
 
 def _prepend_space(text: str) -> str:
     """Put a space before the first word, so that it has the same tokens as elsewhere in a caption."""
-    return f" {text}" if text else ""
+    return f" {words}" if (words := clean_text(text)) else ""
 
 
 def _fix_encoding(text: str) -> str:
@@ -102,7 +104,7 @@ class Tokenizer:
 
     def ids(self, caption: str) -> list[int]:
         """The caption's token ids, without start, end and padding, and not truncated."""
-        return self._model.encode(self._clean(caption), add_special_tokens=False).ids
+        return self._model.encode(self._clean(well_formed(caption)), add_special_tokens=False).ids
 
     @property
     def max_caption_tokens(self) -> int:

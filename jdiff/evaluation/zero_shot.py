@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
+from jdiff.text import read_lines
+
 PROMPTS = epath.Path(__file__).parent / "templates.txt"  # the 80 templates of CLIP's evaluation on ImageNet
 
 
 def read_templates(path: epath.PathLike = PROMPTS) -> list[str]:
     """Read prompt templates, one per line, with {} in place of the class name. Raises ValueError."""
-    templates = [line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()]
+    templates = read_lines(path)
     invalid_lines = [line for line in templates if line.count("{}") != 1]
     if invalid_lines or not templates:
         raise ValueError(

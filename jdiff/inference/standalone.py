@@ -75,8 +75,9 @@ def encoder(folder):
         tokens = np.full((len(captions), layout["context_length"]), layout["pad"], np.int32)
         mask = np.zeros(tokens.shape, bool)
         for i, caption in enumerate(captions):
+            caption = " ".join(caption.encode("utf-8", "ignore").decode().split())  # as jdiff.text.clean_text
             if layout["lowercase"]:
-                caption = " ".join(caption.split()).lower()
+                caption = caption.lower()
             ids = model.encode(layout["before"] + caption if caption else "", add_special_tokens=False).ids
             room = layout["context_length"] - len(layout["start"]) - 1
             ids = [*layout["start"], *ids[:room], layout["end"]]

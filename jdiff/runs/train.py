@@ -17,7 +17,7 @@ from jdiff.data import records
 from jdiff.data.pipeline import Batches, local_groups
 from jdiff.images import write_image
 from jdiff.runs import directory
-from jdiff.runs.begin import check_unchanged, initialize_run_dir, tokenizer_of
+from jdiff.runs.begin import changes_on_resume, initialize_run_dir, record_changes, tokenizer_of
 from jdiff.runs.init_from import load_params, resolve_init_from
 from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
@@ -43,7 +43,7 @@ def train(task: ImageTextTask, workdir: str) -> None:
     mesh = task.config.mesh.make()
     shards, local_shards = meshes.num_batch_shards(mesh), meshes.local_batch_shards(mesh)
     _check_batch(task, mesh)
-    check_unchanged(task, path, builder)
+    changes = changes_on_resume(task, path, builder)
     task = task.with_tokenizer(tokenizer_of(task, path, models, examples))
     is_new = directory.latest_step(path) is None
     common = {"data": f"{builder.builder_config.name}, {len(examples)}", "state of --workdir": f"{is_new}"}
@@ -60,6 +60,10 @@ def train(task: ImageTextTask, workdir: str) -> None:
             state = store.restore(task.state_like(mesh))
             pending = from_checkpoint(store.restore_items(meshes.replicated(mesh), "train_metrics")["train_metrics"])
         start = int(state.step)
+        for key, (old_value, new_value) in sorted(changes.items()):
+            _print(f"resuming at step {start} with config.{key} = {new_value!r}, which was {old_value!r}")
+        if distributed.is_primary_process():
+            record_changes(task, path, start, changes)
         with ExitStack() as stack:
             callbacks = [previews(task, path, builder, mesh)]
             if section.evaluate_every:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdiff.data import tokenizer
+from jdiff.text import clean_text
 
 CAPTIONS = ["a small red circle at the top left", "a large blue star", "three green triangles"] * 20
 EXACT = tokenizer.train_tokenizer(CAPTIONS, vocab_size=400, context_length=64, lowercase=False)
@@ -14,15 +15,15 @@ LOWER = tokenizer.train_tokenizer(CAPTIONS, vocab_size=400, context_length=12)
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=15))
-def test_any_unicode_round_trips(text):
+def test_any_unicode_round_trips_but_for_white_space(text):
     tokens, mask = EXACT.encode([text])
-    assert EXACT.decode(tokens[0]) == text
+    assert EXACT.decode(tokens[0]) == clean_text(text)
     assert mask[0].sum() == 2 + len(EXACT.ids(text))
 
 
 @pytest.mark.parametrize("text", ["a cat", " two  spaces ", "日本語 🐱👩‍🚀", "naïve\n\ttabs", "<|end|>", ""])
 def test_chosen_texts_round_trip(text):
-    assert EXACT.decode(EXACT.encode([text])[0][0]) == text
+    assert EXACT.decode(EXACT.encode([text])[0][0]) == clean_text(text)
 
 
 @pytest.mark.parametrize("mark", [tokenizer.PAD, tokenizer.START, tokenizer.END])
