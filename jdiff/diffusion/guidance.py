@@ -83,9 +83,13 @@ def guided(predict_pair: Callable, prediction_type: str, corrections: Correction
         conditional, variance_fraction = split_variance(output, xt)
         unconditional, _ = split_variance(other_output, xt)
         prediction = unconditional + scale * (conditional - unconditional)
-        corrected, new_memory = _corrected(conditional, unconditional, prediction, xt, row, prediction_type, c, memory)
-        memory = jnp.where(scale == 1, memory, new_memory)  # as for an image that is sampled alone
         has_corrections = (c.rescale != 0) | (c.parallel != 1) | jnp.isfinite(c.norm) | (c.momentum != 0)
+        corrected, new_memory = jax.lax.cond(
+            jnp.any(has_corrections),
+            lambda: _corrected(conditional, unconditional, prediction, xt, row, prediction_type, c, memory),
+            lambda: (prediction, memory),
+        )
+        memory = jnp.where(scale == 1, memory, new_memory)  # as for an image that is sampled alone
         prediction = jnp.where(scale == 1, conditional, jnp.where(has_corrections, corrected, prediction))
         if variance_fraction is not None:
             prediction = jnp.concatenate([prediction, output[..., xt.shape[-1] :]], axis=-1)
