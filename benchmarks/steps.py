@@ -100,4 +100,4 @@ def _plot(verdicts: dict[tuple[str, int], np.ndarray]) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(Path(__file__).parent.parent / "docs" / "steps.png", dpi=120)
+    figure.savefig(Path(__file__).parent.parent / "docs" / "pictures" / "steps.png", dpi=120)
