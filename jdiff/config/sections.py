@@ -20,7 +20,7 @@ from jdiff import storage
 from jdiff.config.construct import ConfigError, check_keys, choose, choose_with_parameters, construct, nearest
 from jdiff.config.keys import plain
 from jdiff.contrastive.loss import FORMS, LOSSES
-from jdiff.data import records
+from jdiff.data.records import Source
 from jdiff.data.sources import SOURCES
 from jdiff.diffusion import schedules
 from jdiff.diffusion.prediction import BLIND_AT_ZERO_SNR, PREDICTION_TYPES
@@ -165,8 +165,8 @@ class DataSection:
     def _source_type(self) -> type:
         return choose("data.source", self.source.partition(":")[0], SOURCES)
 
-    def builder(self) -> records.CaptionedImages:
-        """The builder of the records that this section names. Raises ``ConfigError``."""
+    def make_source(self) -> Source:
+        """The source that this section names. Raises ``ConfigError``."""
         if not self.source:
             raise ConfigError(f"config.data.source is missing; known are {', '.join(SOURCES)}")
         if not storage.on_disk(self.directory):  # as ArrayRecord's writers and readers know files alone
@@ -175,10 +175,7 @@ class DataSection:
             )
         name = self.source.partition(":")[2]
         keys = dict(self.source_keys) | ({"dataset": name} if name else {})
-        source = construct("data", self._source_type(), keys, image_size=self.image_size)
-        return records.CaptionedImages(
-            source=source, data_dir=self.directory, image_size=self.image_size, max_rejected=self.max_rejected
-        )
+        return construct("data", self._source_type(), keys, image_size=self.image_size)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 A file stores more than its pixels: which way the camera was held, a colour profile, see-through
 parts, inverted inks, sixteen bits. A viewer applies them all, and so does ``decode``, in this order:
 
-1. one frame, at 8 bits a channel (16 bits are scaled, not clipped);
-2. the profile's colours to sRGB, because white below means sRGB's white;
-3. see-through parts over white, with straight alpha: c = alpha * colour + (1 - alpha) * white;
-4. turned the way up that EXIF says.
+1. one frame, turned the way up that EXIF says, at 8 bits a channel (16 bits are scaled, not clipped);
+2. the profile's colours to sRGB, because white below means sRGB's white; of a PNG without a profile, those of its
+   gamma and primaries (gAMA, cHRM);
+3. see-through parts over white, with straight alpha: c = alpha * colour + (1 - alpha) * white.
+
+What is stored beside the pixels never refuses an image: a PNG's texts are not read, and a broken or huge profile is
+ignored.
 
 Whatever cannot be read becomes ``Undecodable`` with one sentence, so that one bad file in a million
 is a line in a report and not the end of a night's work.
@@ -14,10 +17,15 @@ is a line in a report and not the end of a night's work.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
+import re
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
+from jdiff.data import png
 
 MAX_PIXELS = 2**26  # 8192 x 8192: above a camera's 50 megapixels, below Pillow's own limit
 
@@ -25,16 +33,16 @@ MAX_PIXELS = 2**26  # 8192 x 8192: above a camera's 50 megapixels, below Pillow'
 # other programs (EPS) or that have no signature, so that noise would pass for an image (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO", "QOI")
 
-ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# Formats that a package of the extra `formats` reads, by the brand or signature at the start of a file.
+EXTRA_FORMATS = {
+    "HEIF": (rb".{4}ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)(?!.*avif)", "pillow_heif"),
+    "JXL": (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "pillow_jxl"),
 }
+
+
+# Orientations of EXIF by where they put the last column and row, and whether they exchange the axes.
+LAST_COLUMN_LEFT, LAST_ROW_TOP, TURNED_BY_90 = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
 
 
 class Undecodable(ValueError):
@@ -49,9 +57,32 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Returns (h, w, 3) uint8, sRGB.
     Raises Undecodable.
     """
+    return np.array(_decode(data, max_pixels)[0])
+
+
+def decode_square(data: bytes, size: int, *, crop: str = "center", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read an image file's bytes as a square of ``size`` pixels: ``decode``, then ``fit``, whose crops these are.
+
+    For the crops that scale down roughly first, large JPEGs are decoded at 1/2, 1/4 or 1/8, but twice the square's edge
+    at least: much faster, and a pixel differs by a few of 255.   Returns (size, size, 3) uint8, sRGB.
+    Raises Undecodable.
+    """
+    try:
+        image, box = _decode(data, max_pixels, 2 * size if crop in ROUGH_CROPS else None)
+        return np.array(image if box == (0, 0, size, size) else CROPS[crop](image, size, box))
+    except MemoryError as error:
+        raise Undecodable("The image needs more memory than there is.") from error
+
+
+def _decode(data: bytes, max_pixels: int, min_side: int | None = None) -> tuple[Image.Image, Box]:
+    """The picture a person sees, and which part of its pixels is image.
+
+    min_side: no edge of a JPEG that is decoded at a fraction becomes shorter. Its last column and row may then be image
+        in part.
+    """
     if not data:
         raise Undecodable("The file is empty.")
-    image = _open(data)
+    image = _open(png.without_texts(data))
     width, height = image.size
     if width < 1 or height < 1:
         raise Undecodable(f"The image is {width} x {height} pixels: it has nothing to show.")
@@ -60,17 +91,30 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             f"The header claims {width} x {height} pixels, above the {max_pixels} of config.data.max_pixels."
         )
     try:
+        if min_side is not None and min_side < min(width, height):
+            image.draft(None, tuple(-(-edge * min_side // min(width, height)) for edge in (width, height)))
+        fraction = round(width / image.width)
         image.load()
-        picture = _upright(_on_white(image), image)
-    except Undecodable:
+        orientation = _turn_upright(image)
+        box: Box = (0, 0, *image.size)
+        if fraction > 1:
+            sides = (width / fraction, height / fraction)
+            sides = sides[::-1] if orientation in TURNED_BY_90 else sides
+            x = image.width - sides[0] if orientation in LAST_COLUMN_LEFT else 0
+            y = image.height - sides[1] if orientation in LAST_ROW_TOP else 0
+            box = (x, y, x + sides[0], y + sides[1])
+        return _on_white(image), box
+    except (Undecodable, MemoryError):
         raise
     except Exception as error:  # a plugin raises whatever its parser trips over in bytes from anywhere
         raise Undecodable(f"The {image.format} data is truncated or broken: {_sentence(error)}") from error
-    return np.array(picture)
 
 
 def _open(data: bytes) -> Image.Image:
     try:
+        for name, (signature, module) in EXTRA_FORMATS.items():
+            if re.match(signature, data[:64], re.DOTALL):
+                return _open_with(name, module, data)
         return Image.open(io.BytesIO(data), formats=AVAILABLE)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Undecodable(f"The header claims too many pixels: {_sentence(error)}") from error
@@ -82,11 +126,27 @@ def _open(data: bytes) -> Image.Image:
         raise Undecodable(f"The image's header is truncated or broken: {_sentence(error)}") from error
 
 
+def _open_with(name: str, module: str, data: bytes) -> Image.Image:
+    """Open a format that a package adds to Pillow."""
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError as error:
+        raise Undecodable(f"The format {name} needs more packages: pip install 'jdiff[formats]'.") from error
+    if hasattr(plugin, "register_heif_opener"):
+        plugin.register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=(name,))
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     """Steps 1 to 3: an RGB image of 8 bits, in sRGB, on white."""
     profile = image.info.get("icc_profile")
     colour, alpha = _eight_bits(image)
-    colour = _to_srgb(colour, profile) if profile else colour.convert("RGB")
+    if profile:
+        colour = _to_srgb(colour, profile)
+    elif image.format == "PNG" and "srgb" not in image.info:
+        colour = png.from_gamma(colour.convert("RGB"), image.info.get("gamma"), image.info.get("chromaticity"))
+    else:
+        colour = colour.convert("RGB")
     if alpha is None:
         return colour
     white = Image.new("RGB", colour.size, "white")
@@ -127,13 +187,16 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return image.convert("RGB")  # a broken or foreign profile: viewers ignore it, too
 
 
-def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """Step 4; broken EXIF data turns nothing. TIFF is already turned by Pillow, which drops the tag."""
-    try:
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG))
-    except Exception:  # metadata is a little file system of its own, and breaks in as many ways
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+def _turn_upright(image: Image.Image) -> int:
+    """Turn an image as EXIF says, in place; broken EXIF data turns nothing. Returns EXIF's orientation, 1 for upright.
+
+    TIFF is already turned by Pillow, which drops the tag.
+    """
+    with contextlib.suppress(Exception):  # metadata is a little file system of its own, and breaks in as many ways
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        ImageOps.exif_transpose(image, in_place=True)
+        return orientation
+    return 1
 
 
 def _sentence(error: Exception) -> str:
@@ -157,7 +220,8 @@ def fit(image: np.ndarray, size: int, crop: str = "center") -> np.ndarray:
         raise ValueError(f"Expected an image of shape (h, w, 3) and type uint8, found {image.shape} {image.dtype}.")
     if image.shape[:2] == (size, size):
         return image
-    return np.array(CROPS[crop](Image.fromarray(image), size))
+    picture = Image.fromarray(image)
+    return np.array(CROPS[crop](picture, size, (0, 0, *picture.size)))
 
 
 def check_fit(size: int, crop: str) -> None:
@@ -168,28 +232,36 @@ def check_fit(size: int, crop: str) -> None:
         raise ValueError(f"config.data.crop is {crop!r}, expected one of {', '.join(CROPS)}.")
 
 
-def _center(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    x, y = (image.width - side) / 2, (image.height - side) / 2
+# Crops: (image, size, box) -> square; box: the part of the pixels that is image; all of them for squash and clip.
+
+
+def _center(image: Image.Image, size: int, box: Box) -> Image.Image:
+    x_min, y_min, x_max, y_max = box
+    side = min(x_max - x_min, y_max - y_min)
+    x, y = (x_min + x_max - side) / 2, (y_min + y_max - side) / 2
     return _resize(image, (size, size), (x, y, x + side, y + side))
 
 
-def _squash(image: Image.Image, size: int) -> Image.Image:
+def _squash(image: Image.Image, size: int, _: Box) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _clip(image: Image.Image, size: int) -> Image.Image:
+def _clip(image: Image.Image, size: int, _: Box) -> Image.Image:
     shortest = min(image.size)
     width, height = (int(size * edge / shortest) for edge in image.size)
     x, y = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((x, y, x + size, y + size))
+    # The part of the image that is kept of it, scaled to width x height: a strip is never enlarged as a whole.
+    scale_x, scale_y = image.width / width, image.height / height
+    right, lower = min((x + size) * scale_x, image.width), min((y + size) * scale_y, image.height)
+    box = (x * scale_x, y * scale_y, right, lower)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def _pad(image: Image.Image, size: int) -> Image.Image:
-    longest = max(image.size)
-    width, height = (max(1, round(edge * size / longest)) for edge in image.size)
+def _pad(image: Image.Image, size: int, box: Box) -> Image.Image:
+    edges = (box[2] - box[0], box[3] - box[1])
+    width, height = (max(1, round(edge * size / max(edges))) for edge in edges)
     square = Image.new("RGB", (size, size), "white")
-    square.paste(_resize(image, (width, height), (0, 0, *image.size)), ((size - width) // 2, (size - height) // 2))
+    square.paste(_resize(image, (width, height), box), ((size - width) // 2, (size - height) // 2))
     return square
 
 
@@ -198,6 +270,7 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, 
 
 
 CROPS = {"center": _center, "squash": _squash, "pad": _pad, "clip": _clip}
+ROUGH_CROPS = ("center", "pad")
 SRGB = ImageCms.createProfile("sRGB")
 Image.init()
 AVAILABLE = tuple(name for name in FORMATS if name in Image.OPEN)

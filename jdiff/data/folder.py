@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import itertools
 import json
 import posixpath
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from etils import epath
 
-from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
-from jdiff.data.records import Example, Rejected, check_split, printable, reject
+from jdiff import storage
+from jdiff.data.captions import METADATA_NAMES, SIDECAR_SUFFIXES, Row, metadata_rows
+from jdiff.data.decoding import MAX_PIXELS, check_fit, decode_square
+from jdiff.data.files import File, files_below, in_parallel
+from jdiff.data.records import SPLIT_RULE, Example, Rejected, check_split, printable, reject
 from jdiff.text import clean_captions, decode_text, split_lines
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
-SPLIT_FOLDERS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"),
+    *(".ppm", ".pgm", ".ico", ".qoi", ".heic", ".heif", ".jxl"),
+)
+# Images that are not read, and are rejected. A file of another kind is rejected if it has a caption beside it ...
+OTHER_IMAGE_SUFFIXES = (
+    *(".svg", ".svgz", ".psd", ".psb", ".xcf", ".kra", ".tga", ".eps", ".exr", ".hdr", ".dds", ".pcx", ".jxr", ".jpx"),
+    *(".j2k", ".pbm", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+# ... and is not what data sets keep beside an image of the same name.
+COMPANION_SUFFIXES = (*SIDECAR_SUFFIXES, ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".pt", ".xml")
+SPLIT_OF_FOLDER = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
 }
-MAX_BYTES = 2**28  # of one image file; more is not read into memory
-
-
-class _File(NamedTuple):
-    path: epath.Path
-    size: int
-    seconds: int  # modification time
-
-
-class _Row(NamedTuple):
-    """A metadata file's entry for an image: its captions, or the reason why it has none."""
-
-    location: str  # FILE:LINE
-    captions: tuple[str, ...]
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,13 +43,15 @@ class Folder:
     """A folder of images and their captions, in the convention of Hugging Face's ImageFolder.
 
     Captions are the ``text`` (a sentence, or in JSON a list of them) that a ``metadata.jsonl`` or ``metadata.csv``
-    gives a ``file_name`` relative to itself, or else each line of a ``.txt`` file of the image's stem beside it.
-    Folders train, test and validation at the top are the splits; without them a hash of each file's
-    name assigns ``test_fraction`` of the images to "test", independently of the folder's other files. Names that begin
-    with a dot are ignored, and links to other folders are not followed.
+    gives a ``file_name`` relative to itself, or else each line of a ``.txt`` or ``.caption`` file of the image's name,
+    with or without its suffix, beside it. Folders train, test and validation (or training, testing, val, dev, eval, in
+    any case), at the top or below folders that all images share, are the splits. Names that begin with a dot are
+    ignored, and links to folders or out of the folder are not followed.
 
     image_size: edge of the examples' images in pixels.   crop: how ``decoding.fit`` makes them square.
+    test_fraction: share of the images that are the test split, where no folder is.
     max_pixels: a larger image is rejected before it is decoded.
+    split_folders: whether folders named train, test, ... are the splits; false where they are names of other things.
     """
 
     path: epath.PathLike
@@ -64,12 +59,16 @@ class Folder:
     crop: str = "center"
     test_fraction: float = 0.05
     max_pixels: int = MAX_PIXELS
+    split_folders: bool = True
     name: ClassVar[str] = "folder"
 
     def __post_init__(self):
         check_fit(self.image_size, self.crop)
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"config.data.test_fraction is {self.test_fraction}, expected 0 or more, and less than 1.")
+
+    def check(self) -> None:
+        """Raise ``FileNotFoundError`` or ``ValueError`` where the folder has no captioned images."""
         if not epath.Path(self.path).is_dir():
             raise FileNotFoundError(f"There is no folder {self.path}, which config.data.path names.")
         if not self._images:
@@ -84,194 +83,199 @@ class Folder:
                 f"text, or a .txt file beside each image.{first}"
             )
 
-    def identity(self) -> dict:
-        listing = "\n".join(f"{key}\t{file.size}\t{file.seconds}" for key, file in sorted(self._files.items()))
-        contents = b"".join(self._files[key].path.read_bytes() for key in self._metadata_keys)
+    def settings(self) -> dict[str, Any]:
         return {
             "source": self.name,
-            "listing_sha256": hashlib.sha256(printable(listing).encode() + contents).hexdigest(),
+            "path": str(self.path),
+            "split_rule": SPLIT_RULE,
             "image_size": self.image_size,
             "crop": self.crop,
             "test_fraction": self.test_fraction,
             "max_pixels": self.max_pixels,
+            "split_folders": self.split_folders,
         }
 
+    def identity(self) -> dict[str, Any]:
+        """The settings, and a digest of every image and its captions in place of the path."""
+        return {**self.settings(), "path": "", "content_sha256": self._content_digest}
+
+    @functools.cached_property
+    def _content_digest(self) -> str:
+        self.check()
+        content = hashlib.sha256()
+        for key in self._images:
+            try:
+                line = (printable(key), hashlib.sha256(self._files[key].read()).hexdigest(), self._captions(key))
+            except (OSError, ValueError, KeyError):
+                continue  # rejected
+            content.update(json.dumps(line).encode() + b"\n")
+        return content.hexdigest()
+
+    def file_sizes(self) -> dict[str, int]:
+        names = {*self._images, *filter(None, map(self._sidecar, self._images)), *self._metadata_keys}
+        return {printable(key): self._files[key].size for key in sorted(names) if key in self._files}
+
     def splits(self) -> tuple[str, ...]:
-        """The splits that have images; a small folder may have no "test"."""
-        nonempty = {self._assigned_split(key) for key in self._images}
+        if not self._split_depth:
+            return () if self.test_fraction else ("train",)
+        nonempty = {self._split(key) for key in self._images}
         return tuple(split for split in ("train", "test", "validation") if split in nonempty)
 
-    def examples(self, split: str) -> Iterator[Example | Rejected]:
+    def examples(self, split: str | None) -> Iterator[Example | Rejected]:
+        self.check()
         splits = self.splits()
-        check_split(split, splits)
-        if split == splits[0]:
+        if split is not None:
+            check_split(split, splits or ("train",))
+        if split is None or split == splits[0]:
             yield from self._problems
-        for key in sorted({*self._images, *self._rows}):
-            assigned_split = self._assigned_split(key)
-            if split == (assigned_split if assigned_split in splits else splits[0]):
-                yield self._example(key)
+        keys = sorted({*self._images, *self._rows})
+        first = splits[0] if splits else None
+        yield from in_parallel(
+            self._example, [key for key in keys if split is None or (self._split(key) or first) == split]
+        )
 
     def _example(self, key: str) -> Example | Rejected:
-        row, file = self._rows.get(key), self._files.get(key)
         try:
-            if file is None:
-                raise ValueError(f"There is no such file, but {row.location} lists it.")
+            if key not in self._files:
+                raise ValueError(f"There is no such file, but {self._rows[key].location} lists it.")
             if key != printable(key):
                 raise ValueError("The file's name is not Unicode (UTF-8); rename it.")
-            if self._split_folders and key.split("/")[0] not in self._split_folders:
-                raise ValueError(f"The image is outside the split folders: {', '.join(self._split_folders)}.")
-            if row and row.reason:
-                raise ValueError(row.reason)
-            if file.size > MAX_BYTES:
-                raise ValueError(f"The file has {file.size} bytes, more than the {MAX_BYTES} that are read.")
-            captions = row.captions if row else self._sidecar_captions(key)
-            if not captions:
-                raise ValueError("The caption is empty.")
-            image = decode(file.path.read_bytes(), max_pixels=self.max_pixels)
-            return Example(key, fit(image, self.image_size, crop=self.crop), captions, {"file_name": key})
+            if self._split_depth and self._split(key) is None:
+                folders = ", ".join(sorted({self._top(image) for image in self._images if self._split(image)}))
+                raise ValueError(
+                    f"The image is outside the split folders: {folders}. If they are no splits, set "
+                    "config.data.split_folders to False."
+                )
+            data = self._files[key].read()
+            captions = self._captions(key)
+            image = decode_square(data, self.image_size, crop=self.crop, max_pixels=self.max_pixels)
+            return Example(key, image, captions, {"file_name": key}, hashlib.sha256(data).hexdigest())
         except (OSError, ValueError) as error:
             return reject(key, error)
+
+    def _captions(self, key: str) -> tuple[str, ...]:
+        """An image's captions. Raises ValueError where it has none."""
+        row = self._rows.get(key)
+        if row and row.reason:
+            raise ValueError(row.reason)
+        captions = row.captions if row else self._sidecar_captions(key)
+        if not captions:
+            raise ValueError("The caption is empty.")
+        return captions
 
     def _sidecar_captions(self, key: str) -> tuple[str, ...]:
         sidecar = self._sidecar(key)
         if sidecar is None:
             raise ValueError("The image has no caption: no metadata file lists it, and no .txt file is beside it.")
-        return clean_captions(split_lines(decode_text(sidecar.path.read_bytes(), sidecar.path.name)))
+        text = decode_text(self._files[sidecar].read(), f"The caption file {sidecar}")
+        return clean_captions(split_lines(text))
 
-    def _sidecar(self, key: str) -> _File | None:
-        stem = posixpath.splitext(key)[0]
-        return self._files.get(stem + ".txt") or self._files.get(stem + ".TXT")
-
-    def _assigned_split(self, key: str) -> str:
-        if self._split_folders:
-            return self._split_folders.get(key.split("/")[0], "train")
-        share = int.from_bytes(hashlib.sha256(printable(key).encode()).digest()[:8], "big") / 2**64
-        return "test" if share < self.test_fraction else "train"
+    def _sidecar(self, key: str) -> str | None:
+        """The key of the text file beside an image."""
+        for stem in (posixpath.splitext(key)[0], key):
+            for suffix in SIDECAR_SUFFIXES:
+                if (sidecar := self._sidecars.get((stem, suffix))) is not None:
+                    return sidecar
+        return None
 
     @functools.cached_property
-    def _files(self) -> dict[str, _File]:
-        """Every file by its name relative to the folder, in NFC (some file systems decompose names)."""
-        root, files = epath.Path(self.path), {}
-        for path in files_below(root):
-            stat = path.stat()
-            key = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-            files[key] = _File(path, stat.length, stat.mtime)
-        return files
+    def _sidecars(self) -> dict[tuple[str, str], str]:
+        """The keys of text files, by what precedes their suffix, and the suffix in lower case."""
+        parts = ((key, *posixpath.splitext(key)) for key in self._files)
+        return {(stem, suffix.lower()): key for key, stem, suffix in parts if suffix.lower() in SIDECAR_SUFFIXES}
+
+    @functools.cached_property
+    def _files(self) -> dict[str, File]:
+        return files_below(self.path)
 
     @functools.cached_property
     def _images(self) -> tuple[str, ...]:
-        return tuple(key for key in self._files if key.lower().endswith(IMAGE_SUFFIXES) or key in self._rows)
+        """The keys of images, sorted, without those that jdiff drew."""
+        names = (key for key in self._files if key.lower().endswith(IMAGE_SUFFIXES) or key in self._rows)
+        return tuple(sorted(key for key in names if not self._is_drawn(key)))
+
+    def _is_drawn(self, key: str) -> bool:
+        """Whether an image is a result of jdiff, which has a JSON of its request and no caption beside it."""
+        request = self._files.get(f"{posixpath.splitext(key)[0]}.json")
+        if request is None or key in self._rows or self._sidecar(key) is not None:
+            return False
+        try:
+            content = json.loads(request.read())
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and {"workdir", "step"} <= set(content)
 
     @functools.cached_property
-    def _split_folders(self) -> dict[str, str]:
-        tops = {key.split("/")[0] for key in self._images if "/" in key}
-        return {folder: split for folder, split in SPLIT_FOLDERS.items() if folder in tops}
+    def _split_depth(self) -> int:
+        """How many folders down the names of splits are, counted from 1; 0 where there are none."""
+        if not self.split_folders:
+            return 0
+        folders = [key.lower().split("/")[:-1] for key in self._images]
+        for depth in range(min(map(len, folders), default=0) + 1):
+            names = {parts[depth] for parts in folders if len(parts) > depth}
+            if names & set(SPLIT_OF_FOLDER):
+                return depth + 1
+            if len(names) != 1:
+                return 0
+        return 0
+
+    def _top(self, key: str) -> str:
+        """The folder of an image at the depth of the splits."""
+        folders = key.split("/")[:-1]
+        return folders[self._split_depth - 1] if 0 < self._split_depth <= len(folders) else ""
+
+    def _split(self, key: str) -> str | None:
+        """The split of an image by its folder, if it is in one."""
+        return SPLIT_OF_FOLDER.get(self._top(key).lower()) if self._split_depth else None
 
     @functools.cached_property
     def _metadata_keys(self) -> tuple[str, ...]:
         return tuple(sorted(key for key in self._files if posixpath.basename(key) in METADATA_NAMES))
 
     @functools.cached_property
-    def _rows(self) -> dict[str, _Row]:
+    def _rows(self) -> dict[str, Row]:
         return self._metadata[0]
 
     @functools.cached_property
     def _problems(self) -> list[Rejected]:
-        return self._metadata[1]
+        """What is rejected besides images: lines of metadata files, and images of kinds that are not read."""
+        problems = list(self._metadata[1])
+        for key, file in self._files.items():
+            suffix = posixpath.splitext(key)[1].lower()
+            if key in self._images or self._is_metadata(key) or suffix in SIDECAR_SUFFIXES:
+                continue
+            if suffix in OTHER_IMAGE_SUFFIXES:
+                problems.append(Rejected(printable(key), f"The format {suffix[1:].upper()} is not read; convert it."))
+            elif suffix not in COMPANION_SUFFIXES and self._sidecar(key) is not None:
+                problems.append(Rejected(printable(key), "It has a caption, but its suffix is that of no image."))
+            elif file.reason and not suffix:
+                problems.append(Rejected(printable(key), file.reason))  # a linked folder
+        return problems
+
+    def _is_metadata(self, key: str) -> bool:
+        return posixpath.basename(key) in METADATA_NAMES
 
     @functools.cached_property
-    def _metadata(self) -> tuple[dict[str, _Row], list[Rejected]]:
+    def _metadata(self) -> tuple[dict[str, Row], list[Rejected]]:
         """The entries of all metadata files by image, and the lines that cannot be used."""
-        rows, problems = {}, []
+        root = unicodedata.normalize("NFC", str(storage.absolute(self.path)))
+        rows: dict[str, Row] = {}
+        problems: list[Rejected] = []
         for metadata in self._metadata_keys:
-            folder = posixpath.dirname(metadata)
             try:
-                text = decode_text(self._files[metadata].path.read_bytes(), metadata)
+                text = decode_text(self._files[metadata].read(), f"The file {metadata}")
             except (OSError, ValueError) as error:
                 problems.append(reject(metadata, error))
                 continue
-            for line, row in _csv_rows(text) if metadata.endswith(".csv") else _json_rows(text):
-                location = f"{metadata}:{line}"
-                try:
-                    key = _image_key(row, folder)
-                    if key in rows:
-                        raise ValueError(f"{key} is a duplicate: {rows[key].location} already lists it.")
-                except ValueError as error:
-                    problems.append(reject(location, error))
+            for key, row in metadata_rows(text, metadata, root):
+                if key is None:
+                    problems.append(Rejected(row.location, row.reason))
                     continue
-                try:
-                    rows[key] = _Row(location, _row_captions(row))
-                except ValueError as error:
-                    rows[key] = _Row(location, (), f"{location}: {error}")
+                if key not in self._files and (key_with_slashes := key.replace("\\", "/")) in self._files:
+                    key = key_with_slashes
+                if key in rows:
+                    reason = f"{key} is a duplicate: {rows[key].location} already lists it."
+                    problems.append(Rejected(printable(row.location), printable(reason)))
+                else:
+                    rows[key] = row
         return rows, problems
-
-
-def files_below(root: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and its subfolders, except for names that begin with a dot."""
-    for folder, folders, names in root.walk():
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if not any(part.startswith(".") for part in folder.relative_to(root).parts):
-            yield from (
-                path for path in (folder / name for name in names if not name.startswith(".")) if path.is_file()
-            )
-
-
-def _image_key(row: dict | str, folder: str) -> str:
-    """The path of a metadata row's image, relative to the source's folder.   Raises ValueError."""
-    if isinstance(row, str):
-        raise ValueError(row)
-    name = row.get("file_name")
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"The line names no image: expected file_name, found {', '.join(map(str, row)) or 'nothing'}.")
-    name = posixpath.normpath(unicodedata.normalize("NFC", name.strip()))
-    if name.startswith(("/", "../")) or name in (".", ".."):
-        raise ValueError(f"The file_name {name!r} leads out of the folder of its metadata file.")
-    return posixpath.join(folder, name)
-
-
-def _row_captions(row: dict) -> tuple[str, ...]:
-    text = row.get("text")
-    texts = [text] if isinstance(text, str) else text
-    if texts is None:
-        raise ValueError(f"There is no caption: expected text, found {', '.join(map(str, row))}.")
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"The text is {text!r:.60}, expected a sentence or a list of sentences.")
-    return clean_captions(texts)
-
-
-def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
-    """Line numbers and rows; a row that is a string is the error message for an invalid line."""
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            try:
-                row = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                row = f"The line is not JSON: {error}."
-            yield line, row if isinstance(row, dict | str) else f"The line is {content!r:.40}, expected a JSON object."
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:
-    """As ``_json_rows``. A row that is not valid CSV, such as one with a quote that is never closed, is one row."""
-    lines = [line + "\n" for line in split_lines(text)]
-    header, start = None, 0
-    while start < len(lines):
-        cells, num_lines = _csv_row(lines, start)
-        if cells and header is None and not isinstance(cells, str):
-            header = [cell.strip() for cell in cells]
-        elif isinstance(cells, str):
-            yield start + num_lines, cells
-        elif cells and len(cells) > len(header):
-            yield start + num_lines, "The line has more cells than the header."
-        elif cells:
-            yield start + num_lines, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))]))
-        start += num_lines
-
-
-def _csv_row(lines: list[str], start: int) -> tuple[list[str] | str, int]:
-    """The cells of the row that begins at a line, or the reason why it is none, and how many lines it has."""
-    reader = csv.reader(itertools.islice(lines, start, None), strict=True)
-    try:
-        return next(reader), reader.line_num
-    except csv.Error as error:
-        reason = "a quote that opens here is not closed" if reader.line_num > 1 else error
-        return f"The row is not valid CSV: {reason}.", 1

@@ -9,8 +9,9 @@ from itertools import zip_longest
 import numpy as np
 from etils import epath
 
-from jdiff.data.decoding import check_fit, decode, fit
-from jdiff.data.folder import IMAGE_SUFFIXES, files_below
+from jdiff.data.decoding import check_fit, decode_square
+from jdiff.data.files import files_below
+from jdiff.data.folder import IMAGE_SUFFIXES
 from jdiff.data.records import Rejected, reject
 from jdiff.text import read_text, split_lines
 
@@ -55,11 +56,15 @@ class LabelledFolder:
         Labels index ``names``. Classes take turns, so that the first n examples are balanced.
         """
         classes = [
-            [(path, label) for path in sorted(files_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES]
+            [
+                (f"{folder}/{key}", file, label)
+                for key, file in sorted(files_below(folder).items())
+                if key.lower().endswith(IMAGE_SUFFIXES)
+            ]
             for label, folder in enumerate(self.folders())
         ]
-        for path, label in (item for items in zip_longest(*classes) for item in items if item):
+        for name, file, label in (item for items in zip_longest(*classes) for item in items if item):
             try:
-                yield fit(decode(path.read_bytes()), self.image_size, crop=self.crop), label
+                yield decode_square(file.read(), self.image_size, crop=self.crop), label
             except (OSError, ValueError) as error:
-                yield reject(str(path), error)
+                yield reject(name, error)

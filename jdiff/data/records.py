@@ -1,12 +1,7 @@
-"""Captioned images on disk: the examples that every data source yields, and the TFDS builder that writes them.
+"""Captioned images on disk: the examples that every data source yields, and the records that training reads.
 
-A source (the shapes world, the emoji font, a user's folder, a TFDS set) is any object with
-
-    name        a short word, part of the data set's name
-    identity()  a JSON-able dict of everything that determines its records; equal identities share files
-    splits()    the names of its splits
-    examples(split)    an iterator of ``Example`` and ``Rejected``
-    disable_shuffling  optional; True if the order of its examples matters, so that it is kept on disk
+A source (the shapes world, the emoji font, a user's folder, a TFDS set) is any object with the members of ``Source``.
+``record_writer`` writes its examples as records; ``open_records`` reads them.
 """
 
 from __future__ import annotations
@@ -15,16 +10,21 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from jdiff.text import split_lines
+from jdiff import storage
+from jdiff.data.files import RECORDS_FOLDER
+
+VERSION = "1.1.0"  # of the records' format
+SPLIT_RULE = 2  # version of the rule by which record_writer assigns splits
+COMPLETE = "complete.json"  # what the writer writes last, beside the shards
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class Example:
     image: (size, size, 3) uint8, sRGB, as a viewer would display it.
     captions: one or more true sentences about it; training draws one of them at random.
     metadata: JSON-able facts stored with the record (a scene, code points, a file name).
+    digest: SHA-256 of the image's file, in hexadecimal, of a source without splits of its own.
     """
 
     key: str
     image: np.ndarray
     captions: tuple[str, ...]
     metadata: dict = field(default_factory=dict)
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,167 +63,194 @@ def printable(text: str) -> str:
 
 
 class Source(Protocol):
-    """A source of captioned images; the module's docstring explains the members."""
+    """A source of captioned images. ``disable_shuffling`` is optional; true if the order of its examples matters.
 
-    name: str
+    A source whose content is outside of the config, such as a folder, has two more members, so that training needs
+    that content no more:
 
-    def identity(self) -> dict: ...
+        settings()      what the records are made from, whatever it contains
+        file_sizes()    the size of every file that is read, by name
+    """
 
-    def splits(self) -> tuple[str, ...]: ...
+    name: str  # a short word, part of the data set's name
+    image_size: int
 
-    def examples(self, split: str) -> Iterator[Example | Rejected]: ...
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the records, as JSON keeps it; equal identities share files."""
+        ...
+
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits; none where the writer is to assign them by ``test_fraction``."""
+        ...
+
+    def examples(self, split: str | None) -> Iterator[Example | Rejected]:
+        """What there is of a split; None: of all, where there are no splits."""
+        ...
 
 
-def check_split(split: str, splits: tuple[str, ...]) -> None:
+def check_split(split: str | None, splits: tuple[str, ...]) -> None:
     """Check that a source has a split. Raises ValueError."""
     if split not in splits:
         raise ValueError(f"The split is {split!r}, expected one of {', '.join(splits)}.")
 
 
-@dataclass(frozen=True)
-class RecordsReport:
-    """The result of preparing a source.
-
-    directory: where the records are.   num_examples: per split.   rejected: the items excluded, with their reasons.
-    """
-
-    directory: str
-    num_examples: dict[str, int]
-    rejected: tuple[Rejected, ...]
-
-
-class RejectionLimitError(ValueError):
-    """A larger share of a source's items is unusable than config.data.max_rejected allows."""
-
-
 class DatasetNotPreparedError(FileNotFoundError):
-    """The records that a config names are not on disk."""
+    """The records that a config names are not on disk, or not all of them."""
 
 
-class CaptionedImages(tfds.core.GeneratorBasedBuilder):
-    """Writes any source as ArrayRecord through TFDS, without TensorFlow.
-
-    The name of the data set contains a hash of everything that determines its records, so that two settings never
-    share files.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    name = "captioned_images"
-
-    def __init__(self, *, source: Source, data_dir: str, image_size: int, max_rejected: float = 0.05):
-        self._source, self._image_size = source, image_size
-        self._max_rejected = max_rejected
-        self.rejected: list[Rejected] = []
-        self._num_items = self._num_open_splits = 0
-        self.on_item: Callable[[Example | Rejected], None] = lambda item: None
-        identity = json.dumps({"source": source.identity(), "image_size": image_size}, sort_keys=True)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-        config = tfds.core.BuilderConfig(name=f"{source.name}_{image_size}_{digest}", version=self.VERSION)
-        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        side = self._image_size
-        features = {
-            "image": tfds.features.Image(shape=(side, side, 3), encoding_format="png"),
-            "captions": tfds.features.Sequence(tfds.features.Text()),
-            "key": tfds.features.Text(),
-            "metadata": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Captioned images, square and of one size.",
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=getattr(self._source, "disable_shuffling", False),
-        )
-
-    def _split_generators(self, dl_manager):
-        splits = self._source.splits()
-        self._num_open_splits = len(splits)
-        return {split: self._generate_examples(split) for split in splits}
-
-    def _generate_examples(self, split: str):
-        num_examples = 0
-        for item in self._source.examples(split):
-            self._num_items += 1
-            self.on_item(item)
-            if isinstance(item, Rejected):
-                self.rejected.append(item)
-                continue
-            num_examples += 1
-            yield (
-                item.key,
-                {
-                    "image": _png(item.image),
-                    "captions": list(item.captions),
-                    "key": item.key,
-                    "metadata": json.dumps(item.metadata, ensure_ascii=False),
-                },
-            )
-        self._num_open_splits -= 1
-        if not num_examples:
-            raise RejectionLimitError(
-                f"no item of the split '{split}' can be used; all are listed with their reasons in {self.report_path}"
-            )
-        if not self._num_open_splits and len(self.rejected) > self._max_rejected * self._num_items:
-            first = self.rejected[0]
-            raise RejectionLimitError(
-                f"{len(self.rejected)} of {self._num_items} items cannot be used, more than the "
-                f"{self._max_rejected:.0%} of config.data.max_rejected; fix them or raise it. "
-                f"The first: {first.key}: {first.reason} All are listed in {self.report_path}"
-            )
-
-    @property
-    def report_path(self) -> epath.Path:
-        """The list of rejected items, in JSON Lines. It is beside the records' folder, so it survives a failure."""
-        return epath.Path(self._data_dir_root) / f"{self.builder_config.name}_rejected.jsonl"
-
-    def has_records(self) -> bool:
-        """Whether the records are on disk, all of them: TFDS renames a complete folder into place."""
-        return epath.Path(self.data_dir).exists()
+class BrokenRecordError(ValueError):
+    """A record whose bytes were changed on disk."""
 
 
-def _png(image: np.ndarray) -> io.BytesIO:
-    """The image as a PNG file, because TFDS needs TensorFlow to encode one."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    file.seek(0)
-    return file
+def dataset_name(source: Source) -> str:
+    """The name of a source's records, with a digest of everything that determines them."""
+    return _name(source, source.identity())
 
 
-def write_records(builder: CaptionedImages) -> RecordsReport:
-    """Write the records if they are not on disk yet.
-
-    Raises ``RejectionLimitError``; the list of rejected items is written in that case, too.
-    """
-    tfds.disable_progress_bar()
-    if not builder.has_records():
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads, and there are none
-                builder.download_and_prepare()
-        finally:
-            builder.report_path.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in builder.rejected]
-            builder.report_path.write_text("".join(lines))
-    rejected = tuple(Rejected(**json.loads(line)) for line in split_lines(builder.report_path.read_text()))
-    num_examples = {name: split.num_examples for name, split in builder.info.splits.items()}
-    return RecordsReport(str(builder.data_dir), num_examples, rejected)
-
-
-def records(builder: CaptionedImages, split: str):
-    """A random-access sequence of one split: {"image" u8 (h,w,3), "captions" list[bytes], "key", "metadata" bytes}.
+def prepared_name(source: Source, data_dir: epath.PathLike) -> str:
+    """The name of the records that were last prepared of a source, whose content need not exist any more.
 
     Raises ``DatasetNotPreparedError``.
     """
-    if not builder.has_records():
-        others = sorted(path.name for path in epath.Path(builder.data_dir).parent.glob("*.*.*"))
-        if others:
-            raise DatasetNotPreparedError(
-                f"the records at {epath.Path(builder.data_dir).parent} have format version {', '.join(others)}, but "
-                f"this jdiff reads {builder.VERSION}; run `jdiff prepare` again, or use the release that wrote them"
-            )
+    if not hasattr(source, "settings"):
+        return dataset_name(source)
+    file = prepared_file(source, data_dir)
+    try:
+        return json.loads(file.read_text())["name"]
+    except (OSError, ValueError, KeyError) as error:
         raise DatasetNotPreparedError(
-            f"no prepared data at {builder.data_dir}; run `jdiff prepare` with the same config first"
+            f"no prepared data of {source.settings().get('path', source.name)} in {data_dir}; run `jdiff prepare` with "
+            "the same config first"
+        ) from error
+
+
+def prepared_file(source: Any, data_dir: epath.PathLike) -> epath.Path:
+    """The file that names the records last prepared of a source, and lists the files that they were made from."""
+    settings = source.settings()
+    if "path" in settings and not (_is_relative(settings["path"]) and _is_relative(data_dir)):
+        settings["path"] = str(storage.absolute(settings["path"]))
+    return epath.Path(data_dir) / RECORDS_FOLDER / f"{_name(source, settings)}_prepared.json"
+
+
+def changed_files(source: Any, data_dir: epath.PathLike) -> str:
+    """How the files of a source differ from those that its records were made from, in words; "" where they do not.
+
+    Compares names and sizes. "" also where the source has no files, or they are gone.
+    """
+    if not hasattr(source, "file_sizes") or not epath.Path(source.path).is_dir():
+        return ""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        old = json.loads(prepared_file(source, data_dir).read_text())["files"]
+        new = source.file_sizes()
+        changes = {
+            "added": sorted(new.keys() - old.keys()),
+            "removed": sorted(old.keys() - new.keys()),
+            "changed": sorted(key for key in new.keys() & old.keys() if new[key] != old[key]),
+        }
+        return ", ".join(
+            f"{len(keys)} {kind} ({keys[0]}{', ...' * (len(keys) > 1)})" for kind, keys in changes.items() if keys
         )
-    if split not in builder.info.splits:
-        raise DatasetNotPreparedError(f"no split '{split}' at {builder.data_dir}, only {sorted(builder.info.splits)}")
-    return builder.as_data_source(split=split)
+    return ""
+
+
+def _name(source: Source, identity: Mapping[str, Any]) -> str:
+    text = json.dumps({"source": identity, "image_size": source.image_size}, sort_keys=True)
+    return f"{source.name}_{source.image_size}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _is_relative(path: epath.PathLike) -> bool:
+    return storage.on_disk(path) and not epath.Path(path).is_absolute()
+
+
+def records_folder(data_dir: epath.PathLike, name: str) -> epath.Path:
+    """Where records lie."""
+    return epath.Path(data_dir) / RECORDS_FOLDER / name / VERSION
+
+
+def what_is_missing(folder: epath.Path) -> str | None:
+    """Why records in a folder cannot be used, or None."""
+    if not folder.exists():
+        return "it does not exist"
+    if not (folder / COMPLETE).exists():
+        return f"{COMPLETE} is missing"
+    try:
+        sizes = json.loads((folder / COMPLETE).read_text())["files"]
+    except (ValueError, KeyError):
+        return f"{COMPLETE} is corrupt"
+    for name, size in sizes.items():
+        if not (folder / name).exists():
+            return f"{name} is missing"
+        if (folder / name).stat().length != size:
+            return f"{name} has {(folder / name).stat().length} of {size} bytes"
+    return None
+
+
+class Records:
+    """The records of a data set, on disk.
+
+    name: of the data set.   folder: where they lie.   num_examples: by split.
+    """
+
+    def __init__(self, data_dir: epath.PathLike, name: str):
+        """Raises ``DatasetNotPreparedError``."""
+        self.name, self.data_dir, self.folder = name, data_dir, records_folder(data_dir, name)
+        problem = what_is_missing(self.folder)
+        versions = sorted(path.name for path in self.folder.parent.glob("*.*.*")) if problem else []
+        if versions and VERSION not in versions:
+            raise DatasetNotPreparedError(
+                f"the records at {self.folder.parent} have format version {', '.join(versions)}, but this jdiff reads "
+                f"{VERSION}; run `jdiff prepare` again, or use the release that wrote them"
+            )
+        if versions:
+            raise DatasetNotPreparedError(
+                f"the records at {self.folder} are incomplete: {problem}; run `jdiff prepare` again"
+            )
+        if problem:
+            raise DatasetNotPreparedError(
+                f"no prepared data at {self.folder}; run `jdiff prepare` with the same config first"
+            )
+        self._builder = tfds.builder_from_directory(str(self.folder))
+        self.num_examples = {name: split.num_examples for name, split in self._builder.info.splits.items()}
+
+    def split(self, name: str) -> Sequence[dict[str, Any]]:
+        """The records of a split: {"image" u8 (h,w,3), "captions" list[bytes], "key", "metadata" bytes}.
+
+        Raises ``DatasetNotPreparedError``.
+        """
+        if name not in self.num_examples:
+            raise DatasetNotPreparedError(f"no split '{name}' at {self.folder}, only {sorted(self.num_examples)}")
+        return _Split(self._builder.as_data_source(split=name), f"{self.folder}, split '{name}'")
+
+    def captions(self, split: str) -> Iterator[str]:
+        """The captions of all records of a split, without decoding images."""
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        for row in self._builder.as_data_source(split=split, decoders=decoders):
+            yield from (caption.decode() for caption in row["captions"])
+
+
+class _Split(Sequence):
+    """Records of a split, whose errors name them."""
+
+    def __init__(self, rows: Any, location: str):
+        self._rows, self._location = rows, location
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i):
+        try:
+            return self._rows[i]
+        except IndexError:
+            raise
+        except Exception as error:  # each of its parsers raises its own
+            raise BrokenRecordError(
+                f"record {i} of {self._location} cannot be read ({type(error).__name__}); delete that folder and run "
+                "`jdiff prepare` again"
+            ) from error
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """An image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import naming, read_only_builder
 
-from jdiff.data.decoding import MAX_PIXELS, check_fit, decode, fit
+from jdiff.data.decoding import MAX_PIXELS, check_fit, decode_square
 from jdiff.data.records import Example, Rejected, check_split, reject
 from jdiff.text import clean_captions, decode_text
 
@@ -86,9 +86,10 @@ class TfdsSet:
                 captions = clean_captions(self._texts(_nested_value(record, self._text_path)))
                 if not captions:
                     raise ValueError("The caption is empty.")
-                image = decode(_nested_value(record, self._image_path), max_pixels=self.max_pixels)
+                data = _nested_value(record, self._image_path)
+                image = decode_square(data, self.image_size, crop=self.crop, max_pixels=self.max_pixels)
                 metadata = {"dataset": self._builder.info.full_name, "index": index}
-                yield Example(key, fit(image, self.image_size, crop=self.crop), captions, metadata)
+                yield Example(key, image, captions, metadata)
             except Exception as error:  # TFDS, its file formats and Pillow each raise their own for a broken record
                 yield reject(key, error)
 

@@ -38,8 +38,10 @@ def folder_metrics(
 
 def _captioned(images: str, size: int, crop: str) -> Folder | None:
     """The folder's captioned images, or None where it has one folder per class instead of captions."""
+    folder = Folder(images, image_size=size, crop=crop, test_fraction=0.0)
     try:
-        return Folder(images, image_size=size, crop=crop, test_fraction=0.0)
+        folder.check()
+        return folder
     except ValueError as error:
         if LabelledFolder(images, size, crop).folders():
             return None

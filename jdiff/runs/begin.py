@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
 from jdiff import storage
 from jdiff.config.construct import ConfigError
-from jdiff.data import records
+from jdiff.data.records import DatasetNotPreparedError, Records, changed_files, prepared_name
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.runs.directory import CONFIG, Model, saved_config, saved_task, write_config
+from jdiff.runs.directory import CONFIG, DATA, Model, saved_config, saved_task, with_saved_records, write_config
 from jdiff.tasks.task import ImageTextTask
 
-DATA, HISTORY = "data.json", "history.jsonl"
-# Keys that a resumed run may change: no step depends on the first, and changes of the second are kept in HISTORY.
+HISTORY = "history.jsonl"
+MAX_COUNTED = 50_000  # captions whose length is compared with the context length
+# Keys that a resumed run may change: no step depends on the first, and changes of the others are kept in HISTORY.
 FREE_KEYS = re.compile(r"mesh(\..*)?|train\.(log_every|save_every|sample_every|evaluate_every|evaluate_num|keep)")
 RECORDED_KEYS = ("train.steps", "optimizer.learning_rate")
 Changes = dict[str, tuple[Any, Any]]  # dotted key of the config -> old and new value
 
 
-def changes_on_resume(task: ImageTextTask, path: epath.Path, builder: records.CaptionedImages) -> Changes:
-    """The keys whose values differ from those that a run has so far, which may change, on the same data.
+def open_records(task: ImageTextTask, path: epath.Path) -> tuple[ImageTextTask, Records]:
+    """The records of a run: those that it was started on, or of a new run those that its config names.
+
+    Returns the task, bound to these records, and the records.   Raises ``DatasetNotPreparedError``, and ``ConfigError``
+    where the records that a run was started on are gone and its data has changed.
+    """
+    if not (path / DATA).exists():
+        return task, task.records()
+    task = with_saved_records(task, path)
+    name = json.loads((path / DATA).read_text())["name"]
+    try:
+        return task, task.records()
+    except DatasetNotPreparedError as error:
+        source, directory = task.config.data.make_source(), task.config.data.directory
+        with contextlib.suppress(DatasetNotPreparedError):
+            if (new_name := prepared_name(source, directory)) != name:
+                raise ConfigError(
+                    f"{path} was started on the data set {name}, which is gone from {directory}, and config.data now "
+                    f"makes {new_name}, as files have changed; name another --workdir"
+                ) from error
+        raise
+
+
+def notes_on_data(task: ImageTextTask, dataset: Records) -> Iterator[str]:
+    """How the data that a config names differs now from the records that are used, a sentence for each."""
+    section = task.config.data
+    source = section.make_source()
+    with contextlib.suppress(DatasetNotPreparedError):
+        if (name := prepared_name(source, section.directory)) != dataset.name:
+            yield f"{name} was prepared since this run began; it continues on {dataset.name}"
+    if changes := changed_files(source, section.directory):
+        yield f"files of config.data.path differ from the prepared ones: {changes}; `jdiff prepare` reads them again"
+
+
+def changes_on_resume(task: ImageTextTask, path: epath.Path) -> Changes:
+    """The keys whose values differ from those that a run has so far, and may change.
 
     Raises ``ConfigError`` at a key that may not.
     """
@@ -36,13 +74,6 @@ def changes_on_resume(task: ImageTextTask, path: epath.Path, builder: records.Ca
                     f"{path} was started with config.{key} = {old_value!r}, and now it is {new_value!r}; "
                     "name another --workdir, or change the config back"
                 )
-    if (path / DATA).exists():
-        old_value, new_value = json.loads((path / DATA).read_text())["name"], builder.builder_config.name
-        if old_value != new_value:
-            raise ConfigError(
-                f"{path} was started on the data set {old_value}, and config.data now makes {new_value}, as files "
-                "have changed; name another --workdir"
-            )
     return changes
 
 
@@ -57,21 +88,36 @@ def record_changes(task: ImageTextTask, path: epath.Path, step: int, changes: Ch
         write_config(path, task.config.raw)
 
 
-def tokenizer_of(task: ImageTextTask, path: epath.Path, models: dict[str, Model], examples) -> Tokenizer:
+def tokenizer_of(task: ImageTextTask, path: epath.Path, models: dict[str, Model], dataset: Records) -> Tokenizer:
     """The run's tokenizer; of a new run that of its text tower's model, or one learnt from the captions."""
     if (path / CONFIG).exists():
         return saved_task(path).tokenizer
     if "text" in models:
         return models["text"].task.tokenizer
-    return task.train_tokenizer(caption.decode() for i in range(len(examples)) for caption in examples[i]["captions"])
+    return task.train_tokenizer(dataset.captions("train"))
 
 
-def initialize_run_dir(task: ImageTextTask, path: epath.Path, builder: records.CaptionedImages) -> None:
+def note_on_truncation(tokenizer: Tokenizer, captions: Iterable[str]) -> str:
+    """How many captions are longer than the context length, as a sentence; "" where none is."""
+    lengths = [len(tokenizer.ids(caption)) for caption in itertools.islice(captions, MAX_COUNTED)]
+    num_truncated = sum(length > tokenizer.max_caption_tokens for length in lengths)
+    if not num_truncated:
+        return ""
+    first = "the first " * (len(lengths) == MAX_COUNTED)
+    special = tokenizer.context_length - tokenizer.max_caption_tokens
+    return (
+        f"{num_truncated} of {first}{len(lengths)} captions are truncated to config.tokenizer.context_length = "
+        f"{tokenizer.context_length} tokens; the longest has {max(lengths) + special}"
+    )
+
+
+def initialize_run_dir(task: ImageTextTask, path: epath.Path, dataset: Records) -> None:
     """Make ``path`` a run of this task, if it is none yet; its config.json is written last."""
     if not (path / CONFIG).exists():
         path.mkdir(parents=True, exist_ok=True)
         task.tokenizer.save(path / "tokenizer.json")
-        (path / DATA).write_text(json.dumps({"name": builder.builder_config.name}) + "\n")
+        data_dir = str(storage.absolute(dataset.data_dir))
+        (path / DATA).write_text(json.dumps({"name": dataset.name, "directory": data_dir}) + "\n")
         write_config(path, task.config.raw)
 
 

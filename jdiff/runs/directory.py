@@ -25,12 +25,13 @@ from jdiff.interop.pretrained import NO_HINTS, Hints, PretrainedModel
 from jdiff.runs.posthoc_ema import posthoc_ema
 from jdiff.tasks import AnyTask, make_task
 from jdiff.tasks.contrastive import Contrastive
+from jdiff.tasks.task import ImageTextTask
 from jdiff.tasks.text_to_image import TextToImage
 from jdiff.training import checkpoint
 from jdiff.training import ema as ema_names
 from jdiff.training.masks import merge
 
-CONFIG, FORMAT_VERSION = "config.json", 1
+CONFIG, DATA, FORMAT_VERSION = "config.json", "data.json", 1
 VERSION = "format_version"  # the key of config.json beside the sections
 
 
@@ -161,7 +162,17 @@ def saved_task(workdir: epath.PathLike) -> AnyTask:
     keys = task.config.tokenizer
     layout = {key: keys[key] for key in ("dialect", "pad") if key in keys}
     file = epath.Path(workdir) / "tokenizer.json"
-    return task.with_tokenizer(tokenizers.load_tokenizer(file, context_length=task.config.context_length, **layout))
+    task = task.with_tokenizer(tokenizers.load_tokenizer(file, context_length=task.config.context_length, **layout))
+    return with_saved_records(task, workdir)
+
+
+def with_saved_records(task: ImageTextTask, workdir: epath.PathLike) -> ImageTextTask:
+    """The task of a run, on the records that the run was started on."""
+    file = epath.Path(workdir) / DATA
+    if not file.exists():
+        return task
+    data = json.loads(file.read_text())
+    return task.with_records(data["name"], data.get("directory", task.config.data.directory))
 
 
 def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoint.Checkpoints:

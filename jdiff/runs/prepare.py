@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 import time
 from collections import Counter
 
 from rich.console import Console
 
 from jdiff.data import records
+from jdiff.data.record_writer import RecordsReport, write_records
+from jdiff.data.tokenizer import Tokenizer
+from jdiff.runs import directory
+from jdiff.runs.begin import note_on_truncation
 from jdiff.tasks.task import ImageTextTask
 
 
 def prepare(task: ImageTextTask) -> None:
     """Write the records that a config names, and print what was rejected and why."""
-    builder = task.dataset()
-    if builder.has_records():
-        print(f"prepared already: {builder.data_dir}")
+    section = task.config.data
+    source = section.make_source()
+    changes = records.changed_files(source, section.directory)
+    name = records.dataset_name(source)
+    folder = records.records_folder(section.directory, name)
+    if changes:
+        print(f"files of config.data.path since the last `jdiff prepare`: {changes}")
+    if problem := records.what_is_missing(folder):
+        if folder.exists():
+            print(f"the records at {folder} are incomplete: {problem}; writing them again")
+        print(f"writing {name} to {folder}")
     else:
-        print(f"writing {builder.builder_config.name} to {builder.data_dir}")
-        with Console(stderr=True).status("starting") as status:
-            start, count = time.monotonic(), itertools.count(1)
+        print(f"prepared already: {folder}")
+    with Console(stderr=True).status("starting") as status:
+        start, count = time.monotonic(), itertools.count(1)
 
-            def show(item) -> None:
-                n = next(count)
-                if n % 500 == 0:
-                    status.update(f"{n} items, {n / (time.monotonic() - start):.0f} items/s")
+        def show(item: records.Example | records.Rejected) -> None:
+            n = next(count)
+            if n % 500 == 0:
+                status.update(f"{n} items, {n / (time.monotonic() - start):.0f} items/s")
 
-            builder.on_item = show
-            records.write_records(builder)
-    report = records.write_records(builder)
+        report = write_records(source, section.directory, max_rejected=section.max_rejected, on_item=show)
+    _print_report(report)
+    dataset = records.Records(section.directory, name)
+    tokenizer = _tokenizer(task, dataset)
+    if tokenizer and (note := note_on_truncation(tokenizer, dataset.captions("train"))):
+        print(f"  {note}")
+
+
+def _tokenizer(task: ImageTextTask, dataset: records.Records) -> Tokenizer | None:
+    """The tokenizer that training will have; None where the model of the text tower does not exist yet."""
+    if path := task.init_from.get("text"):
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            return directory.open_model(path).task.tokenizer
+        return None
+    return None if "text" in task.frozen_by_default else task.train_tokenizer(dataset.captions("train"))
+
+
+def _print_report(report: RecordsReport) -> None:
     for split, count in sorted(report.num_examples.items()):
         print(f"  {split}: {count} captioned images")
+    if report.copies["within"]:
+        print(f"  copies: {report.copies['within']} images have the pixels of another one of their split")
+    if report.copies["across"]:
+        print(f"  copies: {report.copies['across']} images of other splits have the pixels of one in train")
     if report.rejected:
-        reasons = Counter(item.reason.split(":")[0] for item in report.rejected)
-        print(f"  rejected: {len(report.rejected)}, listed in {builder.report_path}")
+        # Numbers and names differ from item to item where the reason is one.
+        reasons = Counter(re.sub(r"\d[\d,.]*", "N", item.reason.split(":")[0]) for item in report.rejected)
+        print(f"  rejected: {len(report.rejected)}, listed in {report.report_file}")
         for reason, count in reasons.most_common(5):
             print(f"    {count} x {reason}")

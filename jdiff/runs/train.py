@@ -13,11 +13,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jdiff.config.construct import ConfigError
-from jdiff.data import records
 from jdiff.data.pipeline import Batches, local_groups
+from jdiff.data.records import Records
 from jdiff.images import write_image
 from jdiff.runs import directory
-from jdiff.runs.begin import changes_on_resume, initialize_run_dir, record_changes, tokenizer_of
+from jdiff.runs.begin import (
+    changes_on_resume,
+    initialize_run_dir,
+    note_on_truncation,
+    notes_on_data,
+    open_records,
+    record_changes,
+    tokenizer_of,
+)
 from jdiff.runs.init_from import load_params, resolve_init_from
 from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
@@ -38,23 +46,25 @@ def train(task: ImageTextTask, workdir: str) -> None:
     path = epath.Path(workdir)
     task, models = resolve_init_from(task, path)
     section = task.config.train
-    builder = task.dataset()
-    examples = records.records(builder, "train")
+    task, dataset = open_records(task, path)
+    examples = dataset.split("train")
     mesh = task.config.mesh.make()
     shards, local_shards = meshes.num_batch_shards(mesh), meshes.local_batch_shards(mesh)
     _check_batch(task, mesh)
-    changes = changes_on_resume(task, path, builder)
-    task = task.with_tokenizer(tokenizer_of(task, path, models, examples))
+    changes = changes_on_resume(task, path)
+    task = task.with_tokenizer(tokenizer_of(task, path, models, dataset))
     is_new = directory.latest_step(path) is None
-    common = {"data": f"{builder.builder_config.name}, {len(examples)}", "state of --workdir": f"{is_new}"}
+    common = {"data": f"{dataset.name}, {len(examples)}", "state of --workdir": f"{is_new}"}
     distributed.assert_equal_across_processes(
         config=json.dumps(task.config.raw), tokenizer=task.tokenizer.text, **common
     )
     pending = None
     if is_new:
         state = task.initial_state(mesh, load_params(models, meshes.replicated(mesh)))
+        if note := note_on_truncation(task.tokenizer, dataset.captions("train")):
+            _print(note)
     if distributed.is_primary_process():
-        initialize_run_dir(task, path, builder)
+        initialize_run_dir(task, path, dataset)
     with directory.checkpoints(path, keep=section.keep) as store:
         if not is_new:
             state = store.restore(task.state_like(mesh))
@@ -64,10 +74,12 @@ def train(task: ImageTextTask, workdir: str) -> None:
             _print(f"resuming at step {start} with config.{key} = {new_value!r}, which was {old_value!r}")
         if distributed.is_primary_process():
             record_changes(task, path, start, changes)
+            for note in notes_on_data(task, dataset):
+                _print(note)
         with ExitStack() as stack:
-            callbacks = [previews(task, path, builder, mesh)]
+            callbacks = [previews(task, path, dataset, mesh)]
             if section.evaluate_every:
-                callbacks.append(evaluation(task, path, builder, mesh))
+                callbacks.append(evaluation(task, path, dataset, mesh))
             if task.config.ema.snapshot_every:
                 snapshots = stack.enter_context(directory.snapshots(path, resume_step=start))
                 callbacks.insert(0, ema_snapshots(task, snapshots))
@@ -105,10 +117,10 @@ def train(task: ImageTextTask, workdir: str) -> None:
     _print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
 
 
-def previews(task: ImageTextTask, path: epath.Path, builder: records.CaptionedImages, mesh: Mesh) -> Callback:
+def previews(task: ImageTextTask, path: epath.Path, dataset: Records, mesh: Mesh) -> Callback:
     """Pictures of what the model can do, for captions of the test split, or of the train split of data without one."""
-    split = "test" if "test" in builder.info.splits else "train"
-    examples = records.records(builder, split)
+    split = "test" if "test" in dataset.num_examples else "train"
+    examples = dataset.split(split)
     examples = [examples[i] for i in range(min(task.preview_num, len(examples)))]
 
     def file(step: int) -> epath.Path:
@@ -125,9 +137,9 @@ def previews(task: ImageTextTask, path: epath.Path, builder: records.CaptionedIm
     return Callback(task.config.train.sample_every, run, _as_primary_sees(lambda step: file(step).exists()))
 
 
-def evaluation(task: ImageTextTask, path: epath.Path, builder: records.CaptionedImages, mesh: Mesh) -> Callback:
+def evaluation(task: ImageTextTask, path: epath.Path, dataset: Records, mesh: Mesh) -> Callback:
     """What `jdiff evaluate` measures on the test split, as metrics "evaluation/NAME" of the step."""
-    split = "test" if "test" in builder.info.splits else "train"
+    split = "test" if "test" in dataset.num_examples else "train"
     num = task.config.train.evaluate_num or None
 
     def run(state: TrainState) -> Report:

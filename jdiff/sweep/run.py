@@ -166,7 +166,7 @@ def _prepare_data(sweep: Sweep, keys: Sequence[str]) -> None:
         splits = next((splits for other, splits in prepared_sets if other == data), None)
         if splits is None:
             prepare(task)
-            splits = list(task.dataset().info.splits)
+            splits = list(task.records().num_examples)
             prepared_sets.append((data, splits))
         for split in {cell.measure.split for cell in sweep.runs[key]} - set(splits):
             raise ConfigError(f"measure.split of {sweep.name} is {split}; {nearest(split, splits)}")

@@ -15,7 +15,6 @@ from jax import Array
 from rich.console import Console
 from rich.progress import Progress
 
-from jdiff.data import records
 from jdiff.data.pipeline import Batches
 from jdiff.runs import directory
 from jdiff.runs.begin import initialize_run_dir, tokenizer_of
@@ -63,9 +62,9 @@ class VectorizedRuns:
         self._paths = [epath.Path(path) for path in paths]
         tasks_and_models = [resolve_init_from(task, path) for task, path in zip(tasks, self._paths)]
         first, models = tasks_and_models[0]
-        self._builder = first.dataset()
-        examples = records.records(self._builder, "train")
-        tokenizer = tokenizer_of(first, self._paths[0], models, examples)
+        self._dataset = first.records()
+        examples = self._dataset.split("train")
+        tokenizer = tokenizer_of(first, self._paths[0], models, self._dataset)
         self._tasks = [task.with_tokenizer(tokenizer) for task, _ in tasks_and_models]
         first, mesh = self._tasks[0], first.config.mesh.make()
         pretrained_params = load_params(models, directory.first_device())
@@ -120,7 +119,7 @@ class VectorizedRuns:
         for step, means in log.items():
             if not math.isfinite(means["loss"]):
                 raise Divergence(f"the loss is {means['loss']} at step {step}")
-        initialize_run_dir(task, path, self._builder)
+        initialize_run_dir(task, path, self._dataset)
         with closing(metrics.Writer(path, start_step=0)) as writer:
             for step, means in log.items():
                 writer.write(step, means)

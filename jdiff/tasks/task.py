@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 
 from jdiff.config.construct import ConfigError, check_keys, choose, construct
 from jdiff.config.sections import Config, check_positive
-from jdiff.data import records
 from jdiff.data import tokenizer as tokenizers
+from jdiff.data.records import Records, prepared_name, records_folder
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.evaluation.evaluators import Evaluator, evaluator_of
 from jdiff.models.attention import dot_product
@@ -112,6 +112,7 @@ class ImageTextTask(ABC):
 
     config: Config
     tokenizer: Tokenizer = None  # pyright: ignore[reportAssignmentType] whoever reads it has opened one of the two
+    records_location: tuple[str, str] | None = None  # name and data directory, of a run
 
     name: ClassVar[str]
     network_names: ClassVar[tuple[str, ...]]  # whose sections may name a model to initialize from
@@ -135,13 +136,24 @@ class ImageTextTask(ABC):
     def image_size(self) -> int:
         return self.config.data.image_size
 
-    def dataset(self) -> records.CaptionedImages:
-        """The builder of the records that the config's data section names."""
-        return self.config.data.builder()
+    def with_records(self, name: str, data_dir: str) -> Self:
+        """The task on records of this name, where config.data.directory has them, or else ``data_dir``."""
+        return replace(self, records_location=(name, data_dir))
+
+    def records(self) -> Records:
+        """The records that the config's data section names, or those of ``with_records``.
+
+        Raises ``DatasetNotPreparedError``.
+        """
+        directory = self.config.data.directory
+        if self.records_location is None:
+            return Records(directory, prepared_name(self.config.data.make_source(), directory))
+        name, other_directory = self.records_location
+        return Records(directory if records_folder(directory, name).exists() else other_directory, name)
 
     def split(self, name: str) -> Sequence[dict]:
         """The examples of a split."""
-        return records.records(self.dataset(), name)
+        return self.records().split(name)
 
     @property
     def evaluator(self) -> Evaluator:

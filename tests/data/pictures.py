@@ -17,7 +17,7 @@ def picture(colour=RED, kind: str = "PNG", size=(8, 6)) -> bytes:
 
 def read(source) -> tuple[dict[str, Example], dict[str, str]]:
     """All of a source's examples, and the reasons of its rejected items, by key; keys are unique over all splits."""
-    items = [item for split in source.splits() for item in source.examples(split)]
+    items = [item for split in source.splits() or (None,) for item in source.examples(split)]
     assert len({item.key for item in items}) == len(items)
     rejected = {item.key: item.reason for item in items if isinstance(item, Rejected)}
     for reason in rejected.values():

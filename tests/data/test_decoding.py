@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from jdiff.data.decoding import CROPS, Undecodable, decode, fit
+from jdiff.data.decoding import CROPS, Undecodable, decode, decode_square, fit
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -23,11 +23,13 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"", trailer: bytes = b""
+) -> bytes:
     """A PNG file written from the specification, for modes that Pillow does not write."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     data = png_chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + data + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + extra + data + trailer + png_chunk(b"IEND", b"")
 
 
 def quarters(size: int = 32) -> Image.Image:
@@ -421,3 +423,149 @@ def test_crop_clip_equals_clips_preprocessing(shape, scaled):
 def test_squash_is_only_bicubic():
     pixels = np.random.default_rng(7).integers(0, 256, (300, 211, 3), dtype=np.uint8)
     assert smallest_difference(fit(pixels, 32, crop="squash"), *bicubic(pixels, (32, 32))) <= 1
+
+
+# --- what lies beside a PNG's pixels ---------------------------------------------------------------------------------
+
+
+def png_of(colour, *chunks, trailer=b""):
+    """A PNG of 4 x 4 pixels of a colour, with more chunks before and after its pixels."""
+    rows = b"".join(b"\0" + bytes(colour) * 4 for _ in range(4))
+    return png(4, 4, 8, 2, rows, b"".join(chunks), trailer)
+
+
+HUGE = b"{node: 1} " * 2_000_000
+CHUNKS = {
+    "tEXt": png_chunk(b"tEXt", b"workflow\0" + HUGE),
+    "zTXt": png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(HUGE)),
+    "iTXt": png_chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(HUGE)),
+    "broken zTXt": png_chunk(b"zTXt", b"workflow\0\0" + b"no zlib"),
+    "huge iCCP": png_chunk(b"iCCP", b"scanner\0\0" + zlib.compress(HUGE)),
+    "broken iCCP": png_chunk(b"iCCP", b"scanner\0\0" + b"no zlib"),
+    "foreign iCCP": png_chunk(b"iCCP", b"scanner\0\0" + zlib.compress(HUGE[:2_000_000])),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+@pytest.mark.parametrize("at_end", [False, True])
+def test_chunks_beside_the_pixels_never_refuse_a_png(name, at_end):
+    chunks, trailer = (b"", CHUNKS[name]) if at_end else (CHUNKS[name], b"")
+    data = png_of((200, 30, 30), chunks, trailer=trailer)
+    assert decode(data).tolist() == [[[200, 30, 30]] * 4] * 4
+
+
+def gamma_chunk(value):
+    return png_chunk(b"gAMA", struct.pack(">I", round(value * 100_000)))
+
+
+def primaries_chunk(*chromaticities):
+    return png_chunk(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in chromaticities)))
+
+
+ADOBE = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+# Published matrices: Adobe RGB (1998) sec. 4.3.5.3 to XYZ, and IEC 61966-2-1 from XYZ, both of D65.
+ADOBE_TO_XYZ = [[0.57667, 0.18556, 0.18823], [0.29734, 0.62736, 0.07529], [0.02703, 0.07069, 0.99134]]
+XYZ_TO_SRGB = [[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]
+
+
+def srgb_curve(light):
+    light = np.clip(light, 0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.55, 0.3])
+def test_a_png_of_another_gamma_is_shown_as_its_light(gamma):
+    colour = np.array([55, 128, 250])
+    pixel = decode(png_of(colour.tolist(), gamma_chunk(gamma)))[0, 0]
+    np.testing.assert_allclose(pixel, srgb_curve((colour / 255) ** (1 / gamma)), atol=0.51)
+
+
+def test_a_png_of_linear_light_shows_55_as_128():
+    assert decode(png_of((55, 55, 55), gamma_chunk(1.0)))[0, 0].tolist() == [128] * 3
+
+
+@pytest.mark.parametrize("colour", [(10, 200, 90), (255, 255, 255), (128, 128, 128), (0, 255, 0), (180, 40, 60)])
+def test_a_png_of_adobes_primaries_agrees_with_the_published_matrices(colour):
+    data = png_of(colour, gamma_chunk(1 / 2.19921875), primaries_chunk(*ADOBE))
+    linear = np.array(XYZ_TO_SRGB) @ np.array(ADOBE_TO_XYZ) @ srgb_light(np.array(colour) / 255)
+    np.testing.assert_allclose(decode(data)[0, 0], srgb_curve(linear), atol=1.0)
+
+
+def srgb_light(values):
+    """Gamma 1 / 2.2 stands for sRGB's curve."""
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [gamma_chunk(0.45455)],
+        [gamma_chunk(0.45455), primaries_chunk(*SRGB)],
+        [png_chunk(b"sRGB", b"\0"), gamma_chunk(1.0), primaries_chunk(*ADOBE)],
+        [gamma_chunk(0.0)],
+        [primaries_chunk(*[0.3] * 8)],
+        [primaries_chunk(*[0.0] * 8)],
+    ],
+)
+def test_a_png_of_srgb_or_of_nonsense_is_unchanged(chunks):
+    assert decode(png_of((55, 128, 200), *chunks))[0, 0].tolist() == [55, 128, 200]
+
+
+# --- JPEGs that are scaled down --------------------------------------------------------------------------------------
+
+
+def photograph(width, height, kind="JPEG", **options):
+    """A picture with the spectrum of a photograph: noise whose amplitude falls with its frequency."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(width), np.fft.fftfreq(height)))
+    noise = np.random.default_rng(0).normal(size=(3, height, width))
+    field = np.fft.ifft2(np.fft.fft2(noise) / (frequency + 1 / max(width, height))).real
+    field = field[:1] + 0.3 * field  # colours vary less than brightness
+    pixels = np.clip(128 + 45 * field / field.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, quality=90, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(1200, 900), (900, 1201), (3000, 800)])
+@pytest.mark.parametrize("crop", ["center", "pad"])
+def test_a_jpeg_decoded_at_a_fraction_is_nearly_the_whole_one_scaled_down(shape, crop):
+    data = photograph(*shape)
+    for size in (32, 64, 128):
+        difference = np.abs(decode_square(data, size, crop=crop).astype(int) - fit(decode(data), size, crop))
+        assert difference.max() <= 5 and difference.mean() <= 0.6
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_at_least_twice_the_square(monkeypatch):
+    sizes = []
+    monkeypatch.setitem(
+        CROPS, "center", lambda image, size, box: sizes.append(image.size) or image.resize((size, size))
+    )
+    for size in (16, 32, 100, 300):
+        decode_square(photograph(1600, 1202), size)
+    assert sizes == [(200, 151), (200, 151), (400, 301), (800, 601)]
+
+
+@pytest.mark.parametrize("crop", ["clip", "squash"])
+def test_crops_of_pretrained_weights_decode_the_whole_jpeg(crop):
+    data = photograph(600, 500)
+    np.testing.assert_array_equal(decode_square(data, 32, crop=crop), fit(decode(data), 32, crop))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_fraction_is_turned_as_exif_says(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = photograph(1201, 900, exif=exif)
+    for crop in ("center", "pad"):
+        difference = np.abs(decode_square(data, 32, crop=crop).astype(int) - fit(decode(data), 32, crop))
+        assert difference.max() <= 5 and difference.mean() <= 0.6
+
+
+def test_an_image_for_which_memory_is_missing_is_refused(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    with pytest.raises(Undecodable, match="more memory"):
+        decode_square(file(quarters()), 8)

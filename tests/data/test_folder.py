@@ -2,14 +2,28 @@
 
 import json
 import os
+import resource
+import shutil
+import tracemalloc
 import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jdiff.data.folder import MAX_BYTES, SPLIT_FOLDERS, Folder
-from jdiff.data.records import Example
+from jdiff.data.decoding import CROPS
+from jdiff.data.files import MAX_BYTES
+from jdiff.data.folder import SPLIT_OF_FOLDER, Folder
+from jdiff.data.labelled import LabelledFolder
+from jdiff.data.record_writer import write_records
+from jdiff.data.records import (
+    DatasetNotPreparedError,
+    Example,
+    Records,
+    changed_files,
+    dataset_name,
+    prepared_name,
+)
 from tests.data.pictures import GREEN, RED, picture, read
 
 
@@ -146,7 +160,7 @@ def test_every_kind_of_unusable_item_is_rejected_with_its_reason_and_others_are_
         "number.png": "text is 7",
         "alone.png": "no caption",
         "silent.png": "caption is empty",
-        "binary.png": "binary data",
+        "binary.png": "caption file binary.txt contains NUL bytes",
         "metadata.jsonl:10": "leads out",
         "metadata.jsonl:11": "leads out",
         "metadata.jsonl:12": "leads out",
@@ -232,17 +246,36 @@ def test_split_folders_with_metadata_in_each(tmp_path):
     captions = {s: [i.captions for i in source.examples(s) if isinstance(i, Example)] for s in source.splits()}
     assert captions == {"train": [("caption 0",)], "test": [("caption 1",)], "validation": [("caption 2",)]}
     assert "outside" in read(source)[1]["stray.png"]
-    assert set(SPLIT_FOLDERS.values()) == {"train", "test", "validation"}
+    assert set(SPLIT_OF_FOLDER.values()) == {"train", "test", "validation"}
 
 
 def test_split_folders_with_metadata_at_the_root(tmp_path):
     rows = [{"file_name": "train/a.png", "text": "a"}, {"file_name": "test/a.png", "text": "b"}]
     files = {"train/a.png": picture(), "test/a.png": picture(), "metadata.jsonl": lines(*rows)}
     source = Folder(write(tmp_path, files))
-    assert {s: [e.key for e in source.examples(s)] for s in source.splits()} == {
-        "train": ["train/a.png"],
-        "test": ["test/a.png"],
-    }
+    assert keys_by_split(source) == {"train": ["train/a.png"], "test": ["test/a.png"]}
+
+
+def keys_by_split(source):
+    return {split: [item.key for item in source.examples(split)] for split in source.splits()}
+
+
+@pytest.mark.parametrize("folder", SPLIT_OF_FOLDER)
+@pytest.mark.parametrize("parent", ["", "data/", "my pictures/Images/"])
+@pytest.mark.parametrize("spelling", [str.lower, str.upper, str.title])
+def test_a_folder_with_the_name_of_a_split_is_that_split(tmp_path, folder, parent, spelling):
+    other = "train" if SPLIT_OF_FOLDER[folder] != "train" else "test"
+    names = {SPLIT_OF_FOLDER[folder]: f"{parent}{spelling(folder)}/x/a", other: f"{parent}{spelling(other)}/a"}
+    files = {f"{name}.png": picture() for name in names.values()} | {f"{name}.txt": "a" for name in names.values()}
+    root = write(tmp_path, files | {"README.md": "a set"})
+    assert keys_by_split(Folder(root)) == {split: [f"{name}.png"] for split, name in names.items()}
+
+
+def test_a_kind_of_thing_that_is_called_train_is_no_split_on_request(tmp_path):
+    files = {f"{folder}/{i}.png": picture() for folder in ("car", "train") for i in range(3)}
+    root = write(tmp_path, files | {name.replace("png", "txt"): "a" for name in files})
+    assert all("config.data.split_folders" in reason for reason in read(Folder(root))[1].values())
+    assert set(read(Folder(root, split_folders=False))[0]) == set(files)
 
 
 def test_metadata_of_a_split_may_not_reach_into_another(tmp_path):
@@ -250,19 +283,6 @@ def test_metadata_of_a_split_may_not_reach_into_another(tmp_path):
     files["train/metadata.jsonl"] = lines({"file_name": "../test/a.png", "text": "c"})
     examples, rejected = read(Folder(write(tmp_path, files)))
     assert examples["test/a.png"].captions == ("b",) and "leads out" in rejected["train/metadata.jsonl:1"]
-
-
-def test_the_hash_split_depends_on_the_file_name_only(tmp_path):
-    names = [f"{number:03d}.png" for number in range(300)]
-    root = write(tmp_path, {name: picture() for name in names} | {name[:-4] + ".txt": "x" for name in names})
-    source = Folder(root, image_size=2, test_fraction=0.2)
-    test_keys = {item.key for item in source.examples("test")}
-    assert 35 <= len(test_keys) <= 85  # 60 of 300, within 3.6 standard deviations
-    assert test_keys | {item.key for item in source.examples("train")} == set(names)
-    for name in names[::2]:
-        os.remove(f"{root}/{name}")
-    fewer = {item.key for item in Folder(root, image_size=2, test_fraction=0.2).examples("test")}
-    assert fewer == test_keys & set(names[1::2])
 
 
 def test_test_fraction_zero_gives_no_test_split(tmp_path):
@@ -278,40 +298,86 @@ def test_examples_are_in_the_order_of_their_names(tmp_path):
 # --- identity and errors ---------------------------------------------------------------------------------------------
 
 
-def test_identity_changes_with_content_and_options_but_not_with_the_path(tmp_path):
-    files = {
-        "a.png": picture(),
-        "b.png": picture(),
-        "b.txt": "x",
-        "metadata.jsonl": lines({"file_name": "a.png", "text": "x"}),
-    }
-    first, second = tmp_path / "first", tmp_path / "second"
-    for root in (first, second):
-        write(root, files)
-        for name in files:
-            os.utime(root / name, (1_000_000, 1_000_000))
-    identity = Folder(str(first)).identity()
-    assert json.loads(json.dumps(identity)) == identity == Folder(str(second)).identity()
-    assert Folder(str(first), crop="pad").identity() != identity
-    assert Folder(str(first), image_size=32).identity() != identity
+def with_captions(*names):
+    return {f"{name}.png": picture() for name in names} | {f"{name}.txt": name for name in names}
 
-    (first / "metadata.jsonl").write_text(lines({"file_name": "a.png", "text": "y"}))  # same length
-    os.utime(first / "metadata.jsonl", (1_000_000, 1_000_000))  # and same second
-    assert Folder(str(first)).identity() != identity
-    os.utime(second / "b.txt", (2_000_000, 2_000_000))
-    assert Folder(str(second)).identity() != identity
+
+def change_nothing(root):
+    """What a copy, an editor, an operating system and jdiff itself do to a folder of images."""
+    os.utime(root / "a.txt", (1_000_000, 1_000_000))
+    files = {
+        "README.md": "mine",
+        "Thumbs.db": b"\0",
+        ".DS_Store": b"\0",
+        "data/captioned_images/folder_64_abc/1.1.0/x.png": picture(),
+        "run/config.json": "{}",
+        "run/tokenizer.json": "{}",
+        "run/samples/step_2.png": picture(),
+        "out/000000.png": picture(),
+        "out/000000.json": json.dumps({"workdir": "run", "step": 2}),
+    }
+    write(root, files)
+
+
+CHANGES = {
+    "caption": lambda root: (root / "a.txt").write_text("b"),  # of the same length
+    "pixels": lambda root: (root / "a.png").write_bytes(picture(GREEN)),
+    "added": lambda root: write(root, with_captions("c")),
+    "removed": lambda root: (root / "b.png").unlink(),
+    "renamed": lambda root: [(root / f"b.{suffix}").rename(root / f"z.{suffix}") for suffix in ("png", "txt")],
+    "metadata": lambda root: (root / "metadata.csv").write_text("file_name,text\na.png,other\n"),
+}
+
+
+def test_equal_pictures_and_captions_are_equal_data(tmp_path):
+    for name in ("first", "second"):
+        write(tmp_path / name, with_captions("a", "b"))
+    first, second = (Folder(str(tmp_path / name)) for name in ("first", "second"))
+    assert json.loads(json.dumps(first.identity())) == first.identity() == second.identity()
+    change_nothing(tmp_path / "second")
+    copy = Folder(str(tmp_path / "second"))
+    assert copy.identity() == first.identity() and copy.file_sizes() == first.file_sizes()
+    assert read(copy)[1] == {}
+    for options in ({"crop": "pad"}, {"image_size": 32}, {"test_fraction": 0.0}, {"split_folders": False}):
+        assert Folder(str(tmp_path / "first"), **options).identity() != first.identity()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_picture_or_caption_is_other_data(tmp_path, change):
+    root = tmp_path / "set"
+    write(root, with_captions("a", "b"))
+    identity = Folder(str(root)).identity()
+    CHANGES[change](root)
+    assert Folder(str(root)).identity() != identity
+
+
+def test_records_are_found_without_the_folder_and_changes_of_it_are_reported(tmp_path):
+    root = tmp_path / "set"
+    write(root, with_captions("a", "b"))
+    with pytest.raises(DatasetNotPreparedError, match=r"no prepared data of .*set .*run `jdiff prepare`"):
+        prepared_name(Folder(str(root)), tmp_path)
+    write_records(Folder(str(root)), tmp_path)
+    name = dataset_name(Folder(str(root)))
+    assert changed_files(Folder(str(root)), tmp_path) == ""
+    write(root, {**with_captions("c"), "b.txt": "longer"})
+    (root / "a.png").unlink()
+    changes = changed_files(Folder(str(root)), tmp_path)
+    assert changes == "2 added (c.png, ...), 2 removed (a.png, ...), 1 changed (b.txt)"
+    shutil.rmtree(root)
+    assert changed_files(Folder(str(root)), tmp_path) == ""
+    assert prepared_name(Folder(str(root)), tmp_path) == name and len(Records(tmp_path, name).split("train")) == 2
 
 
 def test_errors_name_the_config_key_or_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder .*config.data.path"):
-        Folder(str(tmp_path / "none"))
+        Folder(str(tmp_path / "none")).check()
     with pytest.raises(ValueError, match="There are no images in"):
-        Folder(write(tmp_path / "empty", {"a.txt": "x"}))
+        Folder(write(tmp_path / "empty", {"a.txt": "x"})).check()
     with pytest.raises(ValueError, match="There are no captions in .*metadata.jsonl"):
-        Folder(write(tmp_path / "silent", {"a.png": picture()}))
+        Folder(write(tmp_path / "silent", {"a.png": picture()})).check()
     table = "image,caption\na.png,x\n"
     with pytest.raises(ValueError, match="expected file_name, found image, caption"):
-        Folder(write(tmp_path / "columns", {"a.png": picture(), "metadata.csv": table}))
+        Folder(write(tmp_path / "columns", {"a.png": picture(), "metadata.csv": table})).check()
     root = write(tmp_path / "good", {"a.png": picture(), "a.txt": "x"})
     with pytest.raises(ValueError, match="expected one of center, squash, pad, clip"):
         Folder(root, crop="middle")
@@ -321,3 +387,119 @@ def test_errors_name_the_config_key_or_file(tmp_path):
         Folder(root, image_size=0)
     with pytest.raises(ValueError, match="expected one of train"):
         next(Folder(root, test_fraction=0).examples("dev"))
+
+
+# --- files that are passed over, or may not be opened ----------------------------------------------------------------
+
+
+KINDS = {
+    **dict.fromkeys((".jfif", ".jpe", ".JPG"), "JPEG"),
+    **dict.fromkeys((".apng", ".Png"), "PNG"),
+    **{".webp": "WEBP", ".avif": "AVIF", ".gif": "GIF"},
+}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_images_of_every_suffix_are_read(tmp_path, suffix):
+    kind = KINDS[suffix]
+    examples, rejected = read(Folder(write(tmp_path, {f"a{suffix}": picture(kind=kind), "a.txt": "x"})))
+    assert list(examples) == [f"a{suffix}"] and not rejected
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".heif", ".jxl"])
+def test_formats_of_other_packages_are_read(tmp_path, suffix):
+    plugin = pytest.importorskip("pillow_jxl" if suffix == ".jxl" else "pillow_heif")
+    if suffix != ".jxl":
+        plugin.register_heif_opener()
+    image = picture(size=(64, 64), kind="JXL" if suffix == ".jxl" else "HEIF")
+    examples, rejected = read(Folder(write(tmp_path, {f"a{suffix}": image, "a.txt": "x"})))
+    assert not rejected
+    assert np.abs(examples[f"a{suffix}"].image.astype(int) - RED).mean() < 5  # lossy
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.psd", "a.tga", "a.dng", "a.unheard_of", "a"])
+def test_a_file_with_a_caption_that_is_not_read_is_named(tmp_path, name):
+    root = write(tmp_path, {name: b"x", "a.txt": "x", "b.png": picture(), "b.txt": "x"})
+    examples, rejected = read(Folder(root))
+    assert list(examples) == ["b.png"] and list(rejected) == [name]
+
+
+@pytest.mark.parametrize("sidecar", ["a.txt", "a.TXT", "a.Txt", "a.caption", "a.png.txt", "a.png.caption"])
+def test_captions_beside_images_have_these_names(tmp_path, sidecar):
+    examples, rejected = read(Folder(write(tmp_path, {"a.png": picture(), sidecar: "x", "a.json": "{}"})))
+    assert examples["a.png"].captions == ("x",) and not rejected
+
+
+def test_one_of_two_names_that_differ_in_composition_is_named(tmp_path):
+    names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    root = write(tmp_path, {f"{name}.{suffix}": content for name in names for suffix, content in SIDE_BY_SIDE.items()})
+    examples, rejected = read(Folder(root))
+    assert len(examples) == 1 and "Unicode composition" in " ".join(rejected.values())
+
+
+SIDE_BY_SIDE = {"png": picture(), "txt": "x"}
+
+
+@pytest.mark.parametrize("name", ["train\\a.png", "{root}/train/a.png", "./train/a.png", " train/a.png"])
+def test_names_in_metadata_may_be_spelt_in_these_ways(tmp_path, name):
+    rows = lines({"file_name": name.format(root=tmp_path), "text": "x"})
+    examples, rejected = read(Folder(write(tmp_path, {"train/a.png": picture(), "metadata.jsonl": rows})))
+    assert examples["train/a.png"].captions == ("x",) and not rejected
+
+
+def make_pipe(root, elsewhere):
+    os.mkfifo(root / "b.png")
+
+
+def make_caption_pipe(root, elsewhere):
+    write(root, {"b.png": picture()})
+    os.mkfifo(root / "b.txt")
+
+
+def link_device(root, elsewhere):
+    os.symlink("/dev/zero", root / "b.png")
+
+
+def link_caption(root, elsewhere):
+    write(root, {"b.png": picture()})
+    os.symlink("/etc/passwd", root / "b.txt")
+
+
+def link_image(root, elsewhere):
+    os.symlink(elsewhere / "secret.png", root / "b.png")
+
+
+def link_folder(root, elsewhere):
+    os.symlink(elsewhere, root / "b", target_is_directory=True)
+
+
+@pytest.mark.parametrize(
+    "trap", [make_pipe, make_caption_pipe, link_device, link_caption, link_image, link_folder], ids=lambda f: f.__name__
+)
+def test_only_regular_files_inside_the_folder_are_opened(tmp_path, trap):
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    write(root, with_captions("a"))
+    write(elsewhere, with_captions("secret"))
+    trap(root, elsewhere)
+    examples, rejected = read(Folder(str(root)))
+    assert list(examples) == ["a.png"] and len(rejected) == 1 and next(iter(rejected)).startswith("b")
+
+
+def test_a_link_within_the_folder_is_read(tmp_path):
+    write(tmp_path, with_captions("a"))
+    os.symlink(tmp_path / "a.png", tmp_path / "b.png")
+    os.symlink("a.txt", tmp_path / "b.txt")
+    os.symlink(tmp_path, tmp_path / "loop", target_is_directory=True)
+    examples, rejected = read(Folder(str(tmp_path)))
+    assert list(examples) == ["a.png", "b.png"] and list(rejected) == ["loop"]
+
+
+def test_a_strip_takes_little_memory(tmp_path):
+    """An image of 1 x 65,000 pixels has 332 bytes; as a whole at 224 pixels it would have 13 GB."""
+    write(tmp_path, {"a/strip.png": picture(size=(1, 65_000)), "b/plain.png": picture()})
+    tracemalloc.start()
+    for crop in CROPS:
+        assert len(list(LabelledFolder(tmp_path, 224, crop).examples())) == 2
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**22  # in KiB

@@ -49,6 +49,21 @@ def test_links_and_anchors_exist(page):
             assert anchor in anchors(target), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_named_programs_of_the_repository_exist(page):
+    """`make TARGET`, `python -m benchmarks NAME`, and other modules and scripts of the repository."""
+    text = page.read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= set(targets)
+    benchmark_names = {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")}
+    assert set(re.findall(r"python -m benchmarks ([a-z_]+)", text)) <= benchmark_names
+    for module in re.findall(r"python -m ((?:tests|benchmarks|docs)[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for script in re.findall(r"(?:python|sh|bash|sbatch) ((?:tests|benchmarks|docs|launch)/[\w./]+)", text):
+        assert (ROOT / script).exists(), script
+
+
 def jdiff_commands(page):
     """The jdiff commands of a page that run on a CPU machine."""
     for block in blocks(page):

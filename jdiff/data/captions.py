@@ -1,0 +1,105 @@
+"""Captions beside images: the rows of metadata files, and text files next to the images."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import posixpath
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jdiff.text import clean_captions, split_lines
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+SIDECAR_SUFFIXES = (".txt", ".caption")
+
+
+class Row(NamedTuple):
+    """A metadata file's entry for an image: its captions, or the reason why it has none."""
+
+    location: str  # FILE:LINE
+    captions: tuple[str, ...]
+    reason: str = ""
+
+
+def metadata_rows(text: str, metadata: str, root: str) -> Iterator[tuple[str, Row] | tuple[None, Row]]:
+    """The rows of a metadata file with their image's path relative to ``root``, None where a line names no image.
+
+    metadata: the file's path, relative to the folder ``root``; file names in it are relative to its own folder.
+    """
+    for line, row in _csv_rows(text) if metadata.endswith(".csv") else _json_rows(text):
+        location = f"{metadata}:{line}"
+        try:
+            key = _image_key(row, posixpath.dirname(metadata), root)
+        except ValueError as error:
+            yield None, Row(location, (), str(error))
+            continue
+        try:
+            yield key, Row(location, _row_captions(row))
+        except ValueError as error:
+            yield key, Row(location, (), f"{location}: {error}")
+
+
+def _image_key(row: dict | str, folder: str, root: str) -> str:
+    """The path of a metadata row's image, relative to ``root``.   Raises ValueError."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"The line names no image: expected file_name, found {', '.join(map(str, row)) or 'nothing'}.")
+    name = posixpath.normpath(unicodedata.normalize("NFC", name.strip()))
+    if name.startswith(f"{root.rstrip('/')}/"):
+        return posixpath.relpath(name, root)
+    if name.startswith(("/", "../")) or name in (".", ".."):
+        raise ValueError(f"The file_name {name!r} leads out of the folder of its metadata file.")
+    return posixpath.join(folder, name)
+
+
+def _row_captions(row: dict) -> tuple[str, ...]:
+    text = row.get("text")
+    texts = [text] if isinstance(text, str) else text
+    if texts is None:
+        raise ValueError(f"There is no caption: expected text, found {', '.join(map(str, row))}.")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"The text is {text!r:.60}, expected a sentence or a list of sentences.")
+    return clean_captions(texts)
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
+    """Line numbers and rows; a row that is a string is the error message for an invalid line."""
+    for line, content in enumerate(text.split("\n"), start=1):
+        if content.strip():
+            try:
+                row = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                row = f"The line is not JSON: {error}."
+            yield line, row if isinstance(row, dict | str) else f"The line is {content!r:.40}, expected a JSON object."
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:
+    """As ``_json_rows``. A row that is not valid CSV, such as one with a quote that is never closed, is one row."""
+    lines = [line + "\n" for line in split_lines(text)]
+    header, start = None, 0
+    while start < len(lines):
+        cells, num_lines = _csv_row(lines, start)
+        if cells and header is None and not isinstance(cells, str):
+            header = [cell.strip() for cell in cells]
+        elif isinstance(cells, str):
+            yield start + num_lines, cells
+        elif cells and len(cells) > len(header):
+            yield start + num_lines, "The line has more cells than the header."
+        elif cells:
+            yield start + num_lines, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))]))
+        start += num_lines
+
+
+def _csv_row(lines: list[str], start: int) -> tuple[list[str] | str, int]:
+    """The cells of the row that begins at a line, or the reason why it is none, and how many lines it has."""
+    reader = csv.reader(itertools.islice(lines, start, None), strict=True)
+    try:
+        return next(reader), reader.line_num
+    except csv.Error as error:
+        reason = "a quote that opens here is not closed" if reader.line_num > 1 else error
+        return f"The row is not valid CSV: {reason}.", 1

@@ -1,0 +1,248 @@
+"""Examples to records: through TFDS as ArrayRecord, without TensorFlow, complete or not at all.
+
+A source without splits of its own is read once into a temporary file, and the digest of each image's file assigns it to
+"train" or "test". Images with equal pixels go by the smallest of their digests, so that copies are in one split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import tempfile
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from jdiff.data import records
+from jdiff.data.files import in_parallel
+from jdiff.data.records import COMPLETE, Example, Rejected, Source, encode_png
+
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+Item = tuple[Example, bytes]  # an example, and its image as PNG
+
+
+class RejectionLimitError(ValueError):
+    """A larger share of a source's items is unusable than config.data.max_rejected allows."""
+
+
+@dataclass(frozen=True)
+class RecordsReport:
+    """The result of preparing a source.
+
+    folder: where the records are.   num_examples: per split.   rejected: the items excluded, with their reasons.
+    report_file: the list of these in JSON Lines.
+    copies: how many images have the pixels of an earlier one of their split, and how many those of one in "train".
+    """
+
+    folder: epath.Path
+    num_examples: dict[str, int]
+    rejected: tuple[Rejected, ...]
+    report_file: epath.Path
+    copies: dict[str, int]
+
+
+def write_records(
+    source: Source,
+    data_dir: epath.PathLike,
+    *,
+    max_rejected: float = 0.05,
+    on_item: Callable[[Example | Rejected], None] = lambda item: None,
+) -> RecordsReport:
+    """Write a source's records, if they are not on disk yet. on_item: called with every item as it is read.
+
+    Raises ``RejectionLimitError``; the list of rejected items is written in that case, too.
+    """
+    name = records.dataset_name(source)
+    folder = records.records_folder(data_dir, name)
+    report_file = folder.parent.parent / f"{name}_rejected.jsonl"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder.parent):
+        if records.what_is_missing(folder):
+            for remains in [*folder.parent.glob("incomplete.*"), folder]:
+                if remains.exists():
+                    remains.rmtree()
+            builder = _Builder(source, name, data_dir, max_rejected, on_item)
+            try:
+                builder.build()
+            finally:
+                _write_rejected(report_file, builder.rejected)
+            summary = {"rejected": [asdict(item) for item in builder.rejected], "copies": builder.count_copies()}
+            sizes = {path.name: path.stat().length for path in sorted(folder.iterdir())}
+            (folder / COMPLETE).write_text(json.dumps({"files": sizes, **summary}, ensure_ascii=False))
+    content = json.loads((folder / COMPLETE).read_text())
+    rejected = tuple(Rejected(**item) for item in content["rejected"])
+    if not report_file.exists():
+        _write_rejected(report_file, rejected)
+    if hasattr(source, "settings"):
+        current_state = {"name": name, "files": source.file_sizes()}
+        records.prepared_file(source, data_dir).write_text(json.dumps(current_state, ensure_ascii=False))
+    num_examples = records.Records(data_dir, name).num_examples
+    return RecordsReport(folder, num_examples, rejected, report_file, content["copies"])
+
+
+def _write_rejected(file: epath.Path, rejected: Iterable[Rejected]) -> None:
+    file.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: epath.Path) -> Iterator[None]:
+    """Wait while another process writes into a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """The TFDS builder of a source's records."""
+
+    VERSION = tfds.core.Version(records.VERSION)
+    name = records.RECORDS_FOLDER
+
+    def __init__(self, source: Source, name: str, data_dir: epath.PathLike, max_rejected: float, on_item: Callable):
+        self._source, self._max_rejected, self._on_item = source, max_rejected, on_item
+        self.rejected: list[Rejected] = []
+        self._num_items = self._num_open_splits = 0
+        self._splits_of_pixels: dict[bytes, Counter] = defaultdict(Counter)
+        self._files = contextlib.ExitStack()  # temporary ones
+        config = tfds.core.BuilderConfig(name=name, version=self.VERSION)
+        super().__init__(data_dir=str(data_dir), config=config, file_format="array_record")
+
+    def build(self) -> None:
+        """Write the records."""
+        tfds.disable_progress_bar()
+        with (
+            self._files,
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),  # TFDS prints about downloads
+        ):
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is its reason
+            self.download_and_prepare()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        side = self._source.image_size
+        features = {
+            "image": tfds.features.Image(shape=(side, side, 3), encoding_format="png"),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "key": tfds.features.Text(),
+            "metadata": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Captioned images, square and of one size.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=getattr(self._source, "disable_shuffling", False),
+        )
+
+    def _split_generators(self, dl_manager):
+        splits: dict[str, Iterable[Item]]
+        if names := self._source.splits():
+            splits = {name: self._items(name) for name in names}
+            self._num_open_splits = len(names)
+        else:
+            file = tempfile.TemporaryFile(dir=self._data_dir_root)  # noqa: SIM115 build() closes it
+            spool = _Spool(self._files.enter_context(file))
+            for item in self._items(None):
+                spool.add(*item)
+            self._check_rejected()
+            splits = {name: spool.items(name) for name in spool.assign(self._source.test_fraction)}
+        return {name: self._generate_examples(name, items) for name, items in splits.items()}
+
+    def _items(self, split: str | None) -> Iterator[Item]:
+        """The examples of a split, with their PNGs; the others are kept in ``rejected``."""
+        num_examples = 0
+        for item, png in in_parallel(_with_png, self._source.examples(split)):
+            self._num_items += 1
+            self._on_item(item)
+            if isinstance(item, Rejected):
+                self.rejected.append(item)
+            else:
+                num_examples += 1
+                yield item, png
+        if not num_examples:
+            items = f"item of the split '{split}'" if split else "item"
+            first = f"; the first: {self.rejected[0].key}: {self.rejected[0].reason}" if self.rejected else ""
+            raise RejectionLimitError(f"no {items} can be used{first}")
+
+    def _check_rejected(self) -> None:
+        """Raise ``RejectionLimitError`` where too many items of all splits were rejected."""
+        if len(self.rejected) > self._max_rejected * self._num_items:
+            first = self.rejected[0]
+            raise RejectionLimitError(
+                f"{len(self.rejected)} of {self._num_items} items cannot be used, more than the "
+                f"{self._max_rejected:.0%} of config.data.max_rejected; fix them or raise it. "
+                f"The first: {first.key}: {first.reason} All are listed in {self._data_dir_root}/{self.name}/"
+                f"{self.builder_config.name}_rejected.jsonl"
+            )
+
+    def _generate_examples(self, split: str, items: Iterable[Item]):
+        for example, png in items:
+            self._splits_of_pixels[hashlib.sha256(png).digest()][split] += 1
+            yield (
+                example.key,
+                {
+                    "image": io.BytesIO(png),  # TFDS needs TensorFlow to encode pixels
+                    "captions": list(example.captions),
+                    "key": example.key,
+                    "metadata": json.dumps(example.metadata, ensure_ascii=False),
+                },
+            )
+        self._num_open_splits -= 1
+        if self._num_open_splits == 0:
+            self._check_rejected()
+
+    def count_copies(self) -> dict[str, int]:
+        """``RecordsReport.copies``."""
+        counters = self._splits_of_pixels.values()
+        return {
+            "within": sum(counter.total() - len(counter) for counter in counters),
+            "across": sum(counter.total() - counter["train"] for counter in counters if counter["train"]),
+        }
+
+
+def _with_png(item: Example | Rejected) -> tuple[Any, bytes]:
+    return (item, b"") if isinstance(item, Rejected) else (replace(item, image=NO_PIXELS), encode_png(item.image))
+
+
+class _Spool:
+    """Examples whose PNGs are in a temporary file, until their split is known."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._rows: list[tuple[Example, str, int, int]] = []  # example, digest of its pixels, start and size of its PNG
+        self._smallest_digests: dict[str, str] = {}  # of files, by the digest of their pixels
+        self._splits: dict[str, list[int]] = {}
+
+    def add(self, example: Example, png: bytes) -> None:
+        pixels = hashlib.sha256(png).hexdigest()
+        self._rows.append((example, pixels, self._file.tell(), len(png)))
+        self._smallest_digests[pixels] = min(example.digest, self._smallest_digests.get(pixels, example.digest))
+        self._file.write(png)
+
+    def assign(self, test_fraction: float) -> tuple[str, ...]:
+        """Assign every example to a split. A set so small that all would be "test" is "train"."""
+        splits = defaultdict(list)
+        for i, (_, pixels, _, _) in enumerate(self._rows):
+            share = int(self._smallest_digests[pixels][:16], 16) / 2**64
+            splits["test" if share < test_fraction else "train"].append(i)
+        self._splits = dict(splits) if "train" in splits else {"train": splits["test"]}
+        return tuple(self._splits)
+
+    def items(self, split: str) -> Iterator[Item]:
+        for i in self._splits[split]:
+            example, _, start, size = self._rows[i]
+            self._file.seek(start)
+            yield example, self._file.read(size)
