@@ -27,7 +27,7 @@ LOADING = """
 import json, os, sys, time
 import jax
 import jax.numpy as jnp
-from jdiff.interop import diffusers_weights, tensors
+from jdiff.interop import diffusers_weights, safetensors_files, tensors
 from jdiff.models.unet import UNet
 path, inputs = sys.argv[1], (jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), jnp.zeros((1, 77, 768)))
 shapes = {"denoiser": jax.eval_shape(UNet().init, jax.random.key(0), *inputs)["params"]}
@@ -52,7 +52,7 @@ drop_cached_pages()
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # resets VmHWM, the peak
 memory_at_start, start = memory("VmRSS"), time.perf_counter()
-file = tensors.WeightFile(tensors.scan(path), ("denoiser",), diffusers_weights.diffusers_unet(4))
+file = tensors.WeightFile(safetensors_files.scan(path), ("denoiser",), diffusers_weights.diffusers_unet(4))
 weights = tensors.read_params(shapes, [file], sharding, source=path)
 load_seconds = time.perf_counter() - start
 peak_memory = memory("VmHWM")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 import tempfile
 
 from etils import epath
@@ -16,6 +19,29 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """An absolute path. Bucket paths stay unchanged: epath's ``absolute`` would prepend the working directory."""
     path = epath.Path(path)
     return path.absolute() if on_disk(path) else path
+
+
+def without_glob_characters(path: epath.PathLike) -> epath.Path:
+    """An absolute path to the same place without "[", "]" and "\\", for libraries that take a path for a glob pattern.
+
+    It leads through a symbolic link, which lasts as long as this process.
+    """
+    path = absolute(path)
+    special = [i for i, part in enumerate(path.parts) if set(part) & set("[]\\")]
+    if not special or not on_disk(path):
+        return path
+    folder = epath.Path(*path.parts[: special[-1] + 1])
+    if not folder.exists():
+        return path
+    link = os.path.join(_folder_of_links().name, hashlib.sha256(str(folder).encode()).hexdigest()[:16])
+    if not os.path.islink(link):
+        os.symlink(folder, link)
+    return epath.Path(link) / path.relative_to(folder)
+
+
+@functools.cache
+def _folder_of_links() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="jdiff-")
 
 
 def make_output_folder(path: epath.PathLike, flag: str) -> epath.Path:

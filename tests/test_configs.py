@@ -1,10 +1,12 @@
 """Every config keeps its promises' form and builds the same from JSON."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
+from jdiff.commands.evaluate import evaluate
 from jdiff.config.construct import ConfigError
 from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
@@ -84,16 +86,27 @@ def test_unknown_variants_are_refused(name):
         get_config(name, "big")
 
 
-def test_a_folder_without_a_test_split_is_trained_on_and_a_run_refuses_changed_files(tmp_path):
-    images = write_image_folder(tmp_path / "images")
+def test_a_run_continues_on_its_records_and_without_its_folder(tmp_path, capsys):
+    images, data = write_image_folder(tmp_path / "images"), tmp_path / "data"
     config, _ = get_config("folder_clip", "tiny")
     config.mesh.data = 1
-    config.data.update(path=str(images), directory=str(tmp_path / "data"), test_fraction=0.0)
-    task = make_task(config)
-    prepare(task)
-    train(task, str(tmp_path / "run"))
-    assert (tmp_path / "run" / "samples" / "step_2.png").exists()
+    config.data.update(path=str(images), directory=str(data), test_fraction=0.0)
+    prepare(make_task(config))
+    train(make_task(config), str(tmp_path / "run"))
+    assert (tmp_path / "run" / "samples" / "step_2.png").exists()  # of the train split, as there is no test split
     (images / "0.txt").write_text("noise of another name\n")
-    prepare(task)
-    with pytest.raises(ConfigError, match="files have changed"):
-        train(task, str(tmp_path / "run"))
+    prepare(make_task(config))
+    name = json.loads((tmp_path / "run" / "data.json").read_text())["name"]
+    assert name in {path.name for path in (data / "captioned_images").iterdir()}
+    config.train.steps = 3
+    capsys.readouterr()
+    train(make_task(config), str(tmp_path / "run"))
+    assert f"it continues on {name}" in capsys.readouterr().out
+    shutil.rmtree(images)
+    config.train.steps = 4
+    train(make_task(config), str(tmp_path / "run"))
+    assert evaluate(str(tmp_path / "run"), split="train", num=2)["num"] == 2
+    shutil.rmtree(data / "captioned_images" / name)
+    config.train.steps = 5
+    with pytest.raises(ConfigError, match=f"was started on the data set {name}, which is gone"):
+        train(make_task(config), str(tmp_path / "run"))

@@ -14,8 +14,9 @@ import html
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import ftfy
 import numpy as np
@@ -23,7 +24,7 @@ import tokenizers
 from etils import epath
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from jdiff.text import clean_text, well_formed
+from jdiff.text import clean_text, read_text, well_formed
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -198,10 +199,11 @@ def clip(
     context_length: int = 77,
     dialect: str,
     pad: int | None = None,
+    added_tokens: Mapping[int, str] = MappingProxyType({}),
 ) -> Tokenizer:
     """CLIP's tokenizer: byte-level BPE whose last token of each word ends in ``</w>``.
 
-    merges: pairs in order of priority.
+    merges: pairs in order of priority.   added_tokens: by id; each is one token wherever it occurs.
     vocabulary: token ids; None takes OpenAI's order: bytes, bytes that end a word, merged tokens, start and end.
     """
     special_tokens = DIALECTS[dialect]
@@ -217,6 +219,11 @@ def clip(
         models.BPE(vocabulary, list(merges), end_of_word_suffix="</w>", unk_token=special_tokens.end, fuse_unk=False)
     )
     model.add_special_tokens([special_tokens.start, special_tokens.end])
+    for number, token in sorted(added_tokens.items()):
+        if spellings.get(token, token) not in vocabulary:
+            if number != model.get_vocab_size():
+                raise ValueError(f"the added token '{token}' has id {number}, expected {model.get_vocab_size()}")
+            model.add_tokens([token])
     if dialect == "hugging_face":
         model.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -231,6 +238,22 @@ def clip(
     return Tokenizer(model, context_length, dialect=dialect, pad=pad)
 
 
+def added_tokens(path: epath.PathLike) -> dict[int, str]:
+    """The tokens that were added to a CLIP vocabulary, such as those of textual inversion, by id.
+
+    path: of ``clip_merges``; ``added_tokens.json`` and ``tokenizer_config.json`` beside it are read, too.
+    """
+    path, result = epath.Path(path), {}
+    if path.suffix == ".json":
+        result |= {token["id"]: token["content"] for token in json.loads(read_text(path)).get("added_tokens", ())}
+    if (file := path.parent / "added_tokens.json").exists():
+        result |= {number: token for token, number in json.loads(read_text(file)).items()}
+    if (file := path.parent / "tokenizer_config.json").exists():
+        tokens = json.loads(read_text(file)).get("added_tokens_decoder", {})
+        result |= {int(number): token["content"] for number, token in tokens.items()}
+    return result
+
+
 def clip_merges(path: epath.PathLike) -> tuple[list[tuple[str, str]], dict[str, int] | None]:
     """The merges of a CLIP vocabulary, and its token ids if the file or its folder has them.
 
@@ -239,7 +262,7 @@ def clip_merges(path: epath.PathLike) -> tuple[list[tuple[str, str]], dict[str, 
     """
     path = epath.Path(path)
     if path.suffix == ".json":
-        model = json.loads(path.read_text())["model"]
+        model = json.loads(read_text(path))["model"]
         pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
         return [tuple(pair) for pair in pairs], model["vocab"]
     data = path.read_bytes()

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jdiff.interop.tensors import Rule, StoredTensor, WrongWeights
+from jdiff.interop.foreign_config import TRANSFORMERS_KEYS, ForeignConfig
+from jdiff.interop.safetensors_files import StoredTensor, WrongWeights
+from jdiff.interop.tensors import Rule
 
 QKV = {"q": 0, "k": 1, "v": 2}
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -109,43 +111,88 @@ _TEXT, _VISION = _Defaults(512, 8), _Defaults(768, 12)
 _SIGLIP = _Defaults(768, 12, "gelu_pytorch_tanh", 1e-6)
 
 
-def hugging_face_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """The config sections of a Hugging Face model.
+def hugging_face_config(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """The config sections of a Hugging Face model. Raises ``WrongWeights`` where jdiff would compute otherwise.
 
-    config: its config.json, of model_type "clip" or "siglip".   preprocessor: its preprocessor_config.json.
+    content: its config.json, of model_type "clip" or "siglip".   preprocessor: its preprocessor_config.json.
     """
+    config = ForeignConfig(content, "config.json")
     siglip = config["model_type"] == "siglip"
-    text_config, vision_config = (
+    text_content, vision_content = (
         {**config.get(f"{name}_config", {}), **(config.get(f"{name}_config_dict") or {})} for name in ("text", "vision")
     )
-    text, vision = hugging_face_text(text_config, siglip=siglip), _tower(vision_config, _SIGLIP if siglip else _VISION)
+    vision_config = ForeignConfig(vision_content, "config.json, vision_config,")
+    text, vision = hugging_face_text(text_content, siglip=siglip), _tower(vision_config, _SIGLIP if siglip else _VISION)
     vision["patch_size"] = vision_config.get("patch_size", 16 if siglip else 32)
+    vision_config.require({"num_channels": 3, "vision_use_head": True})
+    size = vision_config.get("image_size", 224)
     if siglip:
-        text |= {"embed_dim": text_config.get("projection_size", text["width"]), "projection_bias": True}
+        text |= {"embed_dim": text_content.get("projection_size", text["width"]), "projection_bias": True}
         text |= {"causal": False, "attend_to_padding": True}
         vision |= {"embed_dim": vision["width"], "pooling": "attention"}
     else:
         text["embed_dim"] = vision["embed_dim"] = config.get("projection_dim", 512)
-    vision["mean"] = tuple(preprocessor.get("image_mean", HALF if siglip else OPENAI_MEAN))
-    vision["std"] = tuple(preprocessor.get("image_std", HALF if siglip else OPENAI_STD))
+    vision["mean"], vision["std"] = _normalization(
+        ForeignConfig(preprocessor, "preprocessor_config.json"), size, siglip
+    )
+    vision_config.finish({"projection_dim"} | TRANSFORMERS_KEYS)
+    config.finish({"projection_dim"} | TRANSFORMERS_KEYS)
     return {
-        "data": {"image_size": vision_config.get("image_size", 224), "crop": "squash" if siglip else "clip"},
-        "tokenizer": {"context_length": text_config.get("max_position_embeddings", 64 if siglip else 77)},
+        "data": {"image_size": size, "crop": "squash" if siglip else "clip"},
+        "tokenizer": {"context_length": text_content.get("max_position_embeddings", 64 if siglip else 77)},
         "text": text,
         "vision": vision,
         "encoder": {"use_logit_bias": siglip},
     }
 
 
-def hugging_face_text(text_config: Mapping[str, Any], *, siglip: bool = False) -> dict[str, Any]:
-    """The text section of a Hugging Face text_config."""
-    return {
-        "vocab_size": text_config.get("vocab_size", 32000 if siglip else 49408),
-        **_tower(text_config, _SIGLIP if siglip else _TEXT),
+def _normalization(preprocessor: ForeignConfig, size: int, siglip: bool) -> tuple[tuple, tuple]:
+    """Mean and standard deviation of a preprocessor_config.json.
+
+    Raises ``WrongWeights`` where its images differ from those that the data sections of ``hugging_face_config`` make.
+    """
+    preprocessor.require({"do_resize": True, "do_rescale": True, "do_convert_rgb": True})
+    preprocessor.lookup("resample", 3, {3: "bicubic"})
+    if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        preprocessor.require({"rescale_factor": 1 / 255})
+    names = ["size"] if siglip else ["size", "crop_size"]
+    for name in names:
+        sides = preprocessor.get(name, size)
+        sides = set(sides.values()) if isinstance(sides, Mapping) else {sides}
+        if sides != {size}:
+            raise WrongWeights(
+                f"its preprocessor_config.json has {name} = {preprocessor.get(name)!r}, which is not supported; "
+                f"expected {size}, the image_size of its config.json"
+            )
+    if siglip:
+        preprocessor.require({"do_center_crop": None} if preprocessor.get("do_center_crop") else {})
+    else:
+        preprocessor.require({"do_center_crop": True})
+    mean = preprocessor.get("image_mean", HALF if siglip else OPENAI_MEAN)
+    std = preprocessor.get("image_std", HALF if siglip else OPENAI_STD)
+    normalizes = preprocessor.get("do_normalize", True)
+    # Who wrote it, with what; and how a processor passes tensors on.
+    preprocessor.finish(
+        {"feature_extractor_type", "image_processor_type", "processor_class", "data_format", "input_data_format"}
+        | {"device", "return_tensors", "default_to_square", "disable_grouping", "crop_size", "image_seq_length"}
+    )
+    return (tuple(mean), tuple(std)) if normalizes else ((0.0,) * 3, (1.0,) * 3)
+
+
+def hugging_face_text(content: Mapping[str, Any], *, siglip: bool = False) -> dict[str, Any]:
+    """The text section of a Hugging Face text_config. Raises ``WrongWeights``."""
+    config = ForeignConfig(content, "config.json of the text tower")
+    text = {
+        "vocab_size": config.get("vocab_size", 32000 if siglip else 49408),
+        **_tower(config, _SIGLIP if siglip else _TEXT),
     }
+    # The dual encoder's config has the projection of CLIP, and its tokens mark the end of a caption.
+    config.finish({"projection_dim", "projection_size", "max_position_embeddings"} | TRANSFORMERS_KEYS)
+    return text
 
 
-def _tower(config: Mapping[str, Any], defaults: _Defaults) -> dict[str, Any]:
+def _tower(config: ForeignConfig, defaults: _Defaults) -> dict[str, Any]:
+    config.require({"attention_dropout": 0.0, "dropout": 0.0})
     width = config.get("hidden_size", defaults.width)
     return {
         "width": width,
@@ -166,29 +213,53 @@ def activation(name: str) -> str:
 
 def open_clip_config(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """The config sections of an open_clip_config.json; what it leaves out is read from the shapes of the tensors."""
-    model, preprocessing = config["model_cfg"], config.get("preprocess_cfg", {})
-    vision, text = model["vision_cfg"], model["text_cfg"]
-    other_library = [key for key in ("timm_model_name", "hf_model_name") if {**vision, **text}.get(key)]
+    file = ForeignConfig(config, "open_clip_config.json")
+    model = ForeignConfig(file["model_cfg"], "open_clip_config.json, model_cfg,")
+    preprocessing = ForeignConfig(file.get("preprocess_cfg", {}), "open_clip_config.json, preprocess_cfg,")
+    vision = ForeignConfig(model["vision_cfg"], "open_clip_config.json, vision_cfg,")
+    text = ForeignConfig(model["text_cfg"], "open_clip_config.json, text_cfg,")
+    other_library = [key for key in ("timm_model_name", "hf_model_name") if vision.get(key) or text.get(key)]
     if other_library:
         raise WrongWeights(
             f"its open_clip_config.json has {other_library[0]}, a tower of another library, which is not supported; "
             "if Hugging Face has a copy of the model in its own layout, use that"
         )
-    crop = preprocessing.get("resize_mode", "shortest")
-    interpolation = preprocessing.get("interpolation", "bicubic")
-    if crop not in CROPS or interpolation != "bicubic":
-        raise WrongWeights(
-            f"its open_clip_config.json has resize_mode '{crop}' and interpolation '{interpolation}'; supported are "
-            f"{', '.join(CROPS)} with bicubic"
-        )
-    act = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    sections = openai_config(tensors, activation=act)
+    crop = preprocessing.lookup("resize_mode", "shortest", CROPS)
+    preprocessing.require({"mode": "RGB", "interpolation": "bicubic"})
+    sections = openai_config(tensors, activation="quick_gelu" if model.get("quick_gelu") else "gelu")
     sections["text"]["heads"] = text.get("heads", sections["text"]["heads"])
-    if "head_width" in vision:
-        sections["vision"]["heads"] = vision["width"] // vision["head_width"]
+    if head_width := vision.get("head_width"):
+        sections["vision"]["heads"] = vision["width"] // head_width
     mean, std = preprocessing.get("mean", OPENAI_MEAN), preprocessing.get("std", OPENAI_STD)
     sections["vision"] |= {"mean": tuple(mean), "std": tuple(std)}
-    sections["data"]["crop"] = CROPS[crop]
+    sections["data"]["crop"] = crop
+    size = sections["data"]["image_size"]
+    for part, key in ((vision, "image_size"), (preprocessing, "size")):
+        if (value := part.get(key, size)) not in (size, [size, size]):
+            raise WrongWeights(f"its open_clip_config.json has {key} = {value!r}, but its tensors are of {size} pixels")
+    vision.require({"ls_init_value": None, "attentional_pool": False, "pool_type": "tok", "final_ln_after_pool": False})
+    vision.require({"output_tokens": False, "no_ln_pre": False, "pos_embed_type": "learnable", "act_kwargs": None})
+    vision.require({"norm_kwargs": None, "patch_dropout": 0.0, "block_type": None, "qk_norm": False})
+    vision.require({"scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False})
+    vision.require({"scale_fc": False})
+    text.require({"ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "final_ln_after_pool": False})
+    text.require({"pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "output_tokens": False})
+    text.require({"act_kwargs": None, "norm_kwargs": None, "pad_id": 0, "eos_id": 2, "hf_tokenizer_name": None})
+    text.require({"tokenizer_kwargs": None, "block_type": None, "qk_norm": False, "scaled_cosine_attn": False})
+    text.require({"scale_heads": False, "scale_attn_inner": False, "scale_attn": False, "scale_fc": False})
+    model.require({"init_logit_bias": None, "nonscalar_logit_scale": False})
+    # The tensors' shapes have these; and no tower is of timm or transformers.
+    vision.finish(
+        {"layers", "width", "mlp_ratio", "patch_size", "attn_pooler_queries", "attn_pooler_heads"}
+        | {key for key in file["model_cfg"]["vision_cfg"] if key.startswith("timm_")}
+    )
+    text.finish(
+        {"context_length", "vocab_size", "width", "layers", "mlp_ratio"}
+        | {key for key in file["model_cfg"]["text_cfg"] if key.startswith("hf_")}
+    )
+    model.finish({"embed_dim", "init_logit_scale", "custom_text"})
+    preprocessing.finish({"fill_color"})  # every image is cropped or scaled, never filled up
+    file.finish()
     return sections
 
 

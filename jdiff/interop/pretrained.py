@@ -15,8 +15,10 @@ from jax.sharding import Sharding
 from jdiff.data import tokenizer as jdiff_tokenizers
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.interop import clip_weights, diffusers_weights, positions
-from jdiff.interop.tensors import StoredTensor, WeightFile, WrongWeights, read_params, refuse_pickle, scan, scan_folder
+from jdiff.interop.safetensors_files import StoredTensor, WrongWeights, refuse_pickle, scan, scan_folder
+from jdiff.interop.tensors import WeightFile, read_params
 from jdiff.models.autoencoder import Autoencoder
+from jdiff.text import read_text
 
 VOCABULARIES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 
@@ -90,7 +92,13 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> PretrainedModel | Non
 def _json(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
         raise WrongWeights(f"file {path} does not exist")
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise WrongWeights(f"{path} is not JSON: {error}; copy the file again") from error
+    if not isinstance(content, dict):
+        raise WrongWeights(f"{path} has a {type(content).__name__}; expected a JSON object")
+    return content
 
 
 def _config(task: str, sections: dict[str, Any], *, dialect: str) -> dict[str, Any]:
@@ -119,7 +127,8 @@ def _clip_tokenizer(path: epath.Path, hints: Hints, config: dict[str, Any]) -> T
     if config["tokenizer"]["dialect"] == "hugging_face" and numbers is not None:
         pad_token = _pad_token(vocabulary.parent)
         config["tokenizer"] |= {} if pad_token is None else {"pad": numbers[pad_token]}
-    return jdiff_tokenizers.clip(merges, numbers, **config["tokenizer"])
+    added_tokens = jdiff_tokenizers.added_tokens(vocabulary)
+    return jdiff_tokenizers.clip(merges, numbers, added_tokens=added_tokens, **config["tokenizer"])
 
 
 def _pad_token(path: epath.Path) -> str | None:
@@ -145,7 +154,12 @@ def _hugging_face(path: epath.Path, model_config: dict[str, Any], hints: Hints) 
         source = source if source.is_file() else source / "tokenizer.json"
         if not source.exists():
             raise WrongWeights(f"file {source} does not exist; pass the path of a tokenizer.json with --tokenizer")
-        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(source.read_text()), **config["tokenizer"])
+        model = tokenizers.Tokenizer.from_str(read_text(source))
+        if {"<bos>", "<eos>"} <= model.get_vocab().keys():
+            raise WrongWeights(
+                f"{source} has <bos> and <eos>, Gemma's special tokens, as SigLIP 2 has; supported are those of SigLIP"
+            )
+        tokenizer = Tokenizer(model, **config["tokenizer"])
     rules = clip_weights.HUGGING_FACE if kind == "clip" else clip_weights.SIGLIP
     return _encoder(path, config, tokenizer, scan_folder(path, ("model",)), rules, hints, antialias=False)
 
@@ -179,7 +193,7 @@ def _encoder(path, config, tokenizer, tensors, rules, hints: Hints, *, antialias
 
 
 def _single_file(path: epath.Path, hints: Hints) -> PretrainedModel:
-    tensors = scan(path)
+    tensors = diffusers_weights.with_text_model(scan(path))
     if any(name.startswith(diffusers_weights.UNET_IN_FILE) for name in tensors):
         return _latent_diffusion(path, tensors, hints)
     if any(name.startswith("visual.") for name in tensors):
@@ -213,7 +227,8 @@ def _diffusers(path: epath.Path, hints: Hints) -> PretrainedModel:
         "diffusion": diffusion,
         "sample": sample,
     }
-    sections["data"] = {"image_size": unet.get("sample_size", 64) * Autoencoder(**sections["autoencoder"]).factor}
+    factor = Autoencoder(**sections["autoencoder"]).factor
+    sections["data"] = {"image_size": diffusers_weights.unet_sample_size(unet) * factor}
     config = _config("text_to_image", sections, dialect="hugging_face")
     tokenizer = _clip_tokenizer(path / "tokenizer", hints, config)
     unet_tensors = scan_folder(path / "unet", ("diffusion_pytorch_model",))

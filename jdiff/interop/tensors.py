@@ -1,7 +1,6 @@
-"""Safetensors files to Flax parameters: tensor names, shapes and layouts.
+"""Stored tensors to Flax parameters: names, shapes and layouts.
 
-A safetensors file is a header, which lists the type, shape and offset of every tensor, followed by the bytes of the
-tensors; nothing in it is executed. Every shape is compared with the network's before any tensor is read, and at most
+Every shape is compared with the network's before any tensor is read, and at most
 ``READERS`` tensors are in memory besides the parameters.
 
 "Source" stands for the library that wrote a file: the source name and the source layout of a tensor are PyTorch's.
@@ -9,8 +8,6 @@ tensors; nothing in it is executed. Every shape is compared with the network's b
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,115 +16,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-MAX_HEADER = 2**27
+from jdiff.interop.safetensors_files import StoredTensor, WrongWeights
+
 READERS = 4  # threads that read and transpose in parallel
-
-
-class WrongWeights(ValueError):
-    """Weights that cannot be read, or that do not fit the network; the message names the file."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a safetensors file. start: offset of its first byte in the file."""
-
-    path: epath.Path
-    name: str
-    dtype: Any
-    shape: tuple[int, ...]
-    start: int
-
-    def read(self, part: int | None = None) -> np.ndarray:
-        """Read the values in their stored type and layout. part: 0, 1 or 2 for one third of the first axis."""
-        rows = self.shape if part is None else (self.shape[0] // 3, *self.shape[1:])
-        size = math.prod(rows) * np.dtype(self.dtype).itemsize
-        with self.path.open("rb") as file:
-            file.seek(self.start + (part or 0) * size)
-            content = file.read(size) if size else b""
-        if len(content) != size:
-            raise WrongWeights(f"{self.path} ends within tensor {self.name}; copy the file again")
-        return np.frombuffer(content, self.dtype).reshape(rows)
-
-
-def scan(path: epath.PathLike) -> dict[str, StoredTensor]:
-    """Read the header of a safetensors file: its tensors by name. Raises ``WrongWeights``."""
-    path = epath.Path(path)
-    refuse_pickle(path)
-    if not path.exists():
-        raise FileNotFoundError(f"file {path} does not exist")
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        head = file.read(length) if len(first) == 8 and length <= MAX_HEADER else b""
-    try:
-        header = json.loads(head)
-        header.pop("__metadata__", None)
-        tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WrongWeights(f"{path} is no safetensors file, or its header is corrupt: {error}") from error
-    end = max((t.start + math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors.values()), default=0)
-    size = path.stat().length
-    if size < end:
-        raise WrongWeights(f"{path} is truncated: it has {size:,} of {end:,} bytes; copy the file again")
-    return tensors
-
-
-def _parse_entry(path: epath.Path, name: str, entry: dict, data_start: int) -> StoredTensor:
-    """One tensor of a header. data_start: offset of the first byte after the header."""
-    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-    dtype = DTYPES[entry["dtype"]]
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, start)):
-        raise ValueError(f"tensor {name} has shape {shape} and offset {start}")
-    if end - start != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ValueError(f"tensor {name} of shape {shape} has {end - start} bytes")
-    return StoredTensor(path, name, dtype, shape, data_start + start)
-
-
-def refuse_pickle(path: epath.Path) -> None:
-    """Raise ``WrongWeights`` for a pickle file, which can execute code when it is read."""
-    if path.suffix in PICKLES:
-        raise WrongWeights(
-            f"{path} is a pickle, which can execute any code when it is read; expected a safetensors file. If you "
-            f'trust it, convert it: python -c "import torch; from safetensors.torch import save_file; '
-            f"w = torch.load('{path.name}', map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
-            f"save_file({{k: v.clone() for k, v in w.items() if hasattr(v, 'clone')}}, '{path.stem}.safetensors')\""
-        )
-
-
-def scan_folder(folder: epath.PathLike, stems: Iterable[str]) -> dict[str, StoredTensor]:
-    """Read the headers of a folder's weights: one file whose name is one of ``stems``, or several with an index."""
-    folder = epath.Path(folder)
-    for stem in stems:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if any("/" in file or "\\" in file for file in files):
-                raise WrongWeights(f"{index} lists files outside its folder; expected file names without a directory")
-            return {name: tensor for file in files for name, tensor in scan(folder / file).items()}
-        for suffix in ("", ".fp16", ".non_ema"):
-            if (folder / f"{stem}{suffix}.safetensors").exists():
-                return scan(folder / f"{stem}{suffix}.safetensors")
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        refuse_pickle(path)
-    raise WrongWeights(f"{folder} has no weights; expected {' or '.join(f'{stem}.safetensors' for stem in stems)}")
 
 
 @dataclass(frozen=True)

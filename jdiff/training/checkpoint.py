@@ -33,7 +33,7 @@ class Snapshots:
     def __init__(self, directory: epath.PathLike, *, resume_step: int | None = None):
         read_only = resume_step is None
         self._manager = ocp.CheckpointManager(
-            storage.absolute(directory),
+            _orbax_path(directory, read_only=read_only),
             options=ocp.CheckpointManagerOptions(
                 read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
             ),
@@ -84,6 +84,13 @@ def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
     )
 
 
+def _orbax_path(directory: epath.PathLike, *, read_only: bool) -> epath.Path:
+    """The directory as Orbax can read it again: it looks for a checkpoint's parts by its path as a glob pattern."""
+    if not read_only and storage.on_disk(directory):
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+    return storage.without_glob_characters(directory)
+
+
 class NoCheckpoint(FileNotFoundError):
     """A run has no checkpoint to resume from or to sample with."""
 
@@ -99,11 +106,10 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._base_directory = storage.absolute(directory).parent / "base"
+        path = _orbax_path(directory, read_only=keep is None)
+        self._base_directory = path.parent / "base"
         handlers = {item: ocp.PyTreeCheckpointHandler() for item in ITEMS}
-        self._manager = ocp.CheckpointManager(
-            storage.absolute(directory), options=options, item_names=ITEMS, item_handlers=handlers
-        )
+        self._manager = ocp.CheckpointManager(path, options=options, item_names=ITEMS, item_handlers=handlers)
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -13,10 +13,12 @@ import jdiff as jdiff_package
 from jdiff.commands.convert import convert
 from jdiff.commands.evaluate import evaluate_folder
 from jdiff.config.construct import ConfigError
+from jdiff.data.tokenizer import load_tokenizer
 from jdiff.diffusion.settings import Settings
 from jdiff.interop import positions, pretrained
+from jdiff.interop.diffusers_weights import with_text_model
 from jdiff.interop.pretrained import Hints
-from jdiff.interop.tensors import WrongWeights, scan
+from jdiff.interop.safetensors_files import WrongWeights, scan
 from jdiff.runs import directory
 from jdiff.runs.init_from import load_params, resolve_init_from
 from jdiff.tasks import make_task
@@ -172,10 +174,14 @@ def edit_json(folder, file, **values):
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
         ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid'"),
-        ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_start and beta_end"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_end = 0.02"),
         ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding"),
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ("unet/config.json", {"time_embedding_act_fn": "silu"}, "time_embedding_act_fn = 'silu'"),
+        ("unet/config.json", {"sample_size": [8, 16]}, r"sample_size = \[8, 16\]"),
+        ("unet/config.json", {"a_key_of_the_future": 0}, "a_key_of_the_future"),
+        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "use_karras_sigmas"),
     ],
 )
 def test_unsupported_settings_are_refused(file, values, message, tmp_path):
@@ -183,6 +189,97 @@ def test_unsupported_settings_are_refused(file, values, message, tmp_path):
     edit_json(tmp_path / "sd", file, **values)
     with pytest.raises(WrongWeights, match=message):
         pretrained.find(tmp_path / "sd")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"resample": 2},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_resize": False},
+        {"do_center_crop": False},
+        {"size": {"shortest_edge": 64}},
+        {"crop_size": {"height": 16, "width": 16}},
+        {"do_convert_rgb": False},
+    ],
+    ids=str,
+)
+def test_preprocessing_of_other_pixels_is_refused(values, tmp_path):
+    toys.clip(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(WrongWeights, match=rf"preprocessor_config.json has {next(iter(values))} = "):
+        pretrained.find(tmp_path / "clip")
+
+
+def test_preprocessing_without_normalization_is_followed(tmp_path):
+    toys.clip(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "resample": 3}))
+    vision = pretrained.find(tmp_path / "clip").config["vision"]
+    assert (vision["mean"], vision["std"]) == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model_type": "cl', b"[]", b"\xff\xfe\x00"])
+def test_a_corrupt_config_is_named(content, tmp_path):
+    toys.clip(tmp_path / "clip")
+    (tmp_path / "clip" / "config.json").write_bytes(content)
+    with pytest.raises(WrongWeights, match=r"clip/config\.json"):
+        pretrained.find(tmp_path / "clip")
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    toys.clip(tmp_path / "clip")
+    path = tmp_path / "clip" / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert pretrained.find(tmp_path / "clip") is not None
+
+
+EXTRA_TOKENS = ("<cat-toy>", "<second>")
+
+
+def in_tokenizer_json(folder, number):
+    content = json.loads(toys.TOKENIZER.text)
+    content["added_tokens"] += [{"id": number + i, "content": token} for i, token in enumerate(EXTRA_TOKENS)]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def in_added_tokens_json(folder, number):
+    (folder / "added_tokens.json").write_text(json.dumps({token: number + i for i, token in enumerate(EXTRA_TOKENS)}))
+
+
+def in_tokenizer_config(folder, number):
+    tokens = {str(number + i): {"content": token, "special": False} for i, token in enumerate(EXTRA_TOKENS)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
+
+
+@pytest.mark.parametrize("write_tokens", [in_tokenizer_json, in_added_tokens_json, in_tokenizer_config])
+def test_tokens_added_to_a_vocabulary_are_tokens(write_tokens, tmp_path):
+    """As those of textual inversion are."""
+    toys.clip(tmp_path / "clip")
+    number = pretrained.find(tmp_path / "clip").tokenizer.vocab_size
+    write_tokens(tmp_path / "clip", number)
+    tokenizer = pretrained.find(tmp_path / "clip").tokenizer
+    ids = tokenizer.ids("a <cat-toy> by <second>, a <CAT-TOY>")
+    assert [i for i in ids if i >= number] == [number, number + 1, number] and tokenizer.vocab_size == number + 2
+    tokenizer.save(tmp_path / "tokenizer.json")
+    copy = load_tokenizer(tmp_path / "tokenizer.json", context_length=77, dialect="hugging_face")
+    assert copy.ids("a <cat-toy>") == tokenizer.ids("a <cat-toy>")
+
+
+def test_an_added_token_with_a_gap_before_it_is_refused(tmp_path):
+    toys.clip(tmp_path / "clip")
+    number = pretrained.find(tmp_path / "clip").tokenizer.vocab_size
+    in_added_tokens_json(tmp_path / "clip", number + 1)
+    with pytest.raises(ValueError, match=rf"'<cat-toy>' has id {number + 1}, expected {number}"):
+        pretrained.find(tmp_path / "clip")
+
+
+def test_older_names_of_stable_diffusions_text_tower_are_todays():
+    prefix = "cond_stage_model.transformer."
+    names = ["embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight", "final_layer_norm.bias"]
+    expected = [f"{prefix}text_model.{name}" for name in names]
+    assert list(with_text_model(dict.fromkeys(f"{prefix}{name}" for name in names))) == expected
+    assert list(with_text_model(dict.fromkeys(expected))) == expected
 
 
 def test_wrong_weights_are_listed_with_their_file(tmp_path):

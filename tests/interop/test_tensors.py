@@ -4,21 +4,15 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jdiff.interop import tensors
-from jdiff.interop.tensors import (
-    SourceTensor,
-    WeightFile,
-    WrongWeights,
-    match,
-    read_params,
-    scan,
-    scan_folder,
-    source_tensor,
-)
+from jdiff import storage
+from jdiff.interop import safetensors_files
+from jdiff.interop.safetensors_files import WrongWeights, scan, scan_folder
+from jdiff.interop.tensors import SourceTensor, WeightFile, match, read_params, source_tensor
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 GENERATOR = np.random.default_rng(0)
@@ -101,36 +95,87 @@ def tensor_header(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
+TENSOR = {"dtype": "F32", "shape": (2,)}
 CORRUPT_FILES = {
-    "empty": (b"", "no safetensors file"),
-    "noise": (b"\xff" * 64, "no safetensors file"),
-    "no JSON": (safetensors_bytes(b"{]"), "no safetensors file"),
-    "a list": (safetensors_bytes([1]), "no safetensors file"),
-    "unknown type": (safetensors_bytes(tensor_header("F4", [1], [0, 1])), "no safetensors file"),
+    "empty": (b"", "no valid safetensors file"),
+    "noise": (b"\xff" * 64, "no valid safetensors file"),
+    "no JSON": (safetensors_bytes(b"{]"), "no valid safetensors file"),
+    "a list": (safetensors_bytes([1]), "no valid safetensors file"),
+    "unknown type": (safetensors_bytes(tensor_header("F4", [1], [0, 1]), b"\0"), "type F4; convert"),
     "wrong size": (safetensors_bytes(tensor_header(offsets=[0, 4]), b"\0" * 8), "has 4 bytes"),
-    "negative": (safetensors_bytes(tensor_header(shape=[-1], offsets=[4, 0])), "no safetensors file"),
+    "negative": (safetensors_bytes(tensor_header(shape=[-1], offsets=[4, 0])), "no valid safetensors file"),
     "truncated": (safetensors_bytes(tensor_header(), b"\0" * 4), "truncated"),
+    "trailing bytes": (safetensors_bytes(tensor_header(), b"\0" * 9), "goes on"),
+    "hole at the start": (safetensors_bytes(tensor_header(offsets=[4, 12]), b"\0" * 12), "begins at byte"),
+    "hole": (safetensors_bytes({**tensor_header(), "b": {**TENSOR, "data_offsets": [9, 17]}}, b"\0" * 17), "tensor b"),
+    "overlap": (
+        safetensors_bytes({**tensor_header(), "b": {**TENSOR, "data_offsets": [4, 12]}}, b"\0" * 12),
+        "tensor b",
+    ),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 4265380512\n", "Git LFS"),
+    "web page": (b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
+    "zip": (b"PK\x03\x04" + b"\0" * 60, "zip archive"),
+    "pickle": (b"\x80\x02}q\x00." + b"\0" * 60, "pickle"),
 }
 
 
 @pytest.mark.parametrize("name", CORRUPT_FILES)
-def test_a_corrupt_file_is_refused(name, tmp_path):
+def test_a_corrupt_file_is_refused(name, tmp_path, monkeypatch):
     content, message = CORRUPT_FILES[name]
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(WrongWeights, match=message):
         scan(tmp_path / "x.safetensors")
+    # In a bucket, where the safetensors library cannot read, the same files are refused.
+    monkeypatch.setattr(storage, "on_disk", lambda path: False)
+    with pytest.raises(WrongWeights, match=message):
+        scan(tmp_path / "x.safetensors")
+
+
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_files_on_disk_and_in_buckets_have_the_same_tensors(tmp_path, monkeypatch, dtype):
+    truth = np.arange(12).reshape(6, 2).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    save_file({"a": truth, "scalar": np.asarray(truth[1, 1])}, tmp_path / "x.safetensors")
+    for on_disk in (True, False):
+        monkeypatch.setattr(storage, "on_disk", lambda path, on_disk=on_disk: on_disk)
+        weights = scan(tmp_path / "x.safetensors")
+        np.testing.assert_array_equal(weights["a"].read(), truth)
+        np.testing.assert_array_equal(weights["a"].read(1), truth[2:4])
+        assert weights["a"].read().dtype == truth.dtype and weights["scalar"].read() == truth[1, 1]
+
+
+def test_names_have_no_wrappers_of_pytorch(tmp_path):
+    names = ["_orig_mod.a", "module.b", "module._orig_mod.c", "d._orig_mod.e", "remodule.f", "submodule.g"]
+    save_file({name: np.float32([i]) for i, name in enumerate(names)}, tmp_path / "x.safetensors")
+    weights = scan(tmp_path / "x.safetensors")
+    assert {name: int(tensor.read()[0]) for name, tensor in weights.items()} == {
+        **{"a": 0, "b": 1, "c": 2, "d.e": 3},
+        **{"remodule.f": 4, "submodule.g": 5},
+    }
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16", ".non_ema"])
+def test_weights_of_every_variant_are_found(tmp_path, variant):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / f"model{variant}.safetensors")
+    assert list(scan_folder(tmp_path, ("model",))) == ["a"]
+    (tmp_path / f"model{variant}.safetensors").rename(tmp_path / f"model-00001{variant}.safetensors")
+    index = {"weight_map": {"a": f"model-00001{variant}.safetensors"}}
+    (tmp_path / f"model.safetensors.index{variant}.json").write_text(json.dumps(index))
+    assert list(scan_folder(tmp_path, ("model",))) == ["a"]
 
 
 def test_every_problem_is_listed_before_anything_is_read(tmp_path, monkeypatch):
     save_file({"a.bias": np.zeros(3, np.float32), "b": np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
     target = {"a": {"bias": jax.ShapeDtypeStruct((4,), jnp.float32)}, "c": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    monkeypatch.setattr(tensors.StoredTensor, "read", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(safetensors_files.StoredTensor, "read", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(WrongWeights, match=r"(?s)3 tensors of x .*misshapen   a.bias.*missing     c.*unexpected  b"):
         read_part(target, tmp_path / "x.safetensors")
 
 
 def test_only_tensors_of_the_unused_pattern_may_hold_no_parameter():
-    header = {"b.position_ids": tensors.StoredTensor(None, "b.position_ids", np.int64, (1, 77), 0)}
+    header = {"b.position_ids": safetensors_files.StoredTensor(None, "b.position_ids", np.int64, (1, 77), 0)}
     assert match({}, [WeightFile(header, (), (), unused_pattern="position_ids$")])[1] == []
     assert match({}, [WeightFile(header, (), ())])[1]
 

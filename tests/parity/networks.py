@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jdiff.interop import diffusers_weights, tensors
+from jdiff.interop import diffusers_weights, safetensors_files, tensors
 from jdiff.interop.pretrained import NO_HINTS, Hints
 from jdiff.models.unet import UNet
 from jdiff.runs import directory
@@ -161,7 +161,7 @@ def unet(folder: Path, *, second: bool, side: int = 16, **sizes) -> Errors:
         expected = reference(torch.tensor(xt), torch.tensor(timestep), torch.tensor(context)).sample
     inputs = [jnp.asarray(a) for a in (xt.transpose(0, 2, 3, 1), timestep, context)]
     shapes = {"denoiser": parameter_shapes(network, inputs)}
-    weights = tensors.scan_folder(folder, ("diffusion_pytorch_model",))
+    weights = safetensors_files.scan_folder(folder, ("diffusion_pytorch_model",))
     file = tensors.WeightFile(weights, ("denoiser",), diffusers_weights.diffusers_unet(len(section["channels"])))
     params = tensors.read_params(shapes, [file], directory.first_device(), source=folder)["denoiser"]
     actual = jax.jit(network.apply)({"params": params}, *inputs)

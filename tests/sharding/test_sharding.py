@@ -202,10 +202,10 @@ def test_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
 def test_run_resumes_on_another_mesh_but_not_with_another_network(tmp_path):
     first_config = make(CONTRASTIVE | {"mesh": ONE_DEVICE}).config.raw
     directory.write_config(tmp_path, first_config)
-    changes = begin.changes_on_resume(make(first_config | {"mesh": ALL_AXES}), tmp_path, None)
+    changes = begin.changes_on_resume(make(first_config | {"mesh": ALL_AXES}), tmp_path)
     assert changes and all(key.startswith("mesh.") for key in changes)
     with pytest.raises(ConfigError, match=r"config.text.width = 16, and now it is 32"):
-        begin.changes_on_resume(make(first_config | {"text": first_config["text"] | {"width": 32}}), tmp_path, None)
+        begin.changes_on_resume(make(first_config | {"text": first_config["text"] | {"width": 32}}), tmp_path)
 
 
 def shipped_shapes():
