@@ -6,6 +6,7 @@ import inspect
 import io
 import signal
 import sys
+import warnings
 from importlib import import_module
 
 from absl import flags
@@ -94,6 +95,7 @@ def _run(module, arguments: list[str]) -> None:
     from jdiff.training.loop import Divergence, Interruption
 
     logging.set_verbosity(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is the reason why it is rejected
     mistakes = (ValueError, FileNotFoundError, ClusterError, Divergence, flags.Error)
     try:
         module.run(arguments)

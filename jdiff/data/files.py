@@ -23,7 +23,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 class File(NamedTuple):
     """A file or linked folder below a folder. reason: why it may not be read, or ""."""
 
-    path: epath.Path
+    path: epath.PathLike
     size: int
     reason: str = ""
 
@@ -33,7 +33,7 @@ class File(NamedTuple):
             raise ValueError(self.reason)
         if self.size > MAX_BYTES:
             raise ValueError(f"The file has {self.size} bytes, more than the {MAX_BYTES} that are read.")
-        with self.path.open("rb") as file:
+        with open(self.path, "rb") if isinstance(self.path, str) else epath.Path(self.path).open("rb") as file:
             return file.read(self.size)
 
 
@@ -44,52 +44,70 @@ def files_below(root: epath.PathLike) -> dict[str, File]:
     composition alone, the second is in NFD and has a reason. Links to folders are not followed and have a reason, as
     have links to files elsewhere and files that are not regular, such as named pipes.
     """
-    root = epath.Path(root)
-    on_disk = storage.on_disk(root)
-    real_root = os.path.realpath(root) if on_disk else ""
     files: dict[str, File] = {}
-    for folder, folders, names in root.walk():
-        if set(names) >= RUN_FILES:
-            folders[:] = []
-            continue
-        names = [*names, *(name for name in folders if on_disk and os.path.islink(folder / name))]
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not (name.startswith(".") or name == RECORDS_FOLDER or (on_disk and os.path.islink(folder / name)))
-        )
-        for name in sorted(names):
-            if not name.startswith("."):
-                path = folder / name
-                key = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-                file = _local_file(path, real_root) if on_disk else File(path, path.stat().length)
-                if file is not None and key in files:
-                    reason = "The folder has another file of this name, in another Unicode composition; rename one."
-                    key, file = unicodedata.normalize("NFD", key), file._replace(reason=reason)
-                if file is not None:
-                    files[key] = file
+    for name, file in sorted(_local_files(root) if storage.on_disk(root) else _files_in_bucket(root)):
+        key = unicodedata.normalize("NFC", name)
+        if key in files:
+            key = unicodedata.normalize("NFD", name)
+            reason = "The folder has another file of this name, in another Unicode composition; rename one."
+            file = file._replace(reason=reason)
+        files[key] = file
     return files
 
 
-def _local_file(path: epath.Path, real_root: str) -> File | None:
-    """A file on disk; None where it is a link to nowhere."""
+def _visible_folders(folders: Iterable[str]) -> list[str]:
+    return [name for name in folders if not name.startswith(".") and name != RECORDS_FOLDER]
+
+
+def _local_files(root: epath.PathLike) -> Iterator[tuple[str, File]]:
+    """The files in a folder on disk, by their path relative to it."""
+    root, real_root = os.fspath(root), os.path.join(os.path.realpath(root), "")
+    for folder, folders, names in os.walk(root):  # which does not follow links to folders
+        if set(names) >= RUN_FILES:
+            folders[:] = []
+            continue
+        folders[:] = _visible_folders(folders)
+        relative_folder = os.path.relpath(folder, root)
+        for name in (*names, *folders):
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and (file := _local_file(path, real_root)) is not None:
+                yield (name if relative_folder == "." else f"{relative_folder}/{name}"), file
+
+
+def _local_file(path: str, real_root: str) -> File | None:
+    """A file on disk, or a link; None where it is a folder, or a link to nowhere."""
     try:
-        status = os.stat(path)
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                return File(path, 0, "It is a link to a folder; links are not followed. Copy the folder here.")
+            if not os.path.realpath(path).startswith(real_root):
+                return File(path, 0, "It is a link to a file outside of the folder; copy the file here.")
     except OSError:
         return None
-    if os.path.islink(path):
-        if stat.S_ISDIR(status.st_mode):
-            return File(path, 0, "It is a link to a folder; links are not followed. Copy the folder here.")
-        if not os.path.realpath(path).startswith(os.path.join(real_root, "")):
-            return File(path, 0, "It is a link to a file outside of the folder; copy the file here.")
-    if not stat.S_ISREG(status.st_mode):
-        return File(path, 0, "It is no regular file.")
-    return File(path, status.st_size)
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    return File(path, status.st_size, "" if stat.S_ISREG(status.st_mode) else "It is no regular file.")
+
+
+def _files_in_bucket(root: epath.PathLike) -> Iterator[tuple[str, File]]:
+    """The files in a folder in a bucket, by their path relative to it."""
+    for folder, folders, names in epath.Path(root).walk():
+        if set(names) >= RUN_FILES:
+            folders[:] = []
+            continue
+        folders[:] = _visible_folders(folders)
+        for path in (folder / name for name in names if not name.startswith(".")):
+            yield path.relative_to(epath.Path(root)).as_posix(), File(path, path.stat().length)
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The results of a function for items, in their order, by a thread on each core, a few items ahead."""
     num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_threads == 1:
+        yield from map(function, items)
+        return
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque = deque()
         for item in items:

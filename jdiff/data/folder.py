@@ -7,8 +7,9 @@ import hashlib
 import json
 import posixpath
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from etils import epath
@@ -36,6 +37,10 @@ SPLIT_OF_FOLDER = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
 }
+
+
+def _identity(item: Rejected) -> Rejected:
+    return item
 
 
 @dataclass(frozen=True)
@@ -103,13 +108,22 @@ class Folder:
     def _content_digest(self) -> str:
         self.check()
         content = hashlib.sha256()
-        for key in self._images:
-            try:
-                line = (printable(key), hashlib.sha256(self._files[key].read()).hexdigest(), self._captions(key))
-            except (OSError, ValueError, KeyError):
-                continue  # rejected
-            content.update(json.dumps(line).encode() + b"\n")
+        for line in in_parallel(self._content, self._images):
+            content.update(line)
         return content.hexdigest()
+
+    def _content(self, key: str) -> bytes:
+        """A line of what is read of an image; empty where it will be rejected."""
+        try:
+            self._digests[key] = hashlib.sha256(self._files[key].read()).hexdigest()
+            return json.dumps((printable(key), self._digests[key], self._captions(key))).encode() + b"\n"
+        except (OSError, ValueError, KeyError):
+            return b""
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, str]:
+        """SHA-256 of images' files, of those that were read."""
+        return {}
 
     def file_sizes(self) -> dict[str, int]:
         names = {*self._images, *filter(None, map(self._sidecar, self._images)), *self._metadata_keys}
@@ -122,17 +136,20 @@ class Folder:
         return tuple(split for split in ("train", "test", "validation") if split in nonempty)
 
     def examples(self, split: str | None) -> Iterator[Example | Rejected]:
+        yield from in_parallel(lambda load: load(), self.loaders(split))
+
+    def loaders(self, split: str | None) -> Iterator[Callable[[], Example | Rejected]]:
         self.check()
         splits = self.splits()
         if split is not None:
             check_split(split, splits or ("train",))
         if split is None or split == splits[0]:
-            yield from self._problems
+            yield from (partial(_identity, problem) for problem in self._problems)
         keys = sorted({*self._images, *self._rows})
         first = splits[0] if splits else None
-        yield from in_parallel(
-            self._example, [key for key in keys if split is None or (self._split(key) or first) == split]
-        )
+        for key in keys:
+            if split is None or (self._split(key) or first) == split:
+                yield partial(self._example, key)
 
     def _example(self, key: str) -> Example | Rejected:
         try:
@@ -149,7 +166,8 @@ class Folder:
             data = self._files[key].read()
             captions = self._captions(key)
             image = decode_square(data, self.image_size, crop=self.crop, max_pixels=self.max_pixels)
-            return Example(key, image, captions, {"file_name": key}, hashlib.sha256(data).hexdigest())
+            digest = self._digests.get(key) or hashlib.sha256(data).hexdigest()
+            return Example(key, image, captions, {"file_name": key}, digest)
         except (OSError, ValueError) as error:
             return reject(key, error)
 

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import tempfile
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from jdiff.data.files import in_parallel
 from jdiff.data.records import COMPLETE, Example, Rejected, Source, encode_png
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-Item = tuple[Example, bytes]  # an example, and its image as PNG
+Item = tuple[Example, bytes, bytes]  # an example, its image as PNG, and the digest of that
 
 
 class RejectionLimitError(ValueError):
@@ -124,12 +123,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def build(self) -> None:
         """Write the records."""
         tfds.disable_progress_bar()
-        with (
-            self._files,
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),  # TFDS prints about downloads
-        ):
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is its reason
+        with self._files, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
             self.download_and_prepare()
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -164,14 +158,15 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def _items(self, split: str | None) -> Iterator[Item]:
         """The examples of a split, with their PNGs; the others are kept in ``rejected``."""
         num_examples = 0
-        for item, png in in_parallel(_with_png, self._source.examples(split)):
+        loaders = self._source.loaders if hasattr(self._source, "loaders") else self._source.examples
+        for item, png, pixel_digest in in_parallel(_with_png, loaders(split)):
             self._num_items += 1
             self._on_item(item)
             if isinstance(item, Rejected):
                 self.rejected.append(item)
             else:
                 num_examples += 1
-                yield item, png
+                yield item, png, pixel_digest
         if not num_examples:
             items = f"item of the split '{split}'" if split else "item"
             first = f"; the first: {self.rejected[0].key}: {self.rejected[0].reason}" if self.rejected else ""
@@ -189,8 +184,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
             )
 
     def _generate_examples(self, split: str, items: Iterable[Item]):
-        for example, png in items:
-            self._splits_of_pixels[hashlib.sha256(png).digest()][split] += 1
+        for example, png, pixel_digest in items:
+            self._splits_of_pixels[pixel_digest][split] += 1
             yield (
                 example.key,
                 {
@@ -213,8 +208,13 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         }
 
 
-def _with_png(item: Example | Rejected) -> tuple[Any, bytes]:
-    return (item, b"") if isinstance(item, Rejected) else (replace(item, image=NO_PIXELS), encode_png(item.image))
+def _with_png(item: Example | Rejected | Callable[[], Example | Rejected]) -> tuple[Any, bytes, bytes]:
+    """An item, or what a loader loads, with its PNG in place of its pixels, and the digest of that."""
+    item = item() if callable(item) else item
+    if isinstance(item, Rejected):
+        return item, b"", b""
+    png = encode_png(item.image)
+    return replace(item, image=NO_PIXELS), png, hashlib.sha256(png).digest()
 
 
 class _Spool:
@@ -222,27 +222,27 @@ class _Spool:
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._rows: list[tuple[Example, str, int, int]] = []  # example, digest of its pixels, start and size of its PNG
-        self._smallest_digests: dict[str, str] = {}  # of files, by the digest of their pixels
+        self._rows: list[tuple[Example, bytes, int, int]] = []  # example, digest, start and size of its PNG
+        self._smallest_digests: dict[bytes, str] = {}  # of files, by the digest of their PNGs
         self._splits: dict[str, list[int]] = {}
 
-    def add(self, example: Example, png: bytes) -> None:
-        pixels = hashlib.sha256(png).hexdigest()
-        self._rows.append((example, pixels, self._file.tell(), len(png)))
-        self._smallest_digests[pixels] = min(example.digest, self._smallest_digests.get(pixels, example.digest))
+    def add(self, example: Example, png: bytes, pixel_digest: bytes) -> None:
+        self._rows.append((example, pixel_digest, self._file.tell(), len(png)))
+        smallest = self._smallest_digests.get(pixel_digest, example.digest)
+        self._smallest_digests[pixel_digest] = min(example.digest, smallest)
         self._file.write(png)
 
     def assign(self, test_fraction: float) -> tuple[str, ...]:
         """Assign every example to a split. A set so small that all would be "test" is "train"."""
         splits = defaultdict(list)
-        for i, (_, pixels, _, _) in enumerate(self._rows):
-            share = int(self._smallest_digests[pixels][:16], 16) / 2**64
+        for i, (_, pixel_digest, _, _) in enumerate(self._rows):
+            share = int(self._smallest_digests[pixel_digest][:16], 16) / 2**64
             splits["test" if share < test_fraction else "train"].append(i)
         self._splits = dict(splits) if "train" in splits else {"train": splits["test"]}
         return tuple(self._splits)
 
     def items(self, split: str) -> Iterator[Item]:
         for i in self._splits[split]:
-            example, _, start, size = self._rows[i]
+            example, pixel_digest, start, size = self._rows[i]
             self._file.seek(start)
-            yield example, self._file.read(size)
+            yield example, self._file.read(size), pixel_digest

@@ -70,6 +70,9 @@ class Source(Protocol):
 
         settings()      what the records are made from, whatever it contains
         file_sizes()    the size of every file that is read, by name
+
+    Where loading an item takes long, ``loaders(split)`` yields functions that load one each, in place of ``examples``;
+    the writer calls them in parallel.
     """
 
     name: str  # a short word, part of the data set's name

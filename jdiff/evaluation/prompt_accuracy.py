@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from math import sqrt
 
 import numpy as np
+from scipy.stats import binomtest
 
 from jdiff.data.shapes.reader import read_scene
 from jdiff.data.shapes.verdict import agrees
 from jdiff.data.shapes.world import Scene
 
 
-def interval(right: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
+def interval(right: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a proportion, which is accurate near 0 and 1, too [wilson]."""
     if total == 0:
         return 0.0, 1.0
-    share, spread = right / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def scene_verdicts(scenes: Sequence[Scene], images: np.ndarray) -> list[dict]:
