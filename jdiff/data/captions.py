@@ -74,8 +74,9 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
             try:
                 row = json.loads(content)
             except (ValueError, RecursionError) as error:
-                row = f"The line is not JSON: {error}."
-            yield line, row if isinstance(row, dict | str) else f"The line is {content!r:.40}, expected a JSON object."
+                yield line, f"The line is not JSON: {error}."
+                continue
+            yield line, row if isinstance(row, dict) else f"The line is {content!r:.40}, expected a JSON object."
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from jdiff.data.shapes.reader import read_scene
 from jdiff.data.shapes.verdict import agrees
@@ -14,6 +13,8 @@ from jdiff.data.shapes.world import Scene
 
 def interval(right: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a proportion, which is accurate near 0 and 1, too [wilson]."""
+    from scipy.stats import binomtest  # takes half a second to import
+
     if total == 0:
         return 0.0, 1.0
     low, high = binomtest(right, total).proportion_ci(0.95, method="wilson")

@@ -117,9 +117,10 @@ def hugging_face_config(content: Mapping[str, Any], preprocessor: Mapping[str, A
     content: its config.json, of model_type "clip" or "siglip".   preprocessor: its preprocessor_config.json.
     """
     config = ForeignConfig(content, "config.json")
-    siglip = config["model_type"] == "siglip"
+    siglip = config.required("model_type", "") == "siglip"
     text_content, vision_content = (
-        {**config.get(f"{name}_config", {}), **(config.get(f"{name}_config_dict") or {})} for name in ("text", "vision")
+        {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
+        for name in ("text", "vision")
     )
     vision_config = ForeignConfig(vision_content, "config.json, vision_config,")
     text, vision = hugging_face_text(text_content, siglip=siglip), _tower(vision_config, _SIGLIP if siglip else _VISION)
@@ -157,7 +158,7 @@ def _normalization(preprocessor: ForeignConfig, size: int, siglip: bool) -> tupl
         preprocessor.require({"rescale_factor": 1 / 255})
     names = ["size"] if siglip else ["size", "crop_size"]
     for name in names:
-        sides = preprocessor.get(name, size)
+        sides = preprocessor.get(name) or size
         sides = set(sides.values()) if isinstance(sides, Mapping) else {sides}
         if sides != {size}:
             raise WrongWeights(
@@ -214,10 +215,10 @@ def activation(name: str) -> str:
 def open_clip_config(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """The config sections of an open_clip_config.json; what it leaves out is read from the shapes of the tensors."""
     file = ForeignConfig(config, "open_clip_config.json")
-    model = ForeignConfig(file["model_cfg"], "open_clip_config.json, model_cfg,")
+    model = ForeignConfig(file.required("model_cfg", {}), "open_clip_config.json, model_cfg,")
     preprocessing = ForeignConfig(file.get("preprocess_cfg", {}), "open_clip_config.json, preprocess_cfg,")
-    vision = ForeignConfig(model["vision_cfg"], "open_clip_config.json, vision_cfg,")
-    text = ForeignConfig(model["text_cfg"], "open_clip_config.json, text_cfg,")
+    vision = ForeignConfig(model.required("vision_cfg", {}), "open_clip_config.json, vision_cfg,")
+    text = ForeignConfig(model.required("text_cfg", {}), "open_clip_config.json, text_cfg,")
     other_library = [key for key in ("timm_model_name", "hf_model_name") if vision.get(key) or text.get(key)]
     if other_library:
         raise WrongWeights(
@@ -229,7 +230,7 @@ def open_clip_config(config: Mapping[str, Any], tensors: Mapping[str, StoredTens
     sections = openai_config(tensors, activation="quick_gelu" if model.get("quick_gelu") else "gelu")
     sections["text"]["heads"] = text.get("heads", sections["text"]["heads"])
     if head_width := vision.get("head_width"):
-        sections["vision"]["heads"] = vision["width"] // head_width
+        sections["vision"]["heads"] = vision.required("width", 1) // head_width
     mean, std = preprocessing.get("mean", OPENAI_MEAN), preprocessing.get("std", OPENAI_STD)
     sections["vision"] |= {"mean": tuple(mean), "std": tuple(std)}
     sections["data"]["crop"] = crop
@@ -251,11 +252,11 @@ def open_clip_config(config: Mapping[str, Any], tensors: Mapping[str, StoredTens
     # The tensors' shapes have these; and no tower is of timm or transformers.
     vision.finish(
         {"layers", "width", "mlp_ratio", "patch_size", "attn_pooler_queries", "attn_pooler_heads"}
-        | {key for key in file["model_cfg"]["vision_cfg"] if key.startswith("timm_")}
+        | {key for key in config["model_cfg"]["vision_cfg"] if key.startswith("timm_")}
     )
     text.finish(
         {"context_length", "vocab_size", "width", "layers", "mlp_ratio"}
-        | {key for key in file["model_cfg"]["text_cfg"] if key.startswith("hf_")}
+        | {key for key in config["model_cfg"]["text_cfg"] if key.startswith("hf_")}
     )
     model.finish({"embed_dim", "init_logit_scale", "custom_text"})
     preprocessing.finish({"fill_color"})  # every image is cropped or scaled, never filled up

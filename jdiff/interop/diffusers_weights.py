@@ -150,10 +150,10 @@ SINGLE_FILE_AUTOENCODER: tuple[Rule, ...] = (
 def unet_config(content: Mapping[str, Any]) -> dict[str, Any]:
     """The denoiser section of a U-Net's config.json. Raises ``WrongWeights`` where jdiff would compute otherwise."""
     config = ForeignConfig(content, "unet/config.json")
-    channels = tuple(config["block_out_channels"])
+    channels = tuple(config.required("block_out_channels", (1,)))
     levels = len(channels)
-    down_attention = [_lookup("down_block_types", name, BLOCKS) for name in config["down_block_types"]]
-    up_attention = [_lookup("up_block_types", name, BLOCKS) for name in config["up_block_types"]]
+    down_attention = [_lookup("down_block_types", name, BLOCKS) for name in config.required("down_block_types", ("",))]
+    up_attention = [_lookup("up_block_types", name, BLOCKS) for name in config.required("up_block_types", ("",))]
     if up_attention != down_attention[::-1]:
         raise WrongWeights("its unet/config.json has other blocks on the way up than on the way down")
     config.require(
@@ -197,7 +197,7 @@ def unet_config(content: Mapping[str, Any]) -> dict[str, Any]:
     config.ignore("in_channels", "out_channels", "cross_attention_dim", "use_linear_projection")
     config.ignore("upcast_attention", "addition_embed_type_num_heads", "sample_size")
     # diffusers' "attention_head_dim" is the number of heads, a mistake that its config files preserve.
-    head_dim = config.get("attention_head_dim", 8)
+    head_dim = config.get("attention_head_dim") or 8
     heads = config.get("num_attention_heads") or head_dim
     result = {
         "channels": channels,
@@ -232,7 +232,7 @@ def unet_sample_size(content: Mapping[str, Any]) -> int:
 def autoencoder_config(content: Mapping[str, Any]) -> dict[str, Any]:
     """The autoencoder section of a VAE's config.json. Raises ``WrongWeights``, as ``unet_config``."""
     config = ForeignConfig(content, "vae/config.json")
-    channels = tuple(config["block_out_channels"])
+    channels = tuple(config.required("block_out_channels", (1,)))
     config.require(
         {
             "down_block_types": ["DownEncoderBlock2D"] * len(channels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,14 +37,21 @@ class ForeignConfig:
         self._read_keys: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A key's value, or the library's default where the file leaves it out."""
-        self._read_keys.add(key)
-        return self._content.get(key, default)
+        """A key's value, or the library's default where the file leaves it out.
 
-    def __getitem__(self, key: str) -> Any:
+        Raises ``WrongWeights`` where the value is of another kind than the default.
+        """
+        self._read_keys.add(key)
+        value = self._content.get(key, default)
+        if default is not None and not _is_of_kind(value, default):
+            raise WrongWeights(f"its {self._file} has {key} = {value!r}; expected {_kind(default)}")
+        return value
+
+    def required(self, key: str, example: Any) -> Any:
+        """The value of a key that has no default. example: of its kind. Raises ``WrongWeights``."""
         if key not in self._content:
             raise WrongWeights(f"its {self._file} has no {key}")
-        return self.get(key)
+        return self.get(key, example)
 
     def lookup(self, key: str, default: Any, table: Mapping[str, Any]) -> Any:
         """What a table has for a key's value. Raises ``WrongWeights`` where it has nothing."""
@@ -70,3 +78,23 @@ class ForeignConfig:
         for key, value in self._content.items():
             if not (key.startswith("_") or key in self._read_keys or key in keys_without_effect):
                 raise WrongWeights(f"its {self._file} has {key} = {value!r}, a setting that is not known here")
+
+
+def _is_of_kind(value: Any, example: Any) -> bool:
+    """Whether a value is a list, number, text, ... as the example is, and its items, too; whole numbers: 0 or more."""
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(example, bool) and isinstance(value, bool)
+    if isinstance(example, list | tuple):
+        return isinstance(value, list | tuple) and (not example or all(_is_of_kind(item, example[0]) for item in value))
+    if isinstance(example, int):
+        return isinstance(value, int) and 0 <= value < 2**31
+    if isinstance(example, float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, Mapping if isinstance(example, Mapping) else type(example))
+
+
+def _kind(example: Any) -> str:
+    kinds = {bool: "true or false", int: "a number of 0 or more", float: "a number", str: "a text", dict: "an object"}
+    if isinstance(example, list | tuple):
+        return f"a list, of {_kind(example[0])} each" if example else "a list"
+    return kinds[type(example)]

@@ -82,9 +82,9 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> PretrainedModel | Non
             return _single_file(path, hints)
     except WrongWeights as error:
         raise WrongWeights(str(error) if str(path) in str(error) else f"{path} cannot be loaded: {error}") from error
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, ValueError) as error:
         raise WrongWeights(
-            f"{path} cannot be loaded: one of its JSON files is corrupt or incomplete: {error}"
+            f"{path} cannot be loaded: a value of its config or tokenizer files cannot be used: {error}"
         ) from error
     return None
 
@@ -154,7 +154,10 @@ def _hugging_face(path: epath.Path, model_config: dict[str, Any], hints: Hints) 
         source = source if source.is_file() else source / "tokenizer.json"
         if not source.exists():
             raise WrongWeights(f"file {source} does not exist; pass the path of a tokenizer.json with --tokenizer")
-        model = tokenizers.Tokenizer.from_str(read_text(source))
+        try:
+            model = tokenizers.Tokenizer.from_str(read_text(source))
+        except Exception as error:  # of no other class in that library
+            raise WrongWeights(f"{source} is no tokenizer: {error}") from error
         if {"<bos>", "<eos>"} <= model.get_vocab().keys():
             raise WrongWeights(
                 f"{source} has <bos> and <eos>, Gemma's special tokens, as SigLIP 2 has; supported are those of SigLIP"
