@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 
 from rich.console import Console
 
@@ -66,8 +66,11 @@ def _print_report(report: RecordsReport) -> None:
     if report.copies["across"]:
         print(f"  copies: {report.copies['across']} images of other splits have the pixels of one in train")
     if report.rejected:
-        # Numbers and names differ from item to item where the reason is one.
-        reasons = Counter(re.sub(r"\d[\d,.]*", "N", item.reason.split(":")[0]) for item in report.rejected)
         print(f"  rejected: {len(report.rejected)}, listed in {report.report_file}")
-        for reason, count in reasons.most_common(5):
-            print(f"    {count} x {reason}")
+        groups: dict[str, list[records.Rejected]] = defaultdict(list)
+        for item in report.rejected:
+            groups[re.sub(r"\d[\d,.]*|\S+\.\w+", "", item.reason.split(":")[0])].append(
+                item
+            )  # of numbers and file names
+        for first, *others in sorted(groups.values(), key=len, reverse=True)[:5]:
+            print(f"    {1 + len(others)} x {first.reason} ({first.key}{', ...' * bool(others)})")
