@@ -203,7 +203,7 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CONFIG_FILES)
-@fuzz(6_000)
+@fuzz(15_000)
 @given(data=st.data())
 def test_any_config_of_weights_is_read_or_refused(models, name, data):
     file = models / name / data.draw(st.sampled_from(CONFIG_FILES[name]))

@@ -17,6 +17,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -188,8 +189,15 @@ def load_tokenizer(
     path: epath.PathLike, *, context_length: int, dialect: str = "jdiff", pad: int | None = None
 ) -> Tokenizer:
     """Load a saved tokenizer."""
-    model = tokenizers.Tokenizer.from_str(epath.Path(path).read_text())
-    return Tokenizer(model, context_length, dialect=dialect, pad=pad)
+    return Tokenizer(read_model(path), context_length, dialect=dialect, pad=pad)
+
+
+def read_model(path: epath.PathLike) -> tokenizers.Tokenizer:
+    """The model in a tokenizer.json. Raises ValueError, which names the file."""
+    try:
+        return tokenizers.Tokenizer.from_str(read_text(path))
+    except Exception as error:  # that library has no class for it
+        raise ValueError(f"{path} is no tokenizer, or was cut short: {error}") from error
 
 
 def clip(
@@ -215,9 +223,11 @@ def clip(
     hugging_face = DIALECTS["hugging_face"]
     spellings = {hugging_face.start: special_tokens.start, hugging_face.end: special_tokens.end}
     vocabulary = {spellings.get(token, token): i for token, i in vocabulary.items()}
-    model = tokenizers.Tokenizer(
-        models.BPE(vocabulary, list(merges), end_of_word_suffix="</w>", unk_token=special_tokens.end, fuse_unk=False)
-    )
+    options: dict[str, Any] = {"end_of_word_suffix": "</w>", "unk_token": special_tokens.end, "fuse_unk": False}
+    try:
+        model = tokenizers.Tokenizer(models.BPE(vocabulary, list(merges), **options))
+    except Exception as error:  # that library has no class for it
+        raise ValueError(f"the merges and the vocabulary of the tokenizer do not fit: {error}") from error
     model.add_special_tokens([special_tokens.start, special_tokens.end])
     for number, token in sorted(added_tokens.items()):
         if spellings.get(token, token) not in vocabulary:

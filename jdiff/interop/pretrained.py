@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import tokenizers
 from etils import epath
 from jax.sharding import Sharding
 
@@ -154,10 +153,7 @@ def _hugging_face(path: epath.Path, model_config: dict[str, Any], hints: Hints) 
         source = source if source.is_file() else source / "tokenizer.json"
         if not source.exists():
             raise WrongWeights(f"file {source} does not exist; pass the path of a tokenizer.json with --tokenizer")
-        try:
-            model = tokenizers.Tokenizer.from_str(read_text(source))
-        except Exception as error:  # of no other class in that library
-            raise WrongWeights(f"{source} is no tokenizer: {error}") from error
+        model = jdiff_tokenizers.read_model(source)
         if {"<bos>", "<eos>"} <= model.get_vocab().keys():
             raise WrongWeights(
                 f"{source} has <bos> and <eos>, Gemma's special tokens, as SigLIP 2 has; supported are those of SigLIP"
