@@ -22,12 +22,12 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def without_glob_characters(path: epath.PathLike) -> epath.Path:
-    """An absolute path to the same place without "[", "]" and "\\", for libraries that take a path for a glob pattern.
+    """An absolute path to the same place without "[", "]", "*", "?" and "\\", for libraries that glob below it.
 
     It leads through a symbolic link, which lasts as long as this process.
     """
     path = absolute(path)
-    special = [i for i, part in enumerate(path.parts) if set(part) & set("[]\\")]
+    special = [i for i, part in enumerate(path.parts) if set(part) & set("[]*?\\")]
     if not special or not on_disk(path):
         return path
     folder = epath.Path(*path.parts[: special[-1] + 1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import posixpath
 import unicodedata
@@ -80,27 +79,24 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:
-    """As ``_json_rows``. A row that is not valid CSV, such as one with a quote that is never closed, is one row."""
+    """As ``_json_rows``. A row that is not valid CSV, such as one with a quote that is never closed, is one line."""
     lines = [line + "\n" for line in split_lines(text)]
-    header, start = None, 0
+    header: list[str] = []
+    start = 0
     while start < len(lines):
-        cells, num_lines = _csv_row(lines, start)
-        if cells and header is None and not isinstance(cells, str):
-            header = [cell.strip() for cell in cells]
-        elif isinstance(cells, str):
-            yield start + num_lines, cells
-        elif cells and len(cells) > len(header):
-            yield start + num_lines, "The line has more cells than the header."
-        elif cells:
-            yield start + num_lines, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))]))
-        start += num_lines
-
-
-def _csv_row(lines: list[str], start: int) -> tuple[list[str] | str, int]:
-    """The cells of the row that begins at a line, or the reason why it is none, and how many lines it has."""
-    reader = csv.reader(itertools.islice(lines, start, None), strict=True)
-    try:
-        return next(reader), reader.line_num
-    except csv.Error as error:
-        reason = "a quote that opens here is not closed" if reader.line_num > 1 else error
-        return f"The row is not valid CSV: {reason}.", 1
+        reader = csv.reader((lines[i] for i in range(start, len(lines))), strict=True)
+        num_lines = 0  # of valid rows
+        try:
+            for cells in reader:
+                num_lines = reader.line_num
+                if not header:
+                    header = [cell.strip() for cell in cells]
+                elif len(cells) > len(header):
+                    yield start + num_lines, "The line has more cells than the header."
+                elif cells:
+                    yield start + num_lines, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))]))
+            return
+        except csv.Error as error:
+            reason = "a quote that opens here is not closed" if reader.line_num > num_lines + 1 else error
+            start += num_lines + 1  # the rows after it are read as if it were not there
+            yield start, f"The row is not valid CSV: {reason}."

@@ -57,7 +57,10 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Returns (h, w, 3) uint8, sRGB.
     Raises Undecodable.
     """
-    return np.array(_decode(data, max_pixels)[0])
+    try:
+        return np.array(_decode(data, max_pixels)[0])
+    except MemoryError as error:
+        raise Undecodable("The image needs more memory than there is.") from error
 
 
 def decode_square(data: bytes, size: int, *, crop: str = "center", max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -138,7 +141,7 @@ def _open_with(name: str, module: str, data: bytes) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Steps 1 to 3: an RGB image of 8 bits, in sRGB, on white."""
+    """The rest of step 1, 2 and 3: an RGB image of 8 bits, in sRGB, on white."""
     profile = image.info.get("icc_profile")
     colour, alpha = _eight_bits(image)
     if profile:

@@ -21,11 +21,12 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class File(NamedTuple):
-    """A file or linked folder below a folder. reason: why it may not be read, or ""."""
+    """A file below a folder, or a folder that is not read. reason: why it may not be read, or ""."""
 
     path: epath.PathLike
     size: int
     reason: str = ""
+    is_folder: bool = False
 
     def read(self) -> bytes:
         """The file's bytes. Raises ``OSError``, and ``ValueError`` where it may not be read or is too large."""
@@ -62,7 +63,8 @@ def _visible_folders(folders: Iterable[str]) -> list[str]:
 def _local_files(root: epath.PathLike) -> Iterator[tuple[str, File]]:
     """The files in a folder on disk, by their path relative to it."""
     root, real_root = os.fspath(root), os.path.join(os.path.realpath(root), "")
-    for folder, folders, names in os.walk(root):  # which does not follow links to folders
+    errors: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=errors.append):  # which does not follow links to folders
         if set(names) >= RUN_FILES:
             folders[:] = []
             continue
@@ -72,20 +74,27 @@ def _local_files(root: epath.PathLike) -> Iterator[tuple[str, File]]:
             path = os.path.join(folder, name)
             if not name.startswith(".") and (file := _local_file(path, real_root)) is not None:
                 yield (name if relative_folder == "." else f"{relative_folder}/{name}"), file
+    for error in errors:
+        reason = f"The folder cannot be read: {error.strerror}."
+        yield os.path.relpath(error.filename, root), File(error.filename, 0, reason, is_folder=True)
 
 
 def _local_file(path: str, real_root: str) -> File | None:
-    """A file on disk, or a link; None where it is a folder, or a link to nowhere."""
+    """A file on disk, or a link; None where it is a folder, or is gone."""
     try:
         status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode):
-            status = os.stat(path)
-            if stat.S_ISDIR(status.st_mode):
-                return File(path, 0, "It is a link to a folder; links are not followed. Copy the folder here.")
-            if not os.path.realpath(path).startswith(real_root):
-                return File(path, 0, "It is a link to a file outside of the folder; copy the file here.")
     except OSError:
         return None
+    if stat.S_ISLNK(status.st_mode):
+        try:
+            status = os.stat(path)
+        except OSError:
+            return File(path, 0, "It is a link to nowhere.")
+        if stat.S_ISDIR(status.st_mode):
+            reason = "It is a link to a folder; links are not followed. Copy the folder here."
+            return File(path, 0, reason, is_folder=True)
+        if not os.path.realpath(path).startswith(real_root):
+            return File(path, 0, "It is a link to a file outside of the folder; copy the file here.")
     if stat.S_ISDIR(status.st_mode):
         return None
     return File(path, status.st_size, "" if stat.S_ISREG(status.st_mode) else "It is no regular file.")

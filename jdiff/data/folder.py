@@ -8,7 +8,7 @@ import json
 import posixpath
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -39,10 +39,6 @@ SPLIT_OF_FOLDER = {
 }
 
 
-def _identity(item: Rejected) -> Rejected:
-    return item
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder of images and their captions, in the convention of Hugging Face's ImageFolder.
@@ -66,6 +62,7 @@ class Folder:
     max_pixels: int = MAX_PIXELS
     split_folders: bool = True
     name: ClassVar[str] = "folder"
+    _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)  # of files, SHA-256
 
     def __post_init__(self):
         check_fit(self.image_size, self.crop)
@@ -108,24 +105,24 @@ class Folder:
     def _content_digest(self) -> str:
         self.check()
         content = hashlib.sha256()
-        for line in in_parallel(self._content, self._images):
+        for line in in_parallel(self._content, sorted({*self._images, *self._rows})):
             content.update(line)
+        for problem in self._problems:
+            content.update(json.dumps((problem.key, problem.reason)).encode() + b"\n")
         return content.hexdigest()
 
     def _content(self, key: str) -> bytes:
-        """A line of what is read of an image; empty where it will be rejected."""
+        """A line of what is read of an image, or of why it will be rejected."""
         try:
-            self._digests[key] = hashlib.sha256(self._files[key].read()).hexdigest()
-            return json.dumps((printable(key), self._digests[key], self._captions(key))).encode() + b"\n"
-        except (OSError, ValueError, KeyError):
-            return b""
-
-    @functools.cached_property
-    def _digests(self) -> dict[str, str]:
-        """SHA-256 of images' files, of those that were read."""
-        return {}
+            if key in self._files:
+                self._digests[key] = hashlib.sha256(self._files[key].read()).hexdigest()
+            line = (printable(key), self._digests.get(key), self._captions(key))
+        except (OSError, ValueError) as error:
+            line = (printable(key), reject(key, error).reason)
+        return json.dumps(line).encode() + b"\n"
 
     def file_sizes(self) -> dict[str, int]:
+        self.check()
         names = {*self._images, *filter(None, map(self._sidecar, self._images)), *self._metadata_keys}
         return {printable(key): self._files[key].size for key in sorted(names) if key in self._files}
 
@@ -136,15 +133,15 @@ class Folder:
         return tuple(split for split in ("train", "test", "validation") if split in nonempty)
 
     def examples(self, split: str | None) -> Iterator[Example | Rejected]:
-        yield from in_parallel(lambda load: load(), self.loaders(split))
+        yield from in_parallel(lambda item: item() if callable(item) else item, self.loaders(split))
 
-    def loaders(self, split: str | None) -> Iterator[Callable[[], Example | Rejected]]:
+    def loaders(self, split: str | None) -> Iterator[Rejected | Callable[[], Example | Rejected]]:
         self.check()
         splits = self.splits()
         if split is not None:
-            check_split(split, splits or ("train",))
+            check_split(split, splits)
         if split is None or split == splits[0]:
-            yield from (partial(_identity, problem) for problem in self._problems)
+            yield from self._problems
         keys = sorted({*self._images, *self._rows})
         first = splits[0] if splits else None
         for key in keys:
@@ -166,7 +163,9 @@ class Folder:
             data = self._files[key].read()
             captions = self._captions(key)
             image = decode_square(data, self.image_size, crop=self.crop, max_pixels=self.max_pixels)
-            digest = self._digests.get(key) or hashlib.sha256(data).hexdigest()
+            digest = hashlib.sha256(data).hexdigest()
+            if digest != self._digests.get(key, digest):
+                raise ValueError("The file was changed while the folder was read; run `jdiff prepare` again.")
             return Example(key, image, captions, {"file_name": key}, digest)
         except (OSError, ValueError) as error:
             return reject(key, error)
@@ -219,7 +218,7 @@ class Folder:
             return False
         try:
             content = json.loads(request.read())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(content, dict) and {"workdir", "step"} <= set(content)
 
@@ -257,17 +256,17 @@ class Folder:
     @functools.cached_property
     def _problems(self) -> list[Rejected]:
         """What is rejected besides images: lines of metadata files, and images of kinds that are not read."""
-        problems = list(self._metadata[1])
+        problems, images = list(self._metadata[1]), set(self._images)
         for key, file in self._files.items():
             suffix = posixpath.splitext(key)[1].lower()
-            if key in self._images or self._is_metadata(key) or suffix in SIDECAR_SUFFIXES:
+            if suffix in SIDECAR_SUFFIXES or key in images or self._is_metadata(key):
                 continue
-            if suffix in OTHER_IMAGE_SUFFIXES:
+            if file.is_folder:
+                problems.append(Rejected(printable(key), file.reason))
+            elif suffix in OTHER_IMAGE_SUFFIXES:
                 problems.append(Rejected(printable(key), f"The format {suffix[1:].upper()} is not read; convert it."))
             elif suffix not in COMPANION_SUFFIXES and self._sidecar(key) is not None:
                 problems.append(Rejected(printable(key), "It has a caption, but its suffix is that of no image."))
-            elif file.reason and not suffix:
-                problems.append(Rejected(printable(key), file.reason))  # a linked folder
         return problems
 
     def _is_metadata(self, key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -10,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from jdiff.data.decoding import check_fit, decode_square
-from jdiff.data.files import files_below
+from jdiff.data.files import File, files_below
 from jdiff.data.folder import IMAGE_SUFFIXES
 from jdiff.data.records import Rejected, reject
 from jdiff.text import read_text, split_lines
@@ -55,14 +56,12 @@ class LabelledFolder:
 
         Labels index ``names``. Classes take turns, so that the first n examples are balanced.
         """
-        classes = [
-            [
-                (f"{folder}/{key}", file, label)
-                for key, file in sorted(files_below(folder).items())
-                if key.lower().endswith(IMAGE_SUFFIXES)
-            ]
-            for label, folder in enumerate(self.folders())
-        ]
+        labels = {unicodedata.normalize("NFC", folder.name): i for i, folder in enumerate(self.folders())}
+        classes: list[list[tuple[str, File, int]]] = [[] for _ in labels]
+        for key, file in files_below(self.path).items():
+            label = labels.get(key.partition("/")[0])
+            if label is not None and (file.is_folder or key.lower().endswith(IMAGE_SUFFIXES)):
+                classes[label].append((f"{self.path}/{key}", file, label))
         for name, file, label in (item for items in zip_longest(*classes) for item in items if item):
             try:
                 yield decode_square(file.read(), self.image_size, crop=self.crop), label

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
@@ -27,7 +27,7 @@ from jdiff.data.files import in_parallel
 from jdiff.data.records import COMPLETE, Example, Rejected, Source, encode_png
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-Item = tuple[Example, bytes, bytes]  # an example, its image as PNG, and the digest of that
+Item = tuple[Example, bytes, bytes]  # an example, its image as PNG, and the digest of the PNG
 
 
 class RejectionLimitError(ValueError):
@@ -70,7 +70,7 @@ def write_records(
             for remains in [*folder.parent.glob("incomplete.*"), folder]:
                 if remains.exists():
                     remains.rmtree()
-            builder = _Builder(source, name, data_dir, max_rejected, on_item)
+            builder = _Builder(source, name, data_dir, max_rejected, on_item, report_file)
             try:
                 builder.build()
             finally:
@@ -86,11 +86,23 @@ def write_records(
         current_state = {"name": name, "files": source.file_sizes()}
         records.prepared_file(source, data_dir).write_text(json.dumps(current_state, ensure_ascii=False))
     num_examples = records.Records(data_dir, name).num_examples
+    _check_rejected(rejected, len(rejected) + sum(num_examples.values()), max_rejected, report_file)
     return RecordsReport(folder, num_examples, rejected, report_file, content["copies"])
 
 
 def _write_rejected(file: epath.Path, rejected: Iterable[Rejected]) -> None:
     file.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
+
+
+def _check_rejected(rejected: Sequence[Rejected], num_items: int, max_rejected: float, file: epath.Path) -> None:
+    """Raise ``RejectionLimitError`` where too many items of all splits were rejected."""
+    if len(rejected) > max_rejected * num_items:
+        first = rejected[0]
+        raise RejectionLimitError(
+            f"{len(rejected)} of {num_items} items cannot be used, more than the {max_rejected:.0%} of "
+            f"config.data.max_rejected; fix them or raise it. The first: {first.key}: {first.reason} All are listed in "
+            f"{file}"
+        )
 
 
 @contextlib.contextmanager
@@ -111,8 +123,17 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(records.VERSION)
     name = records.RECORDS_FOLDER
 
-    def __init__(self, source: Source, name: str, data_dir: epath.PathLike, max_rejected: float, on_item: Callable):
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        data_dir: epath.PathLike,
+        max_rejected: float,
+        on_item: Callable,
+        report_file: epath.Path,
+    ):
         self._source, self._max_rejected, self._on_item = source, max_rejected, on_item
+        self._report_file = report_file
         self.rejected: list[Rejected] = []
         self._num_items = self._num_open_splits = 0
         self._splits_of_pixels: dict[bytes, Counter] = defaultdict(Counter)
@@ -173,15 +194,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
             raise RejectionLimitError(f"no {items} can be used{first}")
 
     def _check_rejected(self) -> None:
-        """Raise ``RejectionLimitError`` where too many items of all splits were rejected."""
-        if len(self.rejected) > self._max_rejected * self._num_items:
-            first = self.rejected[0]
-            raise RejectionLimitError(
-                f"{len(self.rejected)} of {self._num_items} items cannot be used, more than the "
-                f"{self._max_rejected:.0%} of config.data.max_rejected; fix them or raise it. "
-                f"The first: {first.key}: {first.reason} All are listed in {self._data_dir_root}/{self.name}/"
-                f"{self.builder_config.name}_rejected.jsonl"
-            )
+        _check_rejected(self.rejected, self._num_items, self._max_rejected, self._report_file)
 
     def _generate_examples(self, split: str, items: Iterable[Item]):
         for example, png, pixel_digest in items:
@@ -209,7 +222,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _with_png(item: Example | Rejected | Callable[[], Example | Rejected]) -> tuple[Any, bytes, bytes]:
-    """An item, or what a loader loads, with its PNG in place of its pixels, and the digest of that."""
+    """An item, or what a loader loads, with its PNG in place of its pixels, and the digest of the PNG."""
     item = item() if callable(item) else item
     if isinstance(item, Rejected):
         return item, b"", b""

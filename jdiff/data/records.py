@@ -1,7 +1,7 @@
 """Captioned images on disk: the examples that every data source yields, and the records that training reads.
 
 A source (the shapes world, the emoji font, a user's folder, a TFDS set) is any object with the members of ``Source``.
-``record_writer`` writes its examples as records; ``open_records`` reads them.
+``record_writer`` writes its examples as records; ``Records`` reads them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -87,7 +88,7 @@ class Source(Protocol):
         ...
 
     def examples(self, split: str | None) -> Iterator[Example | Rejected]:
-        """What there is of a split; None: of all, where there are no splits."""
+        """The items of a split; with None all items, of a source that has no splits."""
         ...
 
 
@@ -99,6 +100,10 @@ def check_split(split: str | None, splits: tuple[str, ...]) -> None:
 
 class DatasetNotPreparedError(FileNotFoundError):
     """The records that a config names are not on disk, or not all of them."""
+
+
+class OtherFormatError(DatasetNotPreparedError):
+    """The records are of a format that this release does not read."""
 
 
 class BrokenRecordError(ValueError):
@@ -130,8 +135,10 @@ def prepared_name(source: Source, data_dir: epath.PathLike) -> str:
 def prepared_file(source: Any, data_dir: epath.PathLike) -> epath.Path:
     """The file that names the records last prepared of a source, and lists the files that they were made from."""
     settings = source.settings()
-    if "path" in settings and not (_is_relative(settings["path"]) and _is_relative(data_dir)):
-        settings["path"] = str(storage.absolute(settings["path"]))
+    if "path" in settings:
+        path = settings["path"]
+        path = path if _is_relative(path) and _is_relative(data_dir) else str(storage.absolute(path))
+        settings["path"] = os.path.normpath(path) if storage.on_disk(path) else path.rstrip("/")
     return epath.Path(data_dir) / RECORDS_FOLDER / f"{_name(source, settings)}_prepared.json"
 
 
@@ -140,7 +147,7 @@ def changed_files(source: Any, data_dir: epath.PathLike) -> str:
 
     Compares names and sizes. "" also where the source has no files, or they are gone.
     """
-    if not hasattr(source, "file_sizes") or not epath.Path(source.path).is_dir():
+    if not hasattr(source, "file_sizes"):
         return ""
     with contextlib.suppress(OSError, ValueError, KeyError):
         old = json.loads(prepared_file(source, data_dir).read_text())["files"]
@@ -200,9 +207,9 @@ class Records:
         problem = what_is_missing(self.folder)
         versions = sorted(path.name for path in self.folder.parent.glob("*.*.*")) if problem else []
         if versions and VERSION not in versions:
-            raise DatasetNotPreparedError(
+            raise OtherFormatError(
                 f"the records at {self.folder.parent} have format version {', '.join(versions)}, but this jdiff reads "
-                f"{VERSION}; run `jdiff prepare` again, or use the release that wrote them"
+                f"{VERSION}; run `jdiff prepare` again for a new run, or use the release that wrote them"
             )
         if versions:
             raise DatasetNotPreparedError(
@@ -220,14 +227,16 @@ class Records:
 
         Raises ``DatasetNotPreparedError``.
         """
-        if name not in self.num_examples:
-            raise DatasetNotPreparedError(f"no split '{name}' at {self.folder}, only {sorted(self.num_examples)}")
-        return _Split(self._builder.as_data_source(split=name), f"{self.folder}, split '{name}'")
+        return self._rows(name)
+
+    def _rows(self, split: str, decoders: Any = None) -> Sequence[dict[str, Any]]:
+        if split not in self.num_examples:
+            raise DatasetNotPreparedError(f"no split '{split}' at {self.folder}, only {sorted(self.num_examples)}")
+        return _Split(self._builder.as_data_source(split=split, decoders=decoders), f"{self.folder}, split '{split}'")
 
     def captions(self, split: str) -> Iterator[str]:
         """The captions of all records of a split, without decoding images."""
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        for row in self._builder.as_data_source(split=split, decoders=decoders):
+        for row in self._rows(split, decoders={"image": tfds.decode.SkipDecoding()}):
             yield from (caption.decode() for caption in row["captions"])
 
 
@@ -241,10 +250,10 @@ class _Split(Sequence):
         return len(self._rows)
 
     def __getitem__(self, i):
+        if not 0 <= i < len(self):
+            raise IndexError(f"there is no record {i}, of {len(self)}")
         try:
             return self._rows[i]
-        except IndexError:
-            raise
         except Exception as error:  # each of its parsers raises its own
             raise BrokenRecordError(
                 f"record {i} of {self._location} cannot be read ({type(error).__name__}); delete that folder and run "

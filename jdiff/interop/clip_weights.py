@@ -133,9 +133,8 @@ def hugging_face_config(content: Mapping[str, Any], preprocessor: Mapping[str, A
         vision |= {"embed_dim": vision["width"], "pooling": "attention"}
     else:
         text["embed_dim"] = vision["embed_dim"] = config.get("projection_dim", 512)
-    vision["mean"], vision["std"] = _normalization(
-        ForeignConfig(preprocessor, "preprocessor_config.json"), size, siglip
-    )
+    values = {key: value for key, value in preprocessor.items() if value is not None}  # null is the default
+    vision["mean"], vision["std"] = _normalization(ForeignConfig(values, "preprocessor_config.json"), size, siglip)
     vision_config.finish({"projection_dim"} | TRANSFORMERS_KEYS)
     config.finish({"projection_dim"} | TRANSFORMERS_KEYS)
     return {
@@ -165,10 +164,7 @@ def _normalization(preprocessor: ForeignConfig, size: int, siglip: bool) -> tupl
                 f"its preprocessor_config.json has {name} = {preprocessor.get(name)!r}, which is not supported; "
                 f"expected {size}, the image_size of its config.json"
             )
-    if siglip:
-        preprocessor.require({"do_center_crop": None} if preprocessor.get("do_center_crop") else {})
-    else:
-        preprocessor.require({"do_center_crop": True})
+    preprocessor.require({"do_center_crop": not siglip})
     mean = preprocessor.get("image_mean", HALF if siglip else OPENAI_MEAN)
     std = preprocessor.get("image_std", HALF if siglip else OPENAI_STD)
     normalizes = preprocessor.get("do_normalize", True)

@@ -23,6 +23,17 @@ SCHEDULES = {
     "scaled_linear": ("scaled_linear", (0.00085, 0.012)),
     "squaredcos_cap_v2": ("cosine", None),
 }
+# Defaults that differ between diffusers' schedulers, for files that leave them out.
+SPACING_DEFAULTS = dict.fromkeys(
+    (
+        *("DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"),
+        *("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"),
+        *("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+        *("LMSDiscreteScheduler", "SASolverScheduler", "UniPCMultistepScheduler"),
+    ),
+    "linspace",
+)
+CLIPPING_SCHEDULERS = [f"{name}Scheduler" for name in ("DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel")]
 # Keys of diffusers' solvers, in place of which jdiff samples by DDIM, and of thresholding, which is off.
 SOLVER_KEYS = frozenset(
     """
@@ -281,7 +292,8 @@ def scheduler_config(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     if name != "cosine":  # jdiff rescales these betas to other numbers of timesteps, diffusers does not
         config.require({"num_train_timesteps": 1000})
     prediction_type = config.lookup("prediction_type", "epsilon", PREDICTIONS)
-    spacing = config.get("timestep_spacing", "leading")
+    class_name = content.get("_class_name", "")
+    spacing = config.get("timestep_spacing", SPACING_DEFAULTS.get(class_name, "leading"))
     _lookup("timestep_spacing", spacing, SPACINGS)
     steps_offset = config.get("steps_offset", 0)
     diffusion = {
@@ -295,9 +307,9 @@ def scheduler_config(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
         "steps": 50,
         "spacing": spacing,
         "steps_offset": steps_offset if spacing == "leading" else 0,
-        "final_step_to_zero": config.get("set_alpha_to_one", True),
+        "final_step_to_zero": config.get("set_alpha_to_one", class_name != "PNDMScheduler"),
         "guidance_scale": 7.5,
-        "clip": config.get("clip_sample", content.get("_class_name") == "DDIMScheduler"),
+        "clip": config.get("clip_sample", class_name in CLIPPING_SCHEDULERS),
     }
     config.finish(SOLVER_KEYS)
     return diffusion, sample

@@ -81,7 +81,7 @@ def find(path: epath.PathLike, hints: Hints = NO_HINTS) -> PretrainedModel | Non
             return _single_file(path, hints)
     except WrongWeights as error:
         raise WrongWeights(str(error) if str(path) in str(error) else f"{path} cannot be loaded: {error}") from error
-    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, ValueError, RecursionError) as error:
         raise WrongWeights(
             f"{path} cannot be loaded: a value of its config or tokenizer files cannot be used: {error}"
         ) from error
@@ -93,7 +93,7 @@ def _json(path: epath.Path) -> dict[str, Any]:
         raise WrongWeights(f"file {path} does not exist")
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongWeights(f"{path} is not JSON: {error}; copy the file again") from error
     if not isinstance(content, dict):
         raise WrongWeights(f"{path} has a {type(content).__name__}; expected a JSON object")
@@ -123,10 +123,13 @@ def _clip_tokenizer(path: epath.Path, hints: Hints, config: dict[str, Any]) -> T
     """CLIP's tokenizer. Adds the padding token of a Hugging Face folder to ``config``."""
     vocabulary = _vocabulary(path, hints)
     merges, numbers = jdiff_tokenizers.clip_merges(vocabulary)
-    if config["tokenizer"]["dialect"] == "hugging_face" and numbers is not None:
-        pad_token = _pad_token(vocabulary.parent)
-        config["tokenizer"] |= {} if pad_token is None else {"pad": numbers[pad_token]}
     added_tokens = jdiff_tokenizers.added_tokens(vocabulary)
+    if config["tokenizer"]["dialect"] == "hugging_face" and numbers is not None:
+        all_numbers = numbers | {token: number for number, token in added_tokens.items()}
+        pad_token = _pad_token(vocabulary.parent)
+        if pad_token is not None and pad_token not in all_numbers:
+            raise WrongWeights(f"its padding token is '{pad_token}', which is not in {vocabulary}")
+        config["tokenizer"] |= {} if pad_token is None else {"pad": all_numbers[pad_token]}
     return jdiff_tokenizers.clip(merges, numbers, added_tokens=added_tokens, **config["tokenizer"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -166,20 +167,25 @@ def refuse_pickle(path: epath.Path) -> None:
 def scan_folder(folder: epath.PathLike, stems: Iterable[str]) -> dict[str, StoredTensor]:
     """Read the headers of a folder's weights: one file whose name is one of ``stems``, or several with an index."""
     folder = epath.Path(folder)
-    for stem in stems:
-        for index in (folder / f"{stem}.safetensors.index{variant}.json" for variant in VARIANTS):
-            if not index.exists():
-                continue
-            try:
-                files = sorted(set(json.loads(read_text(index))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise WrongWeights(f"{index} is no list of files ({error}); copy it again") from error
-            if any("/" in file or "\\" in file for file in files):
-                raise WrongWeights(f"{index} lists files outside its folder; expected file names without a directory")
-            return {name: tensor for file in files for name, tensor in scan(folder / file).items()}
-        for variant in VARIANTS:
-            if (folder / f"{stem}{variant}.safetensors").exists():
-                return scan(folder / f"{stem}{variant}.safetensors")
+    for stem, variant in itertools.product(stems, VARIANTS):
+        index, file = (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors")
+        if index.exists():
+            return {name: tensor for shard in _shards(index) for name, tensor in scan(folder / shard).items()}
+        if file.exists():
+            return scan(file)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         refuse_pickle(path)
     raise WrongWeights(f"{folder} has no weights; expected {' or '.join(f'{stem}.safetensors' for stem in stems)}")
+
+
+def _shards(index: epath.Path) -> list[str]:
+    """The file names in an index. Raises ``WrongWeights``."""
+    try:
+        files = sorted(set(json.loads(read_text(index))["weight_map"].values()))
+        if any("/" in file or "\\" in file for file in files):
+            raise WrongWeights(f"{index} lists files outside its folder; expected file names without a directory")
+    except WrongWeights:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WrongWeights(f"{index} is no list of files ({error}); copy it again") from error
+    return files

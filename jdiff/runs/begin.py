@@ -13,7 +13,7 @@ from etils import epath
 
 from jdiff import storage
 from jdiff.config.construct import ConfigError
-from jdiff.data.records import DatasetNotPreparedError, Records, changed_files, prepared_name
+from jdiff.data.records import DatasetNotPreparedError, OtherFormatError, Records, changed_files, prepared_name
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.runs.directory import CONFIG, DATA, Model, saved_config, saved_task, with_saved_records, write_config
 from jdiff.tasks.task import ImageTextTask
@@ -32,12 +32,14 @@ def open_records(task: ImageTextTask, path: epath.Path) -> tuple[ImageTextTask, 
     Returns the task, bound to these records, and the records.   Raises ``DatasetNotPreparedError``, and ``ConfigError``
     where the records that a run was started on are gone and its data has changed.
     """
-    if not (path / DATA).exists():
+    if not (path / CONFIG).exists() or not (path / DATA).exists():
         return task, task.records()
     task = with_saved_records(task, path)
     name = json.loads((path / DATA).read_text())["name"]
     try:
         return task, task.records()
+    except OtherFormatError:
+        raise
     except DatasetNotPreparedError as error:
         source, directory = task.config.data.make_source(), task.config.data.directory
         with contextlib.suppress(DatasetNotPreparedError):
@@ -50,14 +52,19 @@ def open_records(task: ImageTextTask, path: epath.Path) -> tuple[ImageTextTask, 
 
 
 def notes_on_data(task: ImageTextTask, dataset: Records) -> Iterator[str]:
-    """How the data that a config names differs now from the records that are used, a sentence for each."""
+    """How the data that a config names differs now from the records that are used, a sentence for each.
+
+    The data itself need not exist any more, and is not read in a bucket.
+    """
     section = task.config.data
-    source = section.make_source()
-    with contextlib.suppress(DatasetNotPreparedError):
+    with contextlib.suppress(ValueError, OSError):
+        source = section.make_source()
         if (name := prepared_name(source, section.directory)) != dataset.name:
             yield f"{name} was prepared since this run began; it continues on {dataset.name}"
-    if changes := changed_files(source, section.directory):
-        yield f"files of config.data.path differ from the prepared ones: {changes}; `jdiff prepare` reads them again"
+        if storage.on_disk(section.source_keys.get("path", "")) and (
+            changes := changed_files(source, section.directory)
+        ):
+            yield f"files in config.data.path differ from the prepared ones: {changes}; `jdiff prepare` reads them"
 
 
 def changes_on_resume(task: ImageTextTask, path: epath.Path) -> Changes:

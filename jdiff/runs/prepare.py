@@ -26,7 +26,7 @@ def prepare(task: ImageTextTask) -> None:
     name = records.dataset_name(source)
     folder = records.records_folder(section.directory, name)
     if changes:
-        print(f"files of config.data.path since the last `jdiff prepare`: {changes}")
+        print(f"files in config.data.path changed since the last `jdiff prepare`: {changes}")
     if problem := records.what_is_missing(folder):
         if folder.exists():
             print(f"the records at {folder} are incomplete: {problem}; writing them again")
@@ -44,18 +44,19 @@ def prepare(task: ImageTextTask) -> None:
         report = write_records(source, section.directory, max_rejected=section.max_rejected, on_item=show)
     _print_report(report)
     dataset = records.Records(section.directory, name)
-    tokenizer = _tokenizer(task, dataset)
+    tokenizer = _tokenizer(task, dataset) if "train" in dataset.num_examples else None
     if tokenizer and (note := note_on_truncation(tokenizer, dataset.captions("train"))):
         print(f"  {note}")
 
 
 def _tokenizer(task: ImageTextTask, dataset: records.Records) -> Tokenizer | None:
     """The tokenizer that training will have; None where the model of the text tower does not exist yet."""
-    if path := task.init_from.get("text"):
-        with contextlib.suppress(ValueError, FileNotFoundError):
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        if path := task.init_from.get("text"):
             return directory.open_model(path).task.tokenizer
-        return None
-    return None if "text" in task.frozen_by_default else task.train_tokenizer(dataset.captions("train"))
+        if "text" not in task.frozen_by_default:
+            return task.train_tokenizer(dataset.captions("train"))
+    return None
 
 
 def _print_report(report: RecordsReport) -> None:
@@ -69,8 +70,11 @@ def _print_report(report: RecordsReport) -> None:
         print(f"  rejected: {len(report.rejected)}, listed in {report.report_file}")
         groups: dict[str, list[records.Rejected]] = defaultdict(list)
         for item in report.rejected:
-            groups[re.sub(r"\d[\d,.]*|\S+\.\w+", "", item.reason.split(":")[0])].append(
-                item
-            )  # of numbers and file names
+            groups[_kind(item.reason)].append(item)
         for first, *others in sorted(groups.values(), key=len, reverse=True)[:5]:
             print(f"    {1 + len(others)} x {first.reason} ({first.key}{', ...' * bool(others)})")
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from item to item: numbers, names of files, and what follows a colon."""
+    return re.sub(r"\d[\d,.]*|\S+\.\w+", "", reason.split(":")[0])

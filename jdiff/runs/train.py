@@ -61,7 +61,7 @@ def train(task: ImageTextTask, workdir: str) -> None:
     pending = None
     if is_new:
         state = task.initial_state(mesh, load_params(models, meshes.replicated(mesh)))
-        if note := note_on_truncation(task.tokenizer, dataset.captions("train")):
+        if distributed.is_primary_process() and (note := note_on_truncation(task.tokenizer, dataset.captions("train"))):
             _print(note)
     if distributed.is_primary_process():
         initialize_run_dir(task, path, dataset)

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import time
 import tracemalloc
 import unicodedata
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jdiff.data.captions import metadata_rows
 from jdiff.data.decoding import CROPS
-from jdiff.data.files import MAX_BYTES
+from jdiff.data.files import MAX_BYTES, File
 from jdiff.data.folder import SPLIT_OF_FOLDER, Folder
 from jdiff.data.labelled import LabelledFolder
 from jdiff.data.record_writer import write_records
@@ -210,7 +212,7 @@ def test_a_link_to_nowhere_is_a_missing_file(tmp_path):
     rows = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png")]
     root = write(tmp_path, {"a.png": picture(), "metadata.jsonl": lines(*rows)})
     examples, rejected = read(Folder(root))
-    assert list(examples) == ["a.png"] and "no such file" in rejected["b.png"]
+    assert list(examples) == ["a.png"] and rejected["b.png"] == "It is a link to nowhere."
 
 
 def test_a_file_too_large_for_memory_is_not_read(tmp_path):
@@ -483,6 +485,53 @@ def test_only_regular_files_inside_the_folder_are_opened(tmp_path, trap):
     trap(root, elsewhere)
     examples, rejected = read(Folder(str(root)))
     assert list(examples) == ["a.png"] and len(rejected) == 1 and next(iter(rejected)).startswith("b")
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    """A link to nowhere, a linked folder with a dot in its name, and an image beside which there is nested JSON."""
+    write(tmp_path, with_captions("a") | {"b.txt": "b", "elsewhere/c.png": picture(), "d.png": picture()})
+    (tmp_path / "d.json").write_text("[" * 200_000)
+    os.symlink("/nonexistent", tmp_path / "b.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "cats.v2", target_is_directory=True)
+    examples, rejected = read(Folder(str(tmp_path)))
+    assert list(examples) == ["a.png"] and set(rejected) == {"b.png", "cats.v2", "elsewhere/c.png", "d.png"}
+
+
+def test_a_file_that_changes_while_the_folder_is_read_is_rejected(tmp_path):
+    write(tmp_path, with_captions("a", "b"))
+    source = Folder(str(tmp_path), test_fraction=0.0)
+    source.identity()
+    (tmp_path / "a.png").write_bytes(picture(GREEN)[: len(picture())].ljust(len(picture()), b"\0"))
+    examples, rejected = read(source)
+    assert list(examples) == ["b.png"] and "was changed" in rejected["a.png"]
+
+
+def test_unusable_items_are_part_of_the_identity(tmp_path):
+    """So that prepare counts them again, and compares them with config.data.max_rejected."""
+    write(tmp_path, with_captions("a"))
+    identity = Folder(str(tmp_path)).identity()
+    write(tmp_path, {"b.png": picture()})
+    assert Folder(str(tmp_path)).identity() != identity
+
+
+def test_reading_takes_time_in_proportion_to_the_files(tmp_path):
+    """No list is searched for every file, and no line is read again for every row."""
+    text = "file_name,text\n" + "".join(f"{i}.png,caption {i}\n" for i in range(100_000))
+    start = time.process_time()
+    assert sum(1 for _ in metadata_rows(text, "metadata.csv", "/set")) == 100_000
+    source = Folder(str(tmp_path))
+    names = [f"{i}.{suffix}" for i in range(20_000) for suffix in ("png", "txt")]
+    vars(source)["_files"] = {name: File(name, 0) for name in names}
+    assert source._problems == [] and len(source._images) == 20_000
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("spelling", ["{root}/set", "{root}/set/", "{root}/./set", "{root}/x/../set"])
+def test_records_are_found_by_any_spelling_of_the_path(tmp_path, spelling):
+    write(tmp_path / "set", with_captions("a"))
+    write_records(Folder(str(tmp_path / "set")), tmp_path)
+    source = Folder(spelling.format(root=tmp_path))
+    assert prepared_name(source, tmp_path) == dataset_name(Folder(str(tmp_path / "set")))
 
 
 def test_a_link_within_the_folder_is_read(tmp_path):

@@ -85,9 +85,11 @@ def test_rejected_items_are_reported_and_others_are_written(tmp_path):
     assert report.num_examples["train"] == 6
     assert report.rejected == (Rejected("broken/0", "The file is empty."),)
     report.report_file.unlink()
-    report_again = write_records(ToySource(bad=1), tmp_path)  # read from disk
+    report_again = write_records(ToySource(bad=1), tmp_path, max_rejected=0.1)  # read from disk
     assert report_again == report
     assert json.loads(report.report_file.read_text())["key"] == "broken/0"
+    with pytest.raises(RejectionLimitError, match="1 of 13 items"):
+        write_records(ToySource(bad=1), tmp_path, max_rejected=0.05)
 
 
 def rejected_lines(path):
@@ -157,7 +159,9 @@ def test_a_record_whose_bytes_were_changed_is_named(tmp_path):
     for position in positions[:: len(positions) // 50]:
         shard.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
-            rows = open_split(tmp_path, ToySource(), "train")
+            dataset = Records(tmp_path, dataset_name(ToySource()))
+            rows = dataset.split("train")
+            assert len(list(dataset.captions("train"))) == 12
             assert [rows[i]["image"].tolist() for i in range(6)] == truth
         except BrokenRecordError as error:
             assert "split 'train'" in str(error)

@@ -48,7 +48,7 @@ def check_every_key(read, content, no_effect):
         except WrongWeights as error:
             assert key in str(error)
     with pytest.raises(WrongWeights, match="key_of_the_future"):
-        read({**content, "key_of_the_future": None})
+        read({**content, "key_of_the_future": 0})
 
 
 def test_keys_of_a_unet():
@@ -84,6 +84,17 @@ def test_keys_of_a_scheduler(name):
     # Without "leading" there is no offset; with "linear" the betas are others.
     no_effect = SOLVER_KEYS | ({"steps_offset"} if content.get("timestep_spacing", "leading") != "leading" else set())
     check_every_key(diffusers_weights.scheduler_config, content, no_effect)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_defaults_of_a_scheduler_are_those_of_its_class(name):
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "_class_name": name}
+    try:
+        sections = diffusers_weights.scheduler_config(defaults(SCHEDULERS[name]) | betas)
+    except WrongWeights:
+        return
+    spacing = defaults(SCHEDULERS[name]).get("timestep_spacing", "linspace")  # of those without the key
+    assert diffusers_weights.scheduler_config(betas) == sections or spacing != sections[1]["spacing"]
 
 
 def test_most_schedulers_are_read():
