@@ -15,7 +15,15 @@ from jdiff import cli
 
 PROGRAM = """
 import atexit, sys
-sys.modules["torch"] = None
+
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("torch was imported")
+
+
+sys.meta_path.insert(0, NoTorch())
 atexit.register(lambda: sys.modules.get("tensorflow") and sys.stderr.write("tensorflow was imported"))
 from jdiff import cli
 sys.argv[0] = "jdiff"
