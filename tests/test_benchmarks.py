@@ -17,6 +17,7 @@ from jdiff.models.convolution import Conv
 from jdiff.sharding import attention
 
 
+@pytest.mark.slow
 def test_gpu_check_runs_on_whatever_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "RESULTS", tmp_path)
     with jax.debug_nans(False):  # with it, compiled programs report no memory
