@@ -64,13 +64,7 @@ class StoredTensor:
 
     def read(self, part: int | None = None) -> np.ndarray:
         """Read the values in their stored type and layout. part: 0, 1 or 2 for one third of the first axis."""
-        num_rows = self.shape[0] // 3 if part is not None else 0
-        if storage.on_disk(self.path):
-            with safe_open(str(self.path), "np") as file:
-                if part is None:
-                    return file.get_tensor(self.name)
-                return file.get_slice(self.name)[part * num_rows : (part + 1) * num_rows]
-        shape = self.shape if part is None else (num_rows, *self.shape[1:])
+        shape = self.shape if part is None else (self.shape[0] // 3, *self.shape[1:])
         size = math.prod(shape) * np.dtype(self.dtype).itemsize
         with self.path.open("rb") as file:
             file.seek(self.start + (part or 0) * size)
