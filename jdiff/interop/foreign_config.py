@@ -69,12 +69,8 @@ class ForeignConfig:
                     f"its {self._file} has {key} = {value!r}, which is not supported; expected {default!r}"
                 )
 
-    def ignore(self, *keys: str) -> None:
-        """Count keys as read that have no effect here."""
-        self._read_keys.update(keys)
-
     def finish(self, keys_without_effect: Iterable[str] = ()) -> None:
-        """Raise ``WrongWeights`` at a key that was not read. keys_without_effect: more of those of ``ignore``."""
+        """Raise ``WrongWeights`` at a key that was not read. keys_without_effect: those that need not be."""
         for key, value in self._content.items():
             if not (key.startswith("_") or key in self._read_keys or key in keys_without_effect):
                 raise WrongWeights(f"its {self._file} has {key} = {value!r}, a setting that is not known here")

@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 
 from jdiff.data import tokenizer as jdiff_tokenizers
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.interop import clip_weights, diffusers_weights, positions
+from jdiff.interop import clip_weights, diffusers_configs, diffusers_weights, positions
 from jdiff.interop.safetensors_files import StoredTensor, WrongWeights, refuse_pickle, scan, scan_folder
 from jdiff.interop.tensors import WeightFile, read_params
 from jdiff.models.autoencoder import Autoencoder
@@ -220,17 +220,17 @@ def _diffusers(path: epath.Path, hints: Hints) -> PretrainedModel:
     vae = _json(path / "vae" / "config.json")
     text = _json(path / "text_encoder" / "config.json")
     scheduler = _json(path / "scheduler" / "scheduler_config.json")
-    diffusion, sample = diffusers_weights.scheduler_config(scheduler)
+    diffusion, sample = diffusers_configs.scheduler_config(scheduler)
     sections = {
         "tokenizer": {"context_length": text.get("max_position_embeddings", 77)},
         "text": clip_weights.hugging_face_text(text) | {"embed_dim": 0},
-        "denoiser": diffusers_weights.unet_config(unet),
-        "autoencoder": diffusers_weights.autoencoder_config(vae),
+        "denoiser": diffusers_configs.unet_config(unet),
+        "autoencoder": diffusers_configs.autoencoder_config(vae),
         "diffusion": diffusion,
         "sample": sample,
     }
     factor = Autoencoder(**sections["autoencoder"]).factor
-    sections["data"] = {"image_size": diffusers_weights.unet_sample_size(unet) * factor}
+    sections["data"] = {"image_size": diffusers_configs.unet_sample_size(unet) * factor}
     config = _config("text_to_image", sections, dialect="hugging_face")
     tokenizer = _clip_tokenizer(path / "tokenizer", hints, config)
     unet_tensors = scan_folder(path / "unet", ("diffusion_pytorch_model",))

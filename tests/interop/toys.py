@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jdiff.data import tokenizer as tokenizers
-from jdiff.interop import clip_weights, diffusers_weights, tensors
+from jdiff.interop import clip_weights, diffusers_configs, diffusers_weights, tensors
 from jdiff.tasks import make_task
 
 MERGES = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
@@ -112,13 +112,13 @@ def stable_diffusion(folder):
         "set_alpha_to_one": False,
         "steps_offset": 1,
     }
-    diffusion, sample = diffusers_weights.scheduler_config(scheduler)
+    diffusion, sample = diffusers_configs.scheduler_config(scheduler)
     sections = {
         "data": {"image_size": 16},
         "tokenizer": {"context_length": 77},
         "text": clip_weights.hugging_face_text(text) | {"embed_dim": 0},
-        "denoiser": diffusers_weights.unet_config(unet),
-        "autoencoder": diffusers_weights.autoencoder_config(vae),
+        "denoiser": diffusers_configs.unet_config(unet),
+        "autoencoder": diffusers_configs.autoencoder_config(vae),
         "diffusion": diffusion,
         "sample": sample,
     }

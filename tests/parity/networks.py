@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jdiff.interop import diffusers_weights, safetensors_files, tensors
+from jdiff.interop import diffusers_configs, diffusers_weights, safetensors_files, tensors
 from jdiff.interop.pretrained import NO_HINTS, Hints
 from jdiff.models.unet import UNet
 from jdiff.runs import directory
@@ -151,7 +151,7 @@ def unet(folder: Path, *, second: bool, side: int = 16, **sizes) -> Errors:
     """A U-Net alone, on two timesteps and captions of seven states."""
     reference = torch_models.unet(second=second, **sizes)
     reference.save_pretrained(folder)
-    section = diffusers_weights.unet_config(json.loads((folder / "config.json").read_text()))
+    section = diffusers_configs.unet_config(json.loads((folder / "config.json").read_text()))
     network = UNet(**section)
     generator = np.random.default_rng(0)
     xt = generator.standard_normal((2, 4, side, side)).astype(np.float32)

@@ -6,8 +6,8 @@ import diffusers
 import pytest
 import transformers
 
-from jdiff.interop import clip_weights, diffusers_weights
-from jdiff.interop.diffusers_weights import SOLVER_KEYS
+from jdiff.interop import clip_weights, diffusers_configs
+from jdiff.interop.diffusers_configs import SOLVER_KEYS
 from jdiff.interop.foreign_config import TRANSFORMERS_KEYS
 from jdiff.interop.safetensors_files import WrongWeights
 
@@ -54,7 +54,7 @@ def check_every_key(read, content, no_effect):
 def test_keys_of_a_unet():
     content = defaults(diffusers.UNet2DConditionModel)
     check_every_key(
-        lambda content: (diffusers_weights.unet_config(content), diffusers_weights.unet_sample_size(content)),
+        lambda content: (diffusers_configs.unet_config(content), diffusers_configs.unet_sample_size(content)),
         content,
         NO_EFFECT,
     )
@@ -62,7 +62,7 @@ def test_keys_of_a_unet():
 
 def test_keys_of_an_autoencoder():
     content = defaults(diffusers.AutoencoderKL)
-    check_every_key(diffusers_weights.autoencoder_config, content, NO_EFFECT | {"sample_size"})
+    check_every_key(diffusers_configs.autoencoder_config, content, NO_EFFECT | {"sample_size"})
 
 
 SCHEDULERS = {
@@ -77,24 +77,24 @@ def test_keys_of_a_scheduler(name):
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     content = defaults(SCHEDULERS[name]) | betas | {"_class_name": name}
     try:
-        diffusers_weights.scheduler_config(content)
+        diffusers_configs.scheduler_config(content)
     except WrongWeights as error:
         assert any(f"{key} = " in str(error) for key in content)
         return
     # Without "leading" there is no offset; with "linear" the betas are others.
     no_effect = SOLVER_KEYS | ({"steps_offset"} if content.get("timestep_spacing", "leading") != "leading" else set())
-    check_every_key(diffusers_weights.scheduler_config, content, no_effect)
+    check_every_key(diffusers_configs.scheduler_config, content, no_effect)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_defaults_of_a_scheduler_are_those_of_its_class(name):
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "_class_name": name}
     try:
-        sections = diffusers_weights.scheduler_config(defaults(SCHEDULERS[name]) | betas)
+        sections = diffusers_configs.scheduler_config(defaults(SCHEDULERS[name]) | betas)
     except WrongWeights:
         return
     spacing = defaults(SCHEDULERS[name]).get("timestep_spacing", "linspace")  # of those without the key
-    assert diffusers_weights.scheduler_config(betas) == sections or spacing != sections[1]["spacing"]
+    assert diffusers_configs.scheduler_config(betas) == sections or spacing != sections[1]["spacing"]
 
 
 def test_most_schedulers_are_read():
@@ -102,7 +102,7 @@ def test_most_schedulers_are_read():
     read_names = []
     for name, content in contents.items():
         try:
-            diffusers_weights.scheduler_config(
+            diffusers_configs.scheduler_config(
                 content | {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
             )
             read_names.append(name)
