@@ -44,7 +44,7 @@ def _folder_of_links() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="jdiff-")
 
 
-def make_output_folder(path: epath.PathLike, flag: str) -> epath.Path:
+def make_output_folder(path: epath.PathLike, flag: str) -> None:
     """Make a folder that output is about to be written into. Raises ``ValueError``, which names the flag."""
     path = epath.Path(path)
     try:
@@ -54,7 +54,6 @@ def make_output_folder(path: epath.PathLike, flag: str) -> epath.Path:
                 pass
     except OSError as error:
         raise ValueError(f"{flag} is {path}, which cannot be written to: {error.strerror or error}") from error
-    return path
 
 
 def append(path: epath.Path, text: str) -> None:

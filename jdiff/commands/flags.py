@@ -32,10 +32,9 @@ def shipped_configs() -> dict[str, Path]:
 
 def config_file(config: str) -> str:
     """A config's file, from its path or its name, with the variant kept. Raises ``UsageError``."""
-    if Path(config).is_file() or Path(config.rpartition(":")[0]).is_file():
-        path = config if Path(config).is_file() else config.rpartition(":")[0]
-        if ":" in path:
-            raise UsageError(f"--config: the path {path} has a colon, which a variant begins with; rename the folder")
+    path = next((path for path in (config, config.rpartition(":")[0]) if Path(path).is_file()), "")
+    if ":" in path:
+        raise UsageError(f"--config: the path {path} has a colon, which a variant begins with; rename the folder")
     name, colon, variant = config.partition(":")
     if not Path(name).is_file():
         configs = shipped_configs()

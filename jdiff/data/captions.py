@@ -7,6 +7,7 @@ import json
 import posixpath
 import unicodedata
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import NamedTuple
 
 from jdiff.text import clean_captions, split_lines
@@ -68,7 +69,7 @@ def _row_captions(row: dict) -> tuple[str, ...]:
 
 def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
     """Line numbers and rows; a row that is a string is the error message for an invalid line."""
-    for line, content in enumerate(text.split("\n"), start=1):
+    for line, content in enumerate(split_lines(text), start=1):
         if content.strip():
             try:
                 row = json.loads(content)
@@ -94,7 +95,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict | str]]:
                 elif len(cells) > len(header):
                     yield start + num_lines, "The line has more cells than the header."
                 elif cells:
-                    yield start + num_lines, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))]))
+                    yield start + num_lines, dict(zip_longest(header, cells))
             return
         except csv.Error as error:
             reason = "a quote that opens here is not closed" if reader.line_num > num_lines + 1 else error

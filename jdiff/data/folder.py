@@ -105,7 +105,7 @@ class Folder:
     def _content_digest(self) -> str:
         self.check()
         content = hashlib.sha256()
-        for line in in_parallel(self._content, sorted({*self._images, *self._rows})):
+        for line in in_parallel(self._content, self._keys):
             content.update(line)
         for problem in self._problems:
             content.update(json.dumps((problem.key, problem.reason)).encode() + b"\n")
@@ -142,9 +142,8 @@ class Folder:
             check_split(split, splits)
         if split is None or split == splits[0]:
             yield from self._problems
-        keys = sorted({*self._images, *self._rows})
         first = splits[0] if splits else None
-        for key in keys:
+        for key in self._keys:
             if split is None or (self._split(key) or first) == split:
                 yield partial(self._example, key)
 
@@ -155,10 +154,9 @@ class Folder:
             if key != printable(key):
                 raise ValueError("The file's name is not Unicode (UTF-8); rename it.")
             if self._split_depth and self._split(key) is None:
-                folders = ", ".join(sorted({self._top(image) for image in self._images if self._split(image)}))
                 raise ValueError(
-                    f"The image is outside the split folders: {folders}. If they are no splits, set "
-                    "config.data.split_folders to False."
+                    f"The image is outside the split folders: {', '.join(self._split_names)}. If they are no splits, "
+                    "set config.data.split_folders to False."
                 )
             data = self._files[key].read()
             captions = self._captions(key)
@@ -211,6 +209,11 @@ class Folder:
         names = (key for key in self._files if key.lower().endswith(IMAGE_SUFFIXES) or key in self._rows)
         return tuple(sorted(key for key in names if not self._is_drawn(key)))
 
+    @functools.cached_property
+    def _keys(self) -> list[str]:
+        """What is to become an example, sorted: images, and what a metadata file lists."""
+        return sorted({*self._images, *self._rows})
+
     def _is_drawn(self, key: str) -> bool:
         """Whether an image is a result of jdiff, which has a JSON of its request and no caption beside it."""
         request = self._files.get(f"{posixpath.splitext(key)[0]}.json")
@@ -241,13 +244,18 @@ class Folder:
         folders = key.split("/")[:-1]
         return folders[self._split_depth - 1] if 0 < self._split_depth <= len(folders) else ""
 
+    @functools.cached_property
+    def _split_names(self) -> list[str]:
+        """The names of the folders that are splits."""
+        return sorted({self._top(key) for key in self._images if self._split(key)})
+
     def _split(self, key: str) -> str | None:
         """The split of an image by its folder, if it is in one."""
         return SPLIT_OF_FOLDER.get(self._top(key).lower()) if self._split_depth else None
 
     @functools.cached_property
     def _metadata_keys(self) -> tuple[str, ...]:
-        return tuple(sorted(key for key in self._files if posixpath.basename(key) in METADATA_NAMES))
+        return tuple(sorted(filter(self._is_metadata, self._files)))
 
     @functools.cached_property
     def _rows(self) -> dict[str, Row]:

@@ -35,7 +35,7 @@ def open_records(task: ImageTextTask, path: epath.Path) -> tuple[ImageTextTask, 
     if not (path / CONFIG).exists() or not (path / DATA).exists():
         return task, task.records()
     task = with_saved_records(task, path)
-    name = json.loads((path / DATA).read_text())["name"]
+    name, _ = task.records_location
     try:
         return task, task.records()
     except OtherFormatError:

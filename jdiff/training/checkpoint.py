@@ -85,7 +85,7 @@ def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
 
 
 def _orbax_path(directory: epath.PathLike, *, read_only: bool) -> epath.Path:
-    """The directory as Orbax can read it again: it looks for a checkpoint's parts by its path as a glob pattern."""
+    """The path of a directory for Orbax, which globs below it and so cannot read every path that it can write."""
     if not read_only and storage.on_disk(directory):
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
     return storage.without_glob_characters(directory)

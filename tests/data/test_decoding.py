@@ -1,5 +1,6 @@
 """Every common kind of image file, against colours that are known without decoding it."""
 
+import functools
 import io
 import struct
 import zlib
@@ -515,15 +516,19 @@ def test_a_png_of_srgb_or_of_nonsense_is_unchanged(chunks):
 # --- JPEGs that are scaled down --------------------------------------------------------------------------------------
 
 
-def photograph(width, height, kind="JPEG", **options):
-    """A picture with the spectrum of a photograph: noise whose amplitude falls with its frequency."""
+@functools.cache
+def photograph_pixels(width, height):
+    """The pixels of a picture with the spectrum of a photograph: noise whose amplitude falls with its frequency."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(width), np.fft.fftfreq(height)))
     noise = np.random.default_rng(0).normal(size=(3, height, width))
     field = np.fft.ifft2(np.fft.fft2(noise) / (frequency + 1 / max(width, height))).real
     field = field[:1] + 0.3 * field  # colours vary less than brightness
-    pixels = np.clip(128 + 45 * field / field.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.clip(128 + 45 * field / field.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def photograph(width, height, kind="JPEG", **options):
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, quality=90, **options)
+    Image.fromarray(photograph_pixels(width, height)).save(buffer, kind, quality=90, **options)
     return buffer.getvalue()
 
 

@@ -182,6 +182,17 @@ def test_a_truncated_image_is_rejected_among_sidecars_too(tmp_path):
     assert list(examples) == ["b.png"] and "truncated" in rejected["a.jpg"]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_lines_of_metadata_end_at_cr_lf_and_crlf(tmp_path, name, end):
+    json_rows = [json.dumps({"file_name": f"{key}.png", "text": key}) for key in "ab"]
+    rows = json_rows if name.endswith("jsonl") else ["file_name,text", "a.png,a", "b.png,b"]
+    root = write(tmp_path, {"a.png": picture(), "b.png": picture(), name: end.join(rows).encode()})
+    examples, rejected = read(Folder(root))
+    assert {key: example.captions for key, example in examples.items()} == {"a.png": ("a",), "b.png": ("b",)}
+    assert not rejected
+
+
 BAD_ROWS = {
     "b.png,two,three": "more cells",
     "b.png": "no caption",
