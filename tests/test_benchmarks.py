@@ -110,6 +110,7 @@ class Device(NamedTuple):
     compute_capability: str = ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "device", "platform", "calls"),
     [

@@ -86,6 +86,7 @@ def test_init_from_and_sample_read_a_run_in_a_bucket(folder, store, clip):
     assert json.loads(read(store, "t2i/images/000000.json"))["prompt"] == "a red circle"
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_bucket_equals_one_on_disk(folder, store):
     (folder / "rates.py").write_text(SWEEP)
     for workdir in ("gs://bucket/rates", "rates"):

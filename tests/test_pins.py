@@ -142,7 +142,11 @@ def compare(name, measurement):
             np.testing.assert_allclose(numbers[kind], value, atol=TOLERANCES[kind])
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+def slow_unless(name, *quick):
+    return pytest.param(name, marks=() if name in quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("encoder", [slow_unless(name, "demo_clip", "tune_clip") for name in ENCODERS])
 def test_twenty_tiny_steps_of_every_config_give_the_pins(encoder, tmp_path):
     if encoder.startswith("emoji") and not has_font():
         pytest.skip("the Noto Color Emoji font is not installed")

@@ -343,8 +343,8 @@ def test_init_from_also_sets_what_belongs_to_a_network(models, tmp_path):
 @pytest.mark.parametrize(
     ("text", "denoiser", "trained_networks"),
     [
-        ({}, {}, {"denoiser"}),
-        ({"frozen": False}, {}, {"text", "denoiser"}),
+        pytest.param({}, {}, {"denoiser"}, marks=pytest.mark.slow),
+        pytest.param({"frozen": False}, {}, {"text", "denoiser"}, marks=pytest.mark.slow),
         ({"frozen": False}, {"frozen": True}, {"text"}),
     ],
 )

@@ -83,8 +83,15 @@ def one_device_run(task):
     return trained(DIFFUSION if task == "text_to_image" else CONTRASTIVE, ONE_DEVICE)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("config", [CONTRASTIVE, DIFFUSION], ids=["contrastive", "text_to_image"])
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [pytest.param(CONTRASTIVE, layout, id=f"contrastive-{layout}") for layout in LAYOUTS]
+    + [pytest.param(DIFFUSION, layout, id=f"text_to_image-{layout}") for layout in ({"data": 8}, ALL_AXES)]
+    + [
+        pytest.param(DIFFUSION, layout, id=f"text_to_image-{layout}", marks=pytest.mark.slow)
+        for layout in LAYOUTS[1::2]
+    ],
+)
 def test_run_is_the_same_on_every_mesh(config, layout):
     """Every layout gets the same batch and noise, so losses and parameters agree within rounding, step by step."""
     losses, state = trained(config, layout)

@@ -119,7 +119,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["demo_clip", pytest.param("demo_t2i", marks=pytest.mark.slow)])
 def test_vmapped_runs_equal_sequential_ones(name, encoder, tmp_path):
     """Parameters, EMAs and logs, also of a run beside one that diverges, which alone raises."""
     changes = {"data__directory": str(encoder / "data"), "mesh__data": 1, "train__steps": 4, "train__log_every": 2}
