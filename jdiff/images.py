@@ -5,15 +5,18 @@ All images are uint8 of shape (h, w, 3).
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
+from jdiff import storage
+
 BACKGROUND = 208  # light grey, so that images on white keep their edges
+PNG_DIGEST = "png_sha256"  # the key of an image's JSON
 MIN_FONT_SIZE = 11  # pixels: the smallest that reads well on a screen
 
 
@@ -101,19 +104,34 @@ def heatmap(matrix: np.ndarray, *, cell: int = 4) -> np.ndarray:
 
 
 def write_image(path: epath.PathLike, image: np.ndarray, metadata: dict) -> epath.Path:
-    """Write a PNG, and beside it a JSON file of the metadata that reproduces it."""
+    """Write a PNG, and beside it a JSON file of the metadata that reproduces it, with the PNG's SHA-256."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_encode([image], "PNG"))
-    path.with_suffix(".json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+    png = _encode([image], "PNG")
+    storage.write_bytes(path, png)
+    storage.write_json(path.with_suffix(".json"), {**metadata, PNG_DIGEST: hashlib.sha256(png).hexdigest()})
     return path
+
+
+def read_metadata(path: epath.PathLike) -> dict | None:
+    """The metadata of an image that ``write_image`` wrote; None where a file is missing, damaged or of another image.
+
+    path: of the PNG.
+    """
+    path = epath.Path(path)
+    try:
+        metadata = storage.read_json(path.with_suffix(".json"), "", PNG_DIGEST)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, storage.DamagedFile):
+        return None
+    return metadata if metadata.pop(PNG_DIGEST) == digest else None
 
 
 def write_animation(path: epath.PathLike, frames: np.ndarray, *, milliseconds: int = 80) -> epath.Path:
     """Write frames (n, h, w, 3) as a GIF that rests on its last frame for 1.5 seconds."""
     path = epath.Path(path)
     durations = [milliseconds] * (len(frames) - 1) + [1500]
-    path.write_bytes(_encode(list(frames), "GIF", duration=durations, loop=0))
+    storage.write_bytes(path, _encode(list(frames), "GIF", duration=durations, loop=0))
     return path
 
 

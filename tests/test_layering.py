@@ -8,7 +8,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 ROOT = REPOSITORY / "jdiff"
 LAYERS = (
-    ("rng", "levels", "storage", "text", "images", "runtime"),
+    ("rng", "levels", "storage", "text"),
+    ("images", "runtime"),
     ("data",),
     ("models", "contrastive", "diffusion"),
     ("sharding", "interop"),
@@ -24,7 +25,7 @@ LAYERS = (
 LEVEL = {package: height for height, packages in enumerate(LAYERS) for package in packages}
 ONLY_IN = {
     "flax": ("models", "training", "tasks", "inference"),
-    "orbax": ("training/checkpoint.py",),
+    "orbax": ("training/step_folders.py",),
     "grain": ("data",),
     "tensorflow_datasets": ("data",),
     "absl.flags": (

@@ -53,9 +53,8 @@ def convert(source: str, destination: str, hints: Any) -> None:
     params = model.params(directory.first_device())
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"read {size / 1e6:.2f} M parameters of {', '.join(params)} from {source}")
-    with directory.checkpoints(path, keep=1) as store:
-        store.save(TrainState(jnp.int32(0), {}, {}, None, params))
-        store.wait()
-    model.task.tokenizer.save(path / "tokenizer.json")
+    with directory.open_checkpoints(path, model.task) as store:
+        store.finish(TrainState(jnp.int32(0), {}, {}, {}, params))
+    model.task.tokenizer.save(path / directory.TOKENIZER)
     directory.write_config(path, model.task.config.raw)
     print(f"wrote {path / 'config.json'}, {path / 'tokenizer.json'} and {path / 'checkpoints'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -73,6 +73,7 @@ def evaluate(
     """
     from etils import epath
 
+    from jdiff import storage
     from jdiff.config.construct import ConfigError
     from jdiff.images import write_image
     from jdiff.inference.calibrate import measure_denoising_mse
@@ -93,7 +94,9 @@ def evaluate(
     scales = list(guidance_scales or [task.config.sample.guidance_scale])
     request = {"workdir": str(workdir), "step": step, "split": split, "num": num, "ema": ema}
     request |= {"guidance_scales": scales, "with_negative_prompts": negative_prompts}
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, storage.DamagedFile):  # measured again
+        results = storage.read_json(path, "")
     if not recompute and all(results.get(key) == value for key, value in request.items()):
         print(f"{workdir} was measured already at step {step} on '{split}'")
     else:
@@ -116,7 +119,7 @@ def evaluate(
         for picture in evaluation.pictures:
             write_image(path.parent / f"{picture.name}.png", picture.image, request | picture.request)
         results = request | evaluation.metrics
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        storage.write_json(path, results)
     _show(results)
     print(f"see {path} and the pictures beside it")
     return results
@@ -206,6 +209,6 @@ def evaluate_folder(
     results = folder_metrics(encoder, images, image_size=size, crop=crop, templates=templates, num=num)
     Console().print(scalars_table(results))
     results = {"model": str(path), "step": model.step, "ema": ema, "images": str(images), **results}
-    target.write_text(json.dumps(results, indent=2) + "\n")
+    storage.write_json(target, results)
     print(f"wrote {target}")
     return results

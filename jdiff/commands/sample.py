@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,15 +129,24 @@ def sample(
             write_image(folder / f"{i:06d}.png", images[place], requests[i])
     last = f" to {total - 1:06d}.png, each" if total > 1 else ""
     print(f"wrote {folder}/000000.png{last} with its .json")
+    if others := [path.name for path in folder.glob("*.png") if path.stem.isdigit() and int(path.stem) >= total]:
+        print(f"{len(others)} images of earlier calls are in {folder}, too: {min(others)} to {max(others)}")
 
 
 def _exists(path: Any, request: dict[str, Any], trajectory: bool) -> bool:
     """Whether an image, and its trajectory where asked for, was drawn already from exactly this."""
-    strip = [path.with_name(f"{path.stem}_strip.png"), path.with_suffix(".gif")] if trajectory else []
-    try:
-        return json.loads(path.with_suffix(".json").read_text()) == request and all(p.exists() for p in (path, *strip))
-    except (FileNotFoundError, json.JSONDecodeError):  # a JSON cut short by a kill is written again
-        return False
+    from jdiff.images import read_metadata
+
+    if trajectory:
+        strip, animation = path.with_name(f"{path.stem}_strip.png"), path.with_suffix(".gif")
+        if not animation.exists() or read_metadata(strip) != request | _trajectory_metadata(animation):
+            return False
+    return read_metadata(path) == request
+
+
+def _trajectory_metadata(animation: Any) -> dict[str, Any]:
+    """What the JSON of a strip has besides the request: the digest of the animation beside it."""
+    return {"trajectory": True, "animation_sha256": hashlib.sha256(animation.read_bytes()).hexdigest()}
 
 
 def _write_trajectory(stem: Any, noisy: Any, predicted: Any, request: dict[str, Any]) -> None:
@@ -145,6 +154,7 @@ def _write_trajectory(stem: Any, noisy: Any, predicted: Any, request: dict[str, 
     from jdiff.images import denoising_strip, display_scale, write_animation, write_image
 
     scale = display_scale(predicted.shape[1])
+    frames = predicted.repeat(scale, 1).repeat(scale, 2)
+    animation = write_animation(stem.with_name(f"{stem.name}.gif"), frames)
     strip = denoising_strip(noisy, predicted, scale=scale)
-    write_image(stem.with_name(f"{stem.name}_strip.png"), strip, request | {"trajectory": True})
-    write_animation(stem.with_name(f"{stem.name}.gif"), predicted.repeat(scale, 1).repeat(scale, 2))
+    write_image(stem.with_name(f"{stem.name}_strip.png"), strip, request | _trajectory_metadata(animation))

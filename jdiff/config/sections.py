@@ -58,6 +58,7 @@ class TrainSection:
     evaluate_every: int = 0  # steps between two evaluations on the test split (validation); 0: never
     evaluate_num: int = 0  # examples of an evaluation; 0: as many as `jdiff evaluate` takes
     keep: int = 2  # newest checkpoints that stay
+    keep_every: int = 0  # checkpoints of steps divisible by this stay, too; 0 for none
 
 
 @dataclass(frozen=True)

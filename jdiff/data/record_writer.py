@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from jdiff import storage
 from jdiff.data import records
 from jdiff.data.files import in_parallel
 from jdiff.data.records import COMPLETE, Example, Rejected, Source, encode_png
@@ -77,21 +78,21 @@ def write_records(
                 _write_rejected(report_file, builder.rejected)
             summary = {"rejected": [asdict(item) for item in builder.rejected], "copies": builder.count_copies()}
             sizes = {path.name: path.stat().length for path in sorted(folder.iterdir())}
-            (folder / COMPLETE).write_text(json.dumps({"files": sizes, **summary}, ensure_ascii=False))
-    content = json.loads((folder / COMPLETE).read_text())
+            storage.write_json(folder / COMPLETE, {"files": sizes, **summary})
+    content = storage.read_json(folder / COMPLETE, "delete it, and run `jdiff prepare` again", "rejected", "copies")
     rejected = tuple(Rejected(**item) for item in content["rejected"])
     if not report_file.exists():
         _write_rejected(report_file, rejected)
     if hasattr(source, "settings"):
         current_state = {"name": name, "files": source.file_sizes()}
-        records.prepared_file(source, data_dir).write_text(json.dumps(current_state, ensure_ascii=False))
+        storage.write_json(records.prepared_file(source, data_dir), current_state)
     num_examples = records.Records(data_dir, name).num_examples
     _check_rejected(rejected, len(rejected) + sum(num_examples.values()), max_rejected, report_file)
     return RecordsReport(folder, num_examples, rejected, report_file, content["copies"])
 
 
 def _write_rejected(file: epath.Path, rejected: Iterable[Rejected]) -> None:
-    file.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
+    storage.write_text(file, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
 
 
 def _check_rejected(rejected: Sequence[Rejected], num_items: int, max_rejected: float, file: epath.Path) -> None:

@@ -25,6 +25,7 @@ import tokenizers
 from etils import epath
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from jdiff import storage
 from jdiff.text import clean_text, read_text, well_formed
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
@@ -155,7 +156,7 @@ class Tokenizer:
         return self._model.to_str(pretty=True)
 
     def save(self, path: epath.PathLike) -> None:
-        epath.Path(path).write_text(self.text)
+        storage.write_text(path, self.text)
 
 
 def train_tokenizer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from jax import Array
 from jax import export as jax_export
 from safetensors.numpy import save
 
-from jdiff import runtime
+from jdiff import runtime, storage
 from jdiff.inference import standalone
 from jdiff.inference.program import CAPTIONS, draw
 from jdiff.inference.sampler import Sampler
@@ -37,18 +36,18 @@ def write_folder(folder: epath.Path, sampler: Sampler, max_rows: int, origin: di
     inputs = sampler.inputs([sampler.settings], max_rows=max_rows)
     program = export_sampler(sampler, max_rows)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sampler.jax").write_bytes(program.serialize())
+    storage.write_bytes(folder / "sampler.jax", program.serialize())
     for name, tree in (("weights", sampler.params), ("settings", inputs)):
         arrays = {path: np.asarray(leaf) for path, leaf in named_leaves(tree).items()}
-        (folder / f"{name}.safetensors").write_bytes(save(arrays))
+        storage.write_bytes(folder / f"{name}.safetensors", save(arrays))
     sampler.tokenizer.save(folder / "tokenizer.json")
-    (folder / "captions.json").write_text(json.dumps(sampler.tokenizer.layout(), indent=2) + "\n")
+    storage.write_json(folder / "captions.json", sampler.tokenizer.layout())
     origin = {**origin, **dataclasses.asdict(sampler.settings), "jax": jax.__version__}
-    (folder / "about.json").write_text(json.dumps(origin, indent=2) + "\n")
-    (folder / "draw.py").write_text(inspect.getsource(standalone))
+    storage.write_json(folder / "about.json", origin)
+    storage.write_text(folder / "draw.py", inspect.getsource(standalone))
     (folder / "runtime").mkdir()
     for module in (runtime, allocator, compilation_cache, xla_flags):
-        (folder / "runtime" / Path(module.__file__).name).write_text(inspect.getsource(module))
+        storage.write_text(folder / "runtime" / Path(module.__file__).name, inspect.getsource(module))
 
 
 def export_sampler(sampler: Sampler, max_rows: int) -> jax_export.Exported:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from etils import epath
 
@@ -15,15 +13,34 @@ from jdiff import storage
 from jdiff.config.construct import ConfigError
 from jdiff.data.records import DatasetNotPreparedError, OtherFormatError, Records, changed_files, prepared_name
 from jdiff.data.tokenizer import Tokenizer
-from jdiff.runs.directory import CONFIG, DATA, Model, saved_config, saved_task, with_saved_records, write_config
+from jdiff.runs.directory import (
+    CONFIG,
+    DATA,
+    FORMAT_VERSION,
+    TOKENIZER,
+    VERSION,
+    Model,
+    saved_config,
+    saved_task,
+    with_saved_records,
+    write_config,
+)
+from jdiff.runs.origin import FREE_KEYS, RECORDED_KEYS, Changes, differences, restore_run_files
 from jdiff.tasks.task import ImageTextTask
 
 HISTORY = "history.jsonl"
 MAX_COUNTED = 50_000  # captions whose length is compared with the context length
-# Keys that a resumed run may change: no step depends on the first, and changes of the others are kept in HISTORY.
-FREE_KEYS = re.compile(r"mesh(\..*)?|train\.(log_every|save_every|sample_every|evaluate_every|evaluate_num|keep)")
-RECORDED_KEYS = ("train.steps", "optimizer.learning_rate")
-Changes = dict[str, tuple[Any, Any]]  # dotted key of the config -> old and new value
+
+
+def restore_files(path: epath.Path) -> None:
+    """Make the files of a run whole again, after a process was killed or a file was damaged, and print which.
+
+    A tokenizer.json that is damaged or missing is learnt from the captions again by ``tokenizer_of``.
+    """
+    if path.exists():
+        storage.remove_partial_files(path)
+        for name in restore_run_files(path, CONFIG, DATA, {VERSION: FORMAT_VERSION}):
+            print(f"{path / name} was missing or damaged, and is written again as its newest checkpoint says")
 
 
 def open_records(task: ImageTextTask, path: epath.Path) -> tuple[ImageTextTask, Records]:
@@ -74,7 +91,7 @@ def changes_on_resume(task: ImageTextTask, path: epath.Path) -> Changes:
     """
     changes: Changes = {}
     if (path / CONFIG).exists():
-        changes = _differences(saved_config(path), task.config.raw)
+        changes = differences(saved_config(path), task.config.raw)
         for key, (old_value, new_value) in sorted(changes.items()):
             if not (FREE_KEYS.fullmatch(key) or key in RECORDED_KEYS):
                 raise ConfigError(
@@ -90,14 +107,14 @@ def record_changes(task: ImageTextTask, path: epath.Path, step: int, changes: Ch
     if recorded_changes:
         history = path / HISTORY
         if not history.exists():
-            history.write_text("")
+            storage.write_text(history, "")
         storage.append(history, json.dumps({"step": step, "changes": recorded_changes}) + "\n")
         write_config(path, task.config.raw)
 
 
 def tokenizer_of(task: ImageTextTask, path: epath.Path, models: dict[str, Model], dataset: Records) -> Tokenizer:
     """The run's tokenizer; of a new run that of its text tower's model, or one learnt from the captions."""
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() and (path / TOKENIZER).exists():
         return saved_task(path).tokenizer
     if "text" in models:
         return models["text"].task.tokenizer
@@ -120,21 +137,10 @@ def note_on_truncation(tokenizer: Tokenizer, captions: Iterable[str]) -> str:
 
 def initialize_run_dir(task: ImageTextTask, path: epath.Path, dataset: Records) -> None:
     """Make ``path`` a run of this task, if it is none yet; its config.json is written last."""
-    if not (path / CONFIG).exists():
+    if not (path / TOKENIZER).exists():
         path.mkdir(parents=True, exist_ok=True)
-        task.tokenizer.save(path / "tokenizer.json")
+        task.tokenizer.save(path / TOKENIZER)
+    if not (path / CONFIG).exists():
         data_dir = str(storage.absolute(dataset.data_dir))
-        (path / DATA).write_text(json.dumps({"name": dataset.name, "directory": data_dir}) + "\n")
+        storage.write_json(path / DATA, {"name": dataset.name, "directory": data_dir})
         write_config(path, task.config.raw)
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> Changes:
-    """Dotted keys whose values differ."""
-    differences = {}
-    for key in {*old, *new}:
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            differences |= _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            differences[prefix + key] = (a, b)
-    return differences

@@ -6,7 +6,6 @@ for one: to sample, to evaluate, to initialize from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,14 @@ import jax
 from etils import epath
 from jax.sharding import Sharding
 
+from jdiff import storage
 from jdiff.config.construct import ConfigError
 from jdiff.data import tokenizer as tokenizers
 from jdiff.inference.encoder import DualEncoderModel
 from jdiff.inference.sampler import DenoisingMse, Sampler
 from jdiff.interop import pretrained as pretrained_weights
 from jdiff.interop.pretrained import NO_HINTS, Hints, PretrainedModel
+from jdiff.runs.origin import check_origin, make_origin, newest_origin
 from jdiff.runs.posthoc_ema import posthoc_ema
 from jdiff.tasks import AnyTask, make_task
 from jdiff.tasks.contrastive import Contrastive
@@ -31,7 +32,9 @@ from jdiff.training import checkpoint
 from jdiff.training import ema as ema_names
 from jdiff.training.masks import merge
 
-CONFIG, DATA, FORMAT_VERSION = "config.json", "data.json", 1
+CONFIG, DATA, TOKENIZER, CHECKPOINTS = "config.json", "data.json", "tokenizer.json", "checkpoints"
+FORMAT_VERSION = 2
+DATA_REMEDY = "delete it, and `jdiff train` writes it again"
 VERSION = "format_version"  # the key of config.json beside the sections
 
 
@@ -54,8 +57,26 @@ class Model:
 
 def is_run(path: epath.PathLike) -> bool:
     """Whether a directory is a run of jdiff: its config.json says how it is trained."""
-    config = epath.Path(path) / CONFIG
-    return config.exists() and "train" in json.loads(config.read_text())
+    return "train" in (_read_config(path) or {})
+
+
+def _read_config(path: epath.PathLike) -> dict[str, Any] | None:
+    """The content of config.json; what a checkpoint says where it is missing or damaged; None where neither is."""
+    path = epath.Path(path)
+    problem = None
+    try:
+        return storage.read_json(
+            path / CONFIG, "the run has no checkpoint that could replace it, so delete the directory and start it again"
+        )
+    except FileNotFoundError:
+        pass
+    except storage.DamagedFile as error:
+        problem = error
+    if (path / CHECKPOINTS).exists() and (origin := newest_origin(path / CHECKPOINTS)) and "config" in origin:
+        return {VERSION: FORMAT_VERSION, **origin["config"]}
+    if problem is not None and ((path / TOKENIZER).exists() or (path / CHECKPOINTS).exists()):
+        raise problem
+    return None
 
 
 def open_model(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None) -> Model:
@@ -65,8 +86,8 @@ def open_model(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = 
     Raises ``NoCheckpoint`` where there is neither, ``WrongWeights`` where they cannot be read.
     """
     if is_run(path):
-        step = latest_step(path)
-        params = partial(restore_params, path, ema=ema)
+        step = newest_intact_step(path, ema)
+        params = partial(restore_params, path, ema=ema, step=step)
         mse_curve = None if ema else load_denoising_mse(path, step)
         return Model(saved_task(path), params, step, denoising_mse=mse_curve)
     pretrained = pretrained_weights.find(path, hints)
@@ -141,7 +162,7 @@ def saved_config(workdir: epath.PathLike) -> dict[str, Any]:
             f"{workdir} is neither a run of jdiff, which has a config.json, nor weights that can be read here; train "
             "one, or name another"
         )
-    content = json.loads((epath.Path(workdir) / CONFIG).read_text())
+    content = _read_config(workdir) or {}
     version = content.pop(VERSION, 0)
     if version != FORMAT_VERSION:
         raise ConfigError(
@@ -153,7 +174,7 @@ def saved_config(workdir: epath.PathLike) -> dict[str, Any]:
 
 def write_config(path: epath.Path, config: dict[str, Any]) -> None:
     """Write config.json, with the version of the run's format."""
-    (path / CONFIG).write_text(json.dumps({VERSION: FORMAT_VERSION, **config}, indent=2) + "\n")
+    storage.write_json(path / CONFIG, {VERSION: FORMAT_VERSION, **config})
 
 
 def saved_task(workdir: epath.PathLike) -> AnyTask:
@@ -161,7 +182,7 @@ def saved_task(workdir: epath.PathLike) -> AnyTask:
     task = make_task(saved_config(workdir))
     keys = task.config.tokenizer
     layout = {key: keys[key] for key in ("dialect", "pad") if key in keys}
-    file = epath.Path(workdir) / "tokenizer.json"
+    file = epath.Path(workdir) / TOKENIZER
     task = task.with_tokenizer(tokenizers.load_tokenizer(file, context_length=task.config.context_length, **layout))
     return with_saved_records(task, workdir)
 
@@ -171,13 +192,21 @@ def with_saved_records(task: ImageTextTask, workdir: epath.PathLike) -> ImageTex
     file = epath.Path(workdir) / DATA
     if not file.exists():
         return task
-    data = json.loads(file.read_text())
+    data = storage.read_json(file, DATA_REMEDY, "name")
     return task.with_records(data["name"], data.get("directory", task.config.data.directory))
 
 
-def checkpoints(workdir: epath.PathLike, *, keep: int | None = None) -> checkpoint.Checkpoints:
-    """The checkpoints of a run, to read, or with ``keep`` to write; close them after use."""
-    return checkpoint.Checkpoints(epath.Path(workdir) / "checkpoints", keep=keep)
+def checkpoints(workdir: epath.PathLike) -> checkpoint.Checkpoints:
+    """The checkpoints of a run, to read; use as a context."""
+    return checkpoint.Checkpoints(epath.Path(workdir) / CHECKPOINTS)
+
+
+def open_checkpoints(workdir: epath.PathLike, task: AnyTask) -> checkpoint.Checkpoints:
+    """The checkpoints of a run, to save as its task says; use as a context."""
+    path, train = epath.Path(workdir), task.config.train
+    data = storage.read_json(path / DATA, DATA_REMEDY) if (path / DATA).exists() else None
+    origin = make_origin(task.config.raw, task.tokenizer, data)
+    return checkpoint.Checkpoints(path / CHECKPOINTS, keep=train.keep, keep_every=train.keep_every, origin=origin)
 
 
 def snapshots(workdir: epath.PathLike, *, resume_step: int | None = None) -> checkpoint.Snapshots:
@@ -186,46 +215,70 @@ def snapshots(workdir: epath.PathLike, *, resume_step: int | None = None) -> che
 
 
 def restore_params(
-    workdir: epath.PathLike, sharding: Sharding, networks: Iterable[str] | None = None, *, ema: str | None = None
+    workdir: epath.PathLike,
+    sharding: Sharding,
+    networks: Iterable[str] | None = None,
+    *,
+    ema: str | None = None,
+    step: int | None = None,
 ) -> dict[str, Any]:
     """The parameters of a run, by network: the trained ones, as an EMA where the run keeps one, and the frozen ones.
 
     ema: the name of one that the run keeps, "none" for the parameters themselves, or "width=0.08", of any width,
         which is then fitted to its snapshots; None for its first.
-    Raises ``NoCheckpoint``, and ``ConfigError`` where there is no such EMA.
+    step: of a checkpoint that is intact; None for the newest one.
+    Raises ``NoCheckpoint``, ``DamagedCheckpoint``, and ``ConfigError`` where there is no such EMA, or the config or the
+    tokenizer is not what the checkpoint was trained with.
     """
     names = make_task(saved_config(workdir)).config.ema.config().names
     name = ema or (names[0] if names else ema_names.NO_EMA)
     kept_names = [name] if name in names else [other for other in names if other.startswith(ema_names.WIDTH_PREFIX)]
     with checkpoints(workdir) as store:
         item = "params" if name == ema_names.NO_EMA else "ema"
-        items = store.restore_items(sharding, item, "frozen", ema_names=kept_names)
+        step = store.newest_intact(item) if step is None else step
+        check_run_files(workdir, step, store.origin(step))
+        items = store.restore_items(step, sharding, item, "frozen", ema_names=kept_names)
         if name == ema_names.NO_EMA:
             trained = items["params"] or {}
         elif name in names:
             trained = items["ema"][name]
         else:
             with snapshots(workdir) as ema_store:
-                trained = posthoc_ema(workdir, ema_store, name, names, store.latest, items["ema"], sharding)
+                trained = posthoc_ema(workdir, ema_store, name, names, step, items["ema"], sharding)
     params = merge(items["frozen"] or {}, trained)
     return params if networks is None else {network: params[network] for network in networks}
+
+
+def check_run_files(workdir: epath.PathLike, step: int, origin: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` where a run's config or tokenizer is not what a checkpoint was trained with."""
+    file = epath.Path(workdir) / TOKENIZER
+    tokenizer = file.read_bytes() if file.exists() else b""
+    check_origin(workdir, step, origin, saved_config(workdir), tokenizer)
 
 
 def save_denoising_mse(workdir: epath.PathLike, step: int, mse_curve: DenoisingMse) -> None:
     """Keep what ``measure_denoising_mse`` has measured of a run at a step, in denoising_mse.json."""
     content = {"step": step, "logsnr": mse_curve[0], "mse": mse_curve[1]}
-    (epath.Path(workdir) / "denoising_mse.json").write_text(json.dumps(content, indent=2) + "\n")
+    storage.write_json(epath.Path(workdir) / "denoising_mse.json", content)
 
 
 def load_denoising_mse(workdir: epath.PathLike, step: int | None) -> DenoisingMse | None:
     """What was measured at this step, or None."""
     try:
-        content = json.loads((epath.Path(workdir) / "denoising_mse.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # a file cut short by a kill is measured again
+        content = storage.read_json(epath.Path(workdir) / "denoising_mse.json", "", "step", "logsnr", "mse")
+    except (FileNotFoundError, storage.DamagedFile):  # measured again
         return None
-    if step is None or content.get("step") != step:
+    if step is None or content["step"] != step:
         return None
     return tuple(content["logsnr"]), tuple(content["mse"])
+
+
+def newest_intact_step(workdir: epath.PathLike, ema: str | None) -> int | None:
+    """The step of the newest checkpoint whose parameters, or EMAs, are intact; None where there is no checkpoint."""
+    names = make_task(saved_config(workdir)).config.ema.config().names
+    is_averaged = (ema or (names[0] if names else ema_names.NO_EMA)) != ema_names.NO_EMA
+    with checkpoints(workdir) as store:
+        return store.newest_intact("ema" if is_averaged else "params") if store.latest is not None else None
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:

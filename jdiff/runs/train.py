@@ -12,10 +12,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jdiff import storage
 from jdiff.config.construct import ConfigError
 from jdiff.data.pipeline import Batches, local_groups
 from jdiff.data.records import Records
-from jdiff.images import write_image
+from jdiff.images import read_metadata, write_image
 from jdiff.runs import directory
 from jdiff.runs.begin import (
     changes_on_resume,
@@ -24,6 +25,7 @@ from jdiff.runs.begin import (
     notes_on_data,
     open_records,
     record_changes,
+    restore_files,
     tokenizer_of,
 )
 from jdiff.runs.init_from import load_params, resolve_init_from
@@ -44,6 +46,9 @@ def train(task: ImageTextTask, workdir: str) -> None:
     Every process of a run calls this; the primary one prints and writes for all.
     """
     path = epath.Path(workdir)
+    if distributed.is_primary_process():
+        restore_files(path)
+    multihost_utils.sync_global_devices("files of the run are restored")
     task, models = resolve_init_from(task, path)
     section = task.config.train
     task, dataset = open_records(task, path)
@@ -65,10 +70,13 @@ def train(task: ImageTextTask, workdir: str) -> None:
             _print(note)
     if distributed.is_primary_process():
         initialize_run_dir(task, path, dataset)
-    with directory.checkpoints(path, keep=section.keep) as store:
+    with directory.open_checkpoints(path, task) as store:
         if not is_new:
-            state = store.restore(task.state_like(mesh))
-            pending = from_checkpoint(store.restore_items(meshes.replicated(mesh), "train_metrics")["train_metrics"])
+            step = store.newest_intact()
+            directory.check_run_files(path, step, store.origin(step))
+            state = store.restore(step, task.state_like(mesh))
+            item = store.restore_items(step, meshes.replicated(mesh), "train_metrics")["train_metrics"]
+            pending = from_checkpoint(item)
         start = int(state.step)
         for key, (old_value, new_value) in sorted(changes.items()):
             _print(f"resuming at step {start} with config.{key} = {new_value!r}, which was {old_value!r}")
@@ -134,7 +142,8 @@ def previews(task: ImageTextTask, path: epath.Path, dataset: Records, mesh: Mesh
         write_image(file(step), picture.image, {"workdir": str(path), "step": step, "split": split, **picture.request})
         return Report(pictures={"samples": picture.image})
 
-    return Callback(task.config.train.sample_every, run, _as_primary_sees(lambda step: file(step).exists()))
+    is_recorded = _as_primary_sees(lambda step: read_metadata(file(step)) is not None)
+    return Callback(task.config.train.sample_every, run, is_recorded)
 
 
 def evaluation(task: ImageTextTask, path: epath.Path, dataset: Records, mesh: Mesh) -> Callback:
@@ -148,8 +157,7 @@ def evaluation(task: ImageTextTask, path: epath.Path, dataset: Records, mesh: Me
         return Report({f"evaluation/{name}": float(value) for name, value in scalars.items()})
 
     def is_recorded(step: int) -> bool:
-        file = path / "metrics.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = storage.read_json_lines(path / "metrics.jsonl")
         return any(line["step"] == step and any(name.startswith("evaluation/") for name in line) for line in lines)
 
     return Callback(task.config.train.evaluate_every, run, _as_primary_sees(is_recorded))

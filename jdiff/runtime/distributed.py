@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.clusters import ClusterEnv  # JAX has no public function for what it detects; a test covers this one
+from jax._src.distributed import global_state  # or for the store of keys and values that all processes share
 from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 60  # a process silent for longer counts as dead
@@ -136,6 +137,19 @@ def _resolve(cluster: Cluster) -> tuple[str | None, int | None, int | None, list
     # JAX assigns one device to a task of SLURM or Open MPI, but the only task of a node sees all devices of its node.
     tasks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return address, num_processes, process_id, None if tasks.partition("(")[0] == "1" else local_devices
+
+
+def publish(key: str, value: str) -> None:
+    """Let all processes know a value, under the key and this process' index; at any time, from any thread."""
+    if (client := global_state.client) is not None:
+        client.key_value_set(f"jdiff/{key}/{jax.process_index()}", value, allow_overwrite=True)
+
+
+def published(key: str) -> dict[int, str]:
+    """What processes have published under a key, by their index."""
+    client = global_state.client
+    pairs = [] if client is None else client.key_value_dir_get(f"jdiff/{key}/")
+    return {int(name.rsplit("/", 1)[1]): value for name, value in pairs}
 
 
 def is_primary_process() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import json
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from jdiff import storage
 from jdiff.config.construct import ConfigError, nearest
 from jdiff.sweep.cells import NOT_TRAINED, Cell, Sweep, Variant, label
 from jdiff.sweep.statistics import MIN_COUNT, Estimate, estimate_mean, paired_difference, simultaneous_level
@@ -125,7 +126,7 @@ def write(sweep: Sweep, store: Store) -> list[epath.Path]:
     files = [folder / name for name in ("results.csv", "results.md", "report.html")]
     _write_csv(measured_cells, files[0])
     sweep_verdicts = list(verdicts(sweep, measured_cells))
-    files[1].write_text("\n".join(map(markdown, sweep_verdicts)))
+    storage.write_text(files[1], "\n".join(map(markdown, sweep_verdicts)))
     console = Console(width=160)
     for verdict in sweep_verdicts:
         console.print(table(verdict))
@@ -135,9 +136,10 @@ def write(sweep: Sweep, store: Store) -> list[epath.Path]:
     plot_files = []
     for name, figure in _figures(sweep, store, sweep_verdicts):
         plot_files.append(plots / f"{name}.png")
-        with plot_files[-1].open("wb") as file:
-            FigureCanvasAgg(figure).print_png(file)
-    files[2].write_text(_page(sweep, store, len(measured_cells), sweep_verdicts, plot_files))
+        png = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(png)
+        storage.write_bytes(plot_files[-1], png.getvalue())
+    storage.write_text(files[2], _page(sweep, store, len(measured_cells), sweep_verdicts, plot_files))
     return [*files, plots]
 
 
@@ -285,7 +287,7 @@ def _loss_curves(sweep: Sweep, store: Store) -> dict[Variant, list[dict[int, flo
     for key, cells in sweep.runs.items():
         path = store.run_dir(key) / "metrics.jsonl"
         if path.exists() and not sweep.trained_run:
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = storage.read_json_lines(path)
             variant = tuple((name, value) for name, value in cells[0].variant if name.split(".")[0] not in NOT_TRAINED)
             if lines:
                 curves.setdefault(variant, []).append({line["step"]: line["loss"] for line in lines if "loss" in line})

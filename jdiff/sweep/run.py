@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jdiff import storage
 from jdiff.config.construct import ConfigError, nearest
 from jdiff.images import write_image
 from jdiff.runs import directory
@@ -315,7 +316,6 @@ def _train(sweep: Sweep, task: AnyTask, path: str) -> Any:
 
 def _final_loss(workdir: str) -> dict[str, float]:
     """What training logged last."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = storage.read_json_lines(epath.Path(workdir) / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
     return {"loss": losses[-1]} if losses else {}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
@@ -11,6 +10,7 @@ from etils import epath
 from jdiff import storage
 from jdiff.sweep.cells import Cell, Sweep
 
+REMEDY = "delete it, and run the sweep again"
 Results = dict[str, float]  # of a cell, by the name of the measure
 
 
@@ -27,7 +27,7 @@ class Store:
     def results(self, cell: Cell) -> Results | None:
         """What was measured of a cell, None where it was not."""
         path = self.path / "cells" / f"{cell.key}.json"
-        return json.loads(path.read_text())["results"] if path.exists() else None
+        return storage.read_json(path, REMEDY, "results")["results"] if path.exists() else None
 
     def measured_cells(self, sweep: Sweep) -> list[tuple[Cell, Results]]:
         """The cells that were measured, in the sweep's order, with their results."""
@@ -40,7 +40,7 @@ class Store:
     def failure(self, key: str) -> str | None:
         """Why a run failed, None where it did not."""
         path = self.path / "failed" / f"{key}.json"
-        return json.loads(path.read_text())["reason"] if path.exists() else None
+        return storage.read_json(path, REMEDY, "reason")["reason"] if path.exists() else None
 
     def save_failure(self, key: str, reason: str) -> None:
         self._write("failed", key, {"reason": reason})
@@ -60,6 +60,4 @@ class Store:
     def _write(self, kind: str, key: str, content: dict[str, Any]) -> None:
         folder = self.path / kind
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{key}.part"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(folder / f"{key}.json")
+        storage.write_json(folder / f"{key}.json", content)

@@ -123,9 +123,8 @@ class VectorizedRuns:
         with closing(metrics.Writer(path, start_step=0)) as writer:
             for step, means in log.items():
                 writer.write(step, means)
-        with directory.checkpoints(path, keep=task.config.train.keep) as store:
-            store.save(_state_of(self._tasks, self.states, i))
-            store.wait()
+        with directory.open_checkpoints(path, task) as store:
+            store.finish(_state_of(self._tasks, self.states, i))
         return str(path)
 
 

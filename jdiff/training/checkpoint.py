@@ -1,26 +1,42 @@
-"""Checkpoints of the train state through Orbax: one item per field, so that sampling restores only what it needs.
+"""Checkpoints of the train state: one item per field, so that sampling restores only what it needs.
 
 A checkpoint has what is trained. Frozen parameters do not change, so they are saved once for all checkpoints of a run.
+Files are compared with the manifest before they are read; a damaged checkpoint gives way to the one before it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from jdiff import storage
 from jdiff.training.ema import WIDTH_PREFIX
+from jdiff.training.manifest import DamagedCheckpoint
 from jdiff.training.state import TrainState
+from jdiff.training.step_folders import (
+    CheckpointDeleted,
+    SaveFailure,
+    StepFolders,
+    is_primary,
+    synchronize,
+    with_sharding,
+)
 
 STATE_ITEMS = ("step", "params", "opt_state", "ema")
-ITEMS = (*STATE_ITEMS, "train_metrics")  # "metrics" is an item of Orbax's own
+ITEMS = (*STATE_ITEMS, "train_metrics")
+FINAL_SAVE_SECONDS = 60  # how long the last save of a process is tried again
+
+
+class NoCheckpoint(FileNotFoundError):
+    """A run has no checkpoint to resume from or to sample with."""
 
 
 class Snapshots:
@@ -31,174 +47,206 @@ class Snapshots:
     """
 
     def __init__(self, directory: epath.PathLike, *, resume_step: int | None = None):
-        read_only = resume_step is None
-        self._manager = ocp.CheckpointManager(
-            _orbax_path(directory, read_only=read_only),
-            options=ocp.CheckpointManagerOptions(
-                read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
-            ),
-            item_names=("ema",),
-            item_handlers={"ema": ocp.PyTreeCheckpointHandler()},
-        )
-        stale_steps = [] if resume_step is None else [step for step in self.steps if step > resume_step]
-        multihost_utils.sync_global_devices("snapshots are listed")  # every process lists before one deletes
-        for step in stale_steps:
-            self._manager.delete(step)
+        self._folders = StepFolders(directory, ("ema",), writable=resume_step is not None)
+        if resume_step is not None:
+            _delete_steps(self._folders, [step for step in self.steps if step > resume_step])
 
     def __enter__(self) -> Snapshots:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, *exception: object) -> None:
+        self._folders.__exit__(*exception)
 
     @property
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        return self._folders.steps
 
     def save(self, state: TrainState) -> None:
         """Start saving the EMAs with a width, if this step has no snapshot yet; asynchronous."""
-        if int(state.step) in self.steps:
-            return
-        widths = {name: tree for name, tree in state.ema.items() if name.startswith(WIDTH_PREFIX)}
-        self._manager.save(int(state.step), args=ocp.args.Composite(ema=ocp.args.PyTreeSave({"tree": widths})))
+        if int(state.step) not in self.steps:
+            widths = {name: tree for name, tree in state.ema.items() if name.startswith(WIDTH_PREFIX)}
+            self._folders.save(int(state.step), {"ema": widths}, {})
 
     def restore(self, step: int, sharding: Sharding) -> dict[str, Any]:
-        """The EMAs of one step, by name."""
-        template = _with_sharding(self._manager.item_metadata(step)["ema"].tree, sharding)
-        return self._manager.restore(step, args=ocp.args.Composite(ema=_restore_args(template)))["ema"]["tree"]
+        """The EMAs of one step, by name. Raises ``DamagedCheckpoint``."""
+        self._folders.verify(step)
+        return self._folders.restore(step, with_sharding(self._folders.shapes(step), sharding))["ema"]
 
     def wait(self) -> None:
         """Wait until asynchronous saves are on disk."""
-        self._manager.wait_until_finished()
-
-
-def _with_sharding(shapes: Any, sharding: Sharding) -> Any:
-    """A template for restoring arrays of these shapes and dtypes, each with ``sharding``."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-
-
-def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
-    """Orbax's arguments to restore the leaves of a template, and no others that the item has."""
-    return ocp.args.PyTreeRestore(
-        template, restore_args=ocp.checkpoint_utils.construct_restore_args(template), partial_restore=True
-    )
-
-
-def _orbax_path(directory: epath.PathLike, *, read_only: bool) -> epath.Path:
-    """The path of a directory for Orbax, which globs below it and so cannot read every path that it can write."""
-    if not read_only and storage.on_disk(directory):
-        epath.Path(directory).mkdir(parents=True, exist_ok=True)
-    return storage.without_glob_characters(directory)
-
-
-class NoCheckpoint(FileNotFoundError):
-    """A run has no checkpoint to resume from or to sample with."""
+        self._folders.wait()
 
 
 class Checkpoints:
     """The checkpoints of one run, in ``directory``, and beside it their ``base``: the frozen parameters, saved once.
 
     keep: how many of the newest stay. None opens the directory read-only, while another process may be writing to it.
+    keep_every: checkpoints of steps divisible by it stay, too; 0 for none.
+    origin: what every manifest says of the run, such as its config; JSON.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
-        if keep is None:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-        else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        path = _orbax_path(directory, read_only=keep is None)
-        self._base_directory = path.parent / "base"
-        handlers = {item: ocp.PyTreeCheckpointHandler() for item in ITEMS}
-        self._manager = ocp.CheckpointManager(path, options=options, item_names=ITEMS, item_handlers=handlers)
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep: int | None = None,
+        keep_every: int = 0,
+        origin: dict[str, Any] | None = None,
+    ):
+        self._is_writable, self._origin = keep is not None, origin or {}
+        self._folders = StepFolders(directory, ITEMS, writable=self._is_writable, keep=keep, keep_every=keep_every)
+        self._base_directory, self._base_is_saved = self._folders.directory.parent / "base", False
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, *exception: object) -> None:
+        self._folders.__exit__(*exception)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, in order."""
+        return self._folders.steps
 
     @property
     def latest(self) -> int | None:
         """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        return self.steps[-1] if self.steps else None
+
+    def newest_intact(self, *items: str) -> int:
+        """The newest step whose files are those that were written; damaged newer ones are printed and, where
+        checkpoints are written, set aside as N.damaged.
+
+        items: which to read, all by default.
+        Raises ``NoCheckpoint``, and ``DamagedCheckpoint`` where every checkpoint is damaged.
+        """
+        damaged: dict[int, str] = {}
+        while True:
+            steps = _of_the_primary([step for step in self.steps if step not in damaged])
+            if not steps and damaged:
+                raise DamagedCheckpoint(f"every checkpoint is damaged: {'; '.join(damaged.values())}")
+            if not steps:
+                raise NoCheckpoint(f"there is no checkpoint in {self._folders.directory}; train the run first")
+            try:
+                self._folders.verify(steps[-1], items or None)
+                break
+            except DamagedCheckpoint as error:
+                damaged[steps[-1]] = str(error)
+            except CheckpointDeleted:
+                continue
+        for step, problem in damaged.items():
+            if is_primary():
+                fate = "it is set aside" if self._is_writable else "it is not used"
+                message = f"checkpoint {step} is damaged and {fate}; the one of step {steps[-1]} is used: {problem}"
+                print(f"jdiff: {message}", file=sys.stderr, flush=True)
+                if self._is_writable:
+                    self._folders.set_aside(step)
+        synchronize("damaged checkpoints are set aside")
+        return steps[-1]
+
+    def origin(self, step: int) -> dict[str, Any]:
+        """What the manifest of a checkpoint says of its run."""
+        return self._folders.origin(step)
 
     def save(self, state: TrainState, metrics: Any = None) -> None:
-        """Start saving; training may continue meanwhile.
+        """Start saving; training may continue meanwhile. A failure is printed.
 
         metrics: means since the last log step, so that a resumed run logs what an uninterrupted one does.
         """
         step = int(state.step)
         if step == self.latest:
             return
-        if self.latest is None and jax.tree.leaves(state.frozen):
-            self._save_base(state.frozen)
+        if jax.tree.leaves(state.frozen) and not self._base_is_saved:
+            self._base_is_saved = self._save_base(state.frozen)
+            if not self._base_is_saved:
+                return
         trees = {item: getattr(state, item) for item in STATE_ITEMS} | {"train_metrics": metrics}
-        # Each tree in a dict, because Orbax saves no bare array; empty trees are not saved.
-        items = {item: ocp.args.PyTreeSave({"tree": tree}) for item, tree in trees.items() if jax.tree.leaves(tree)}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._folders.save(step, trees, self._origin)
 
-    def _save_base(self, frozen: Any) -> None:
-        """Save the frozen parameters, once for all checkpoints, before the first; a base without any is replaced."""
-        with self._open_base(read_only=False) as base:
-            stale = base.latest_step() is not None
-            multihost_utils.sync_global_devices("base is listed")  # by every process, before it is deleted
-            if stale:
-                base.delete(0)
-            base.save(0, args=ocp.args.Composite(frozen=ocp.args.PyTreeSave({"tree": frozen})))
+    def poll(self) -> bool:
+        """Whether a save has failed, and is to be tried again now with the current state."""
+        return self._folders.poll()
 
-    def _open_base(self, *, read_only: bool) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self._base_directory,
-            options=ocp.CheckpointManagerOptions(read_only=read_only, create=not read_only),
-            item_names=("frozen",),
-            item_handlers={"frozen": ocp.PyTreeCheckpointHandler()},
-        )
+    def finish(self, state: TrainState, metrics: Any = None) -> None:
+        """Save and wait until it is on disk; for up to a minute failures are tried again. Raises ``SaveFailure``."""
+        deadline, seconds = time.monotonic() + FINAL_SAVE_SECONDS, 1.0
+        while True:
+            self.save(state, metrics)
+            self.wait()
+            if self.latest == int(state.step):
+                return
+            if time.monotonic() + seconds > deadline:
+                raise SaveFailure(
+                    f"step {int(state.step)} could not be saved; run the same command again to resume from step "
+                    f"{self.latest or 0}"
+                )
+            time.sleep(seconds)
+            seconds *= 2
 
-    def restore(self, template: TrainState) -> TrainState:
-        """The newest checkpoint, with the shardings of ``template``, whose leaves may be ShapeDtypeStructs."""
+    def _save_base(self, frozen: Any) -> bool:
+        """Save the frozen parameters, once for all checkpoints. Returns whether they are on disk.
+
+        What another start of the run has left, before its first checkpoint, is replaced.
+        """
+        with StepFolders(self._base_directory, ("frozen",), writable=True) as base:
+            if base.steps and self.latest is not None:
+                return True
+            base.save(0, {"frozen": frozen}, {})
+            return base.wait()
+
+    def restore(self, step: int, template: TrainState) -> TrainState:
+        """A checkpoint, with the shardings of ``template``, whose leaves may be ShapeDtypeStructs."""
         trees = {item: getattr(template, item) for item in STATE_ITEMS}
-        restored_items = self._restore({item: {"tree": tree} for item, tree in trees.items() if jax.tree.leaves(tree)})
-        state = dataclasses.replace(template, **{item: tree["tree"] for item, tree in restored_items.items()})
-        if not jax.tree.leaves(template.frozen):
-            return state
-        with self._open_base(read_only=True) as base:
-            frozen = _restore_from(base, 0, {"frozen": {"tree": template.frozen}})["frozen"]["tree"]
-            return dataclasses.replace(state, frozen=frozen)
+        state = dataclasses.replace(template, **self._folders.restore(step, trees))
+        if jax.tree.leaves(template.frozen):
+            base = self._open_base()
+            state = dataclasses.replace(state, **base.restore(0, {"frozen": template.frozen}))
+        return state
 
-    def restore_items(self, sharding: Sharding, *items: str, ema_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Some items of the newest checkpoint, each array with ``sharding``; an item that was not saved is None.
+    def restore_items(
+        self, step: int, sharding: Sharding, *items: str, ema_names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Some items of a checkpoint, each array with ``sharding``; an item that was not saved is None.
 
         items: fields of ``TrainState``, and "train_metrics".   ema_names: which EMAs to read, by name; default all.
         """
-        metadata = self._manager.item_metadata(self._newest())
-        trees = {item: metadata[item].tree for item in items if item in metadata and metadata[item] is not None}
+        shapes = self._folders.shapes(step)
+        trees = {item: shapes[item] for item in items if item in shapes}
         if "ema" in trees and ema_names is not None:
-            tree = trees.pop("ema")["tree"]
-            if ema_names:
-                trees["ema"] = {"tree": {name: tree[name] for name in ema_names}}
-        restored_items = self._restore(_with_sharding(trees, sharding))
+            trees["ema"] = {name: trees["ema"][name] for name in ema_names}
+        restored = self._folders.restore(step, with_sharding(trees, sharding))
         if "frozen" in items and self._base_directory.exists():
-            with self._open_base(read_only=True) as base:
-                tree = {"frozen": base.item_metadata(0)["frozen"].tree}
-                restored_items |= _restore_from(base, 0, _with_sharding(tree, sharding))
-        return {item: restored_items[item]["tree"] if item in restored_items else None for item in items}
+            base = self._open_base()
+            restored |= base.restore(0, with_sharding(base.shapes(0), sharding))
+        return {item: restored.get(item) for item in items}
 
-    def _newest(self) -> int:
-        if self.latest is None:
-            raise NoCheckpoint(f"there is no checkpoint in {self._manager.directory}; train the run first")
-        return self.latest
-
-    def _restore(self, trees: dict[str, Any]) -> dict[str, Any]:
-        return _restore_from(self._manager, self._newest(), trees)
+    def _open_base(self) -> StepFolders:
+        """The frozen parameters, verified. Raises ``DamagedCheckpoint``."""
+        base = StepFolders(self._base_directory, ("frozen",))
+        try:
+            base.verify(0)
+        except (DamagedCheckpoint, CheckpointDeleted) as error:
+            raise DamagedCheckpoint(
+                f"the frozen parameters of the run are damaged ({error}); copy {self._base_directory} from a backup, "
+                "or start the run again in another --workdir"
+            ) from error
+        return base
 
     def wait(self) -> None:
-        """Wait until asynchronous saves are on disk."""
-        self._manager.wait_until_finished()
+        """Wait until an asynchronous save is on disk, or has failed, which is printed."""
+        self._folders.wait()
 
 
-def _restore_from(manager: ocp.CheckpointManager, step: int, trees: dict[str, Any]) -> dict[str, Any]:
-    """Items of a checkpoint, by name, as arrays like those of ``trees``."""
-    if not trees:  # without items Orbax would restore every one
-        return {}
-    args = {item: _restore_args(tree) for item, tree in trees.items()}
-    return dict(manager.restore(step, args=ocp.args.Composite(**args)))
+def _delete_steps(folders: StepFolders, steps: Sequence[int]) -> None:
+    synchronize("steps are listed")  # every process lists before one deletes
+    for step in steps if is_primary() else ():
+        folders.delete(step)
+    synchronize("steps are deleted")
+
+
+def _of_the_primary(steps: Sequence[int]) -> list[int]:
+    """The newest of the primary's steps on every process, as a list of at most one; another may see them late."""
+    newest = steps[-1] if steps else -1
+    if jax.process_count() > 1:
+        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    return [newest] if newest >= 0 else []

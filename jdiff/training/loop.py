@@ -15,6 +15,7 @@ from jdiff.training.callbacks import Callback
 from jdiff.training.checkpoint import Checkpoints
 from jdiff.training.state import TrainState
 
+FLUSH_SECONDS = 5.0  # how long a save waits for earlier metrics to be on disk
 CompiledStep = Callable[[TrainState, dict], tuple[TrainState, metrics.Metrics]]
 
 
@@ -74,16 +75,17 @@ def run_loop(
                     writer.write(current, means, rates={"steps_per_second": rate})
                 pending, log_step, log_time = None, current, time.monotonic()
             progress.show(current, loss)
-            if current % save_every == 0 or current == steps:
+            if current % save_every == 0 or current == steps or checkpoints.poll():
                 _finite(float(step_metrics["loss"].total), current)
+                if writer is not None:
+                    writer.flush(FLUSH_SECONDS)
                 checkpoints.save(state, pending)
             for callback in callbacks:
                 if callback.is_due(current, steps):
                     _run(callback, state, current, writer)
         if current > first:
             _finite(float(step_metrics["loss"].total), current)
-            checkpoints.save(state, pending)
-        checkpoints.wait()
+            checkpoints.finish(state, pending)
     if signal_number is not None:
         raise Interruption(signal_number, current)
     return state

@@ -17,6 +17,7 @@ from jdiff.runs import begin, directory, train
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
 from jdiff.tasks import make_task
+from jdiff.training.checkpoint import Checkpoints
 from jdiff.training.state import TrainState
 from tests.trees import relative_distance
 
@@ -196,10 +197,10 @@ def test_fsdp_shards_parameters_moments_and_ema():
 def test_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
     _, state = trained(CONTRASTIVE, ALL_AXES, steps=1)
     task = make(CONTRASTIVE | {"mesh": {"data": 2, "fsdp": 4}})
-    with directory.checkpoints(tmp_path, keep=1) as store:
+    with Checkpoints(tmp_path, keep=1) as store:
         store.save(state)
         store.wait()
-        restored_state = store.restore(task.state_like(task.config.mesh.make()))
+        restored_state = store.restore(1, task.state_like(task.config.mesh.make()))
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored_state), strict=True):
         np.testing.assert_array_equal(a, b)
     kernel = restored_state.params["text"]["transformer"]["layers_0"]["mlp_1"]["kernel"]

@@ -125,7 +125,7 @@ def test_every_optimizer_state_is_placed_and_saved(name, tmp_path):
     with Checkpoints(tmp_path, keep=1) as store:
         store.save(state)
         store.wait()
-        jax.tree.map(np.testing.assert_array_equal, state, store.restore(state))
+        jax.tree.map(np.testing.assert_array_equal, state, store.restore(3, state))
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

@@ -22,6 +22,7 @@ from jdiff.runtime import distributed
 from jdiff.sharding import mesh as meshes
 from jdiff.tasks import make_task
 from jdiff.training import ema, loop, metrics
+from jdiff.training.checkpoint import Checkpoints
 from tests.trees import distance
 
 CONFIG = {
@@ -64,11 +65,11 @@ def run(workdir, *, stop_at=None, save_every=100, config=CONFIG, tokenizer=Words
     """Train in ``workdir``, resuming from a checkpoint if there is one; a SIGINT arrives at step ``stop_at``."""
     task, compiled_step = compiled(json.dumps(config), tokenizer)
     mesh = task.config.mesh.make()
-    with directory.checkpoints(workdir, keep=2) as store:
+    with Checkpoints(workdir / "checkpoints", keep=2) as store:
         state, pending = task.initial_state(mesh, {}), None
         if store.latest is not None:
-            state = store.restore(state)
-            item = store.restore_items(meshes.replicated(mesh), "train_metrics")["train_metrics"]
+            state = store.restore(store.newest_intact(), state)
+            item = store.restore_items(store.latest, meshes.replicated(mesh), "train_metrics")["train_metrics"]
             pending = metrics.from_checkpoint(item)
 
         def batches(start):
@@ -118,7 +119,7 @@ def test_reader_does_not_delete_a_temporary_checkpoint(tmp_path):
     assert directory.latest_step(tmp_path) == 6
     assert temporary.exists()
     with directory.checkpoints(tmp_path) as store:
-        items = store.restore_items(directory.first_device(), "ema", ema_names=["0.9"])
+        items = store.restore_items(6, directory.first_device(), "ema", ema_names=["0.9"])
         assert list(items["ema"]) == ["0.9"]
     assert directory.latest_step(tmp_path / "nowhere") is None
     assert not (tmp_path / "nowhere").exists()
@@ -130,7 +131,7 @@ def test_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
     def step(state, batch):
         pytest.fail("no step is due")
 
-    with directory.checkpoints(tmp_path, keep=2) as store:
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
         state = task.initial_state(task.config.mesh.make(), {})
 
@@ -224,7 +225,7 @@ def test_writer_removes_lines_after_the_checkpoint(tmp_path):
 
 def test_nan_loss_aborts_without_a_checkpoint(tmp_path):
     task = make()
-    with directory.checkpoints(tmp_path, keep=2) as store:
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
         state = task.initial_state(task.config.mesh.make(), {})
         with jax.debug_nans(False), pytest.raises(loop.Divergence, match=r"config\.optimizer\.learning_rate"):
