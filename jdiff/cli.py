@@ -14,6 +14,7 @@ from absl import flags
 from jdiff.commands.flags import UsageError, parse, shipped_configs
 from jdiff.config.construct import ConfigError, nearest
 from jdiff.runtime import setup
+from jdiff.runtime.signals import STATUS, Interrupted, handled
 
 COMMANDS = {  # name -> what it does; jdiff/commands/NAME.py does it
     "prepare": "write captioned images to disk as records",
@@ -59,13 +60,21 @@ def main() -> None:
     """Run a command.
 
     Errors end in one sentence and an exit status: 2 for a mistake of the user, which trying again does not mend, 1 for
-    what trying again might, 130 after Ctrl-C and 75 after a SIGTERM, where a run has saved a checkpoint and the same
-    command resumes it.
+    what trying again might, 130 after Ctrl-C and 75 after a SIGTERM, where the same command goes on with what was
+    done.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 gets escapes, not an error
-    arguments = sys.argv[1:]
+    with handled():
+        try:
+            _main(sys.argv[1:])
+        except Interrupted as interrupted:
+            print(f"jdiff: {interrupted}", file=sys.stderr)
+            sys.exit(STATUS[signal.Signals(interrupted.signal)])
+
+
+def _main(arguments: list[str]) -> None:
     command = arguments[0] if arguments else "--help"
     try:
         if command in HELP:
@@ -94,17 +103,14 @@ def _run(module, arguments: list[str]) -> None:
     from jdiff.sweep.pool import PoolInterruption, RunFailure
     from jdiff.training.loop import Divergence, Interruption
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs the traceback of every failed save, which jdiff names itself
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is the reason why it is rejected
     mistakes = (ValueError, FileNotFoundError, ClusterError, Divergence, flags.Error)
     try:
         module.run(arguments)
     except (Interruption, PoolInterruption) as interruption:
         print(f"jdiff: {interruption}", file=sys.stderr)
-        sys.exit(130 if interruption.signal == signal.SIGINT else 75)
-    except KeyboardInterrupt:
-        print("jdiff: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STATUS[signal.Signals(interruption.signal)])
     except (*mistakes, RunFailure, OSError) as error:
         bucket = "there is no such bucket: " if str(error).startswith("http") else ""  # gcsfs gives an address alone
         print(f"jdiff: {bucket}{error}", file=sys.stderr)

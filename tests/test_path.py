@@ -65,7 +65,7 @@ def test_a_run_is_a_directory(folder):
         lines = [line for line in log_lines(run) if not is_evaluation(line)]
         assert all(np.isfinite(line["loss"]) for line in lines)
         assert not any("second" in key or "time" in key for key in lines[0])
-        assert json.loads((run / "config.json").read_text())["format_version"] == 1
+        assert json.loads((run / "config.json").read_text())["format_version"] == 2
         assert (run / "tokenizer.json").exists()
         assert (run / "samples" / "step_2.png").exists()
         assert list(run.glob("events.*"))

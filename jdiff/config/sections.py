@@ -62,6 +62,18 @@ class TrainSection:
 
 
 @dataclass(frozen=True)
+class WatchdogSection:
+    """config.watchdog: seconds after which a phase of training counts as hung, and the process exits; 0 for never."""
+
+    start: float = 1800  # until the first step is compiled: reading records and a checkpoint
+    compile: float = 3600
+    data: float = 900  # waiting for a batch
+    step: float = 900
+    evaluate: float = 7200  # a preview, or an evaluation
+    save: float = 900  # a save that training waits for
+
+
+@dataclass(frozen=True)
 class EmaSection:
     """config.ema: exponential moving averages of the parameters; the first is the one that is used by default."""
 
@@ -205,6 +217,7 @@ class Config:
 
     raw: dict[str, Any]
     train: TrainSection
+    watchdog: WatchdogSection
     ema: EmaSection
     optimizer: Mapping[str, Any]
     mesh: MeshSection
@@ -257,6 +270,7 @@ def parse(config: ConfigDict | Mapping, *, sections: Sequence[str], networks: Se
     result = Config(
         raw=raw,
         train=construct("train", TrainSection, raw.get("train", {})),
+        watchdog=construct("watchdog", WatchdogSection, raw.get("watchdog", {})),
         ema=construct("ema", EmaSection, raw.get("ema", {})),
         optimizer=raw.get("optimizer", {}),
         mesh=construct("mesh", MeshSection, raw.get("mesh", {})),

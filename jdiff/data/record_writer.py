@@ -7,11 +7,9 @@ A source without splits of its own is read once into a temporary file, and the d
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
-import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +24,7 @@ from jdiff import storage
 from jdiff.data import records
 from jdiff.data.files import in_parallel
 from jdiff.data.records import COMPLETE, Example, Rejected, Source, encode_png
+from jdiff.runtime.lock import locked
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 Item = tuple[Example, bytes, bytes]  # an example, its image as PNG, and the digest of the PNG
@@ -66,8 +65,8 @@ def write_records(
     folder = records.records_folder(data_dir, name)
     report_file = folder.parent.parent / f"{name}_rejected.jsonl"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(folder.parent):
-        if records.what_is_missing(folder):
+    if records.what_is_missing(folder):
+        with locked(folder.parent, "data"):
             for remains in [*folder.parent.glob("incomplete.*"), folder]:
                 if remains.exists():
                     remains.rmtree()
@@ -104,18 +103,6 @@ def _check_rejected(rejected: Sequence[Rejected], num_items: int, max_rejected: 
             f"config.data.max_rejected; fix them or raise it. The first: {first.key}: {first.reason} All are listed in "
             f"{file}"
         )
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: epath.Path) -> Iterator[None]:
-    """Wait while another process writes into a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):

@@ -68,7 +68,7 @@ def _read_config(path: epath.PathLike) -> dict[str, Any] | None:
         return storage.read_json(
             path / CONFIG, "the run has no checkpoint that could replace it, so delete the directory and start it again"
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except storage.DamagedFile as error:
         problem = error

@@ -20,7 +20,7 @@ from jdiff.training.manifest import DamagedCheckpoint
 
 # Keys that a resumed run may change: no step depends on the first, and changes of the others go to its history.
 FREE_KEYS = re.compile(
-    r"mesh(\..*)?|train\.(log_every|save_every|sample_every|evaluate_every|evaluate_num|keep(_every)?)"
+    r"(mesh|watchdog)(\..*)?|train\.(log_every|save_every|sample_every|evaluate_every|evaluate_num|keep(_every)?)"
 )
 RECORDED_KEYS = ("train.steps", "optimizer.learning_rate")
 Changes = dict[str, tuple[Any, Any]]  # dotted key of the config -> old and new value

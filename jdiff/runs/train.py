@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 
 import jax
 import numpy as np
@@ -30,6 +31,8 @@ from jdiff.runs.begin import (
 )
 from jdiff.runs.init_from import load_params, resolve_init_from
 from jdiff.runtime import distributed
+from jdiff.runtime.lock import Locked, locked
+from jdiff.runtime.watchdog import Watchdog
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
 from jdiff.tasks.task import ImageTextTask
@@ -46,6 +49,42 @@ def train(task: ImageTextTask, workdir: str) -> None:
     Every process of a run calls this; the primary one prints and writes for all.
     """
     path = epath.Path(workdir)
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(_watchdog(task))
+        if is_locked := path.exists():
+            _lock(path, stack)
+        if not _train(task, path, watchdog, None if is_locked else stack):
+            _print(f"{path} has all its {task.config.train.steps} steps already")
+            return
+    distributed.assert_equal_across_processes(end="of the run")  # another process may still be writing previews
+    _print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
+
+
+def _watchdog(task: ImageTextTask) -> Watchdog:
+    process, channel = jax.process_index(), {}
+    if jax.process_count() > 1:
+        channel = {"publish": distributed.publish, "published": distributed.published}
+    return Watchdog(asdict(task.config.watchdog), process=process, **channel)
+
+
+def _lock(path: epath.Path, stack: ExitStack) -> None:
+    """Lock a run's directory until the end of ``stack``. Raises ``Locked`` on all processes, or ``OSError``."""
+    error: Exception | None = None
+    if distributed.is_primary_process():
+        try:
+            stack.enter_context(locked(path, "a run"))
+        except (Locked, OSError) as raised:
+            error = raised
+    problem = distributed.first_problem(None if error is None else str(error))
+    if problem is not None:
+        raise error or Locked(problem)
+
+
+def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: ExitStack | None) -> bool:
+    """Train a run. to_lock: where its lock goes once all processes agree, None where it has been locked.
+
+    Returns whether there was something to do.
+    """
     if distributed.is_primary_process():
         restore_files(path)
     multihost_utils.sync_global_devices("files of the run are restored")
@@ -68,6 +107,8 @@ def train(task: ImageTextTask, workdir: str) -> None:
         state = task.initial_state(mesh, load_params(models, meshes.replicated(mesh)))
         if distributed.is_primary_process() and (note := note_on_truncation(task.tokenizer, dataset.captions("train"))):
             _print(note)
+    if to_lock is not None:
+        _lock(path, to_lock)
     if distributed.is_primary_process():
         initialize_run_dir(task, path, dataset)
     with directory.open_checkpoints(path, task) as store:
@@ -92,8 +133,7 @@ def train(task: ImageTextTask, workdir: str) -> None:
                 snapshots = stack.enter_context(directory.snapshots(path, resume_step=start))
                 callbacks.insert(0, ema_snapshots(task, snapshots))
             if start >= section.steps and not any(callback.is_missing(start, section.steps) for callback in callbacks):
-                _print(f"{workdir} has all its {section.steps} steps already")
-                return
+                return False
             _describe(task, mesh, state, len(examples), path)
             batches = Batches(
                 examples,
@@ -117,12 +157,12 @@ def train(task: ImageTextTask, workdir: str) -> None:
                 checkpoints=store,
                 writer=writer,
                 callbacks=callbacks,
-                stop=stop.poll,
+                stop=stop,
+                watchdog=watchdog,
                 steps_per_dispatch=section.steps_per_dispatch,
                 pending=pending,
             )
-    distributed.assert_equal_across_processes(end="of the run")  # another process may still be writing previews
-    _print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
+    return True
 
 
 def previews(task: ImageTextTask, path: epath.Path, dataset: Records, mesh: Mesh) -> Callback:

@@ -14,13 +14,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jax._src.clusters import ClusterEnv  # JAX has no public function for what it detects; a test covers this one
 from jax._src.distributed import global_state  # or for the store of keys and values that all processes share
 from jax.experimental import multihost_utils
+
+from jdiff.runtime import signals
 
 HEARTBEAT_SECONDS = 60  # a process silent for longer counts as dead
 SHUTDOWN_SECONDS = 60  # how long the first process to end waits for the others
@@ -77,6 +78,7 @@ def initialize(cluster: Cluster) -> None:
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
                 coordinator_bind_address=address if loopback else None,
             )
+        signals.take_sigterm()
     if cluster.num_devices is not None and jax.device_count() != cluster.num_devices:
         raise ClusterError(
             f"{jax.device_count()} devices were found in {jax.process_count()} processes, but --devices is "
@@ -171,33 +173,31 @@ def assert_equal_across_processes(**values: str) -> None:
             )
 
 
-class StopSignals:
+def first_problem(problem: str | None) -> str | None:
+    """The problem of the first process that has one, with its index; all call this together and return the same."""
+    if jax.process_count() == 1:
+        return problem
+    data = np.zeros(400, np.uint8)
+    encoded = np.frombuffer((problem or "").encode()[: data.size], np.uint8)
+    data[: len(encoded)] = encoded
+    for process, row in enumerate(multihost_utils.process_allgather(data)):
+        if row.any():
+            return f"process {process}: {bytes(row[row > 0]).decode(errors='ignore')}"
+    return None
+
+
+class StopSignals(signals.StopSignals):
     """A context in which SIGINT and SIGTERM ask the run to stop: all processes stop after the same step.
 
-    With several processes, JAX's preemption service passes a SIGTERM of any process to all; SIGINT is turned into one.
+    JAX's preemption service passes a signal that any of several processes receives to all.
     """
 
     def __init__(self):
-        self._signals: list[int] = []
         self._multi_process, self._step = jax.process_count() > 1, 0
-
-    def __enter__(self) -> StopSignals:
-        def handle(number: int, _: Any) -> None:
-            self._signals.append(number)
-            if self._multi_process:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        numbers = (signal.SIGINT,) if self._multi_process else (signal.SIGINT, signal.SIGTERM)
-        self._previous_handlers = {number: signal.signal(number, handle) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
 
     def poll(self) -> int | None:
         """The number of the signal to stop by, or None. Every process must call it equally often, between steps."""
         self._step += 1
         if self._multi_process and not multihost_utils.reached_preemption_sync_point(self._step):
             return None
-        return self._signals[0] if self._signals else signal.SIGTERM if self._multi_process else None
+        return self.received[0] if self.received else signal.SIGTERM if self._multi_process else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from jdiff.runtime.signals import StopSignals
 
 
 class RunFailure(RuntimeError):
@@ -67,34 +68,38 @@ def run_commands(
     """
     waiting, free_devices = dict(commands), list(devices)
     running: dict[str, Job] = {}
-    signals: list[int] = []
-    num_forwarded = 0  # of the signals
-    handlers = {n: signal.signal(n, lambda number, _: signals.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    num_forwarded = 0  # signals that the processes have received
     logs.mkdir(parents=True, exist_ok=True)
-    try:
-        while running or (waiting and not signals):
-            while waiting and free_devices and not signals:
+    stop = StopSignals()
+    with stop, _killed_at_the_end(running):
+        while running or (waiting and not stop.received):
+            while waiting and free_devices and not stop.received:
                 name = next(iter(waiting))
                 running[name] = _start(waiting.pop(name), free_devices.pop(0), logs / f"{name}.log")
             time.sleep(0.05)
-            num_signals = len(signals)
+            num_signals = len(stop.received)
             for name, job in list(running.items()):
                 if num_forwarded < num_signals and job.process.poll() is None:
                     job.process.terminate()
                 if job.process.poll() is not None:
                     del running[name]
                     free_devices.append(job.devices)
-                    if not signals:
+                    if not stop.received:
                         output = (logs / f"{name}.log").read_bytes()[job.log_start :].decode(errors="replace")
                         on_end(name, job.process.returncode, time.monotonic() - job.start_time, output)
             num_forwarded = num_signals
+    if stop.received:
+        raise PoolInterruption(stop.received[0])
+
+
+@contextmanager
+def _killed_at_the_end(running: Mapping[str, Job]) -> Iterator[None]:
+    """Whatever ends the block, no process outlives it."""
+    try:
+        yield
     finally:
         for job in running.values():
             job.process.kill()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if signals:
-        raise PoolInterruption(signals[0])
 
 
 def _start(command: Sequence[str], devices: Devices, log: Path) -> Job:

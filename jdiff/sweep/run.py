@@ -24,6 +24,7 @@ from jdiff.images import write_image
 from jdiff.runs import directory
 from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
+from jdiff.runtime.lock import locked
 from jdiff.sweep import pool, report, vectorize
 from jdiff.sweep.cells import NOT_TRAINED, Cell, Sweep, read_sweep
 from jdiff.sweep.pool import RunFailure
@@ -72,8 +73,15 @@ def run_sweep(
             )
         _measure_runs(sweep, [keys[i] for i in indices], store, vectorize_runs)
         return
-    for key in keys if retry else ():
-        store.clear_failure(key)
+    with locked(workdir, "a sweep"):
+        for key in keys if retry else ():
+            store.clear_failure(key)
+        _run_all(sweep, store, file, jobs, gpus, vectorize_runs)
+
+
+def _run_all(sweep: Sweep, store: Store, file: str, jobs: int, gpus: Sequence[str], vectorize_runs: str) -> None:
+    """Do the runs that remain, in a pool of processes, and report the results of all."""
+    keys, workdir = list(sweep.runs), str(store.path)
     remaining = store.remaining_runs(sweep)
     logs = Path(workdir) / "logs" if store.on_disk else Path(tempfile.mkdtemp(prefix=f"{sweep.name}_"))
     print(f"{sweep.name}: {len(sweep.cells)} cells of {len(keys)} runs, {len(remaining)} runs to do; see {logs}")

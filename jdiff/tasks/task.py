@@ -41,7 +41,7 @@ from jdiff.training.state import Params, TrainState
 from jdiff.training.update import Objective, Step, make_step
 
 DTYPES = ("float32", "bfloat16")  # of activations; parameters, norms, softmax and losses are float32: mixed precision
-DATA_SECTIONS = ("data", "tokenizer", "optimizer", "ema", "mesh", "train")
+DATA_SECTIONS = ("data", "tokenizer", "optimizer", "ema", "mesh", "train", "watchdog")
 Network = TypeVar("Network", bound=nn.Module)
 TracedKeys = dict[str, tuple[str, ...]]  # of each section
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jdiff.runtime.distributed import StopSignals
+from jdiff.runtime.watchdog import Watchdog
 from jdiff.training import metrics
 from jdiff.training.callbacks import Callback
 from jdiff.training.checkpoint import Checkpoints
 from jdiff.training.state import TrainState
+from jdiff.training.step_folders import SaveFailure
 
 FLUSH_SECONDS = 5.0  # how long a save waits for earlier metrics to be on disk
+RESUME = "run the same command to resume"
 CompiledStep = Callable[[TrainState, dict], tuple[TrainState, metrics.Metrics]]
 
 
 class Interruption(Exception):
-    """The run was asked to stop by a signal, and has saved a checkpoint."""
+    """The run was asked to stop by a signal. The message says what was saved."""
 
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step} and saved a checkpoint; run the same command to resume")
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
         self.signal = signal_number
 
 
@@ -42,7 +48,8 @@ def run_loop(
     checkpoints: Checkpoints,
     writer: metrics.Writer | None,
     callbacks: Sequence[Callback],
-    stop: Callable[[], int | None],
+    stop: StopSignals,
+    watchdog: Watchdog,
     steps_per_dispatch: int = 1,
     pending: metrics.Metrics | None = None,
 ) -> TrainState:
@@ -51,7 +58,7 @@ def run_loop(
     step: compiled, (state, batch) -> (state, metrics); the input state is donated.
     batches: placed batches, from the state's step on.
     writer: None on a process that leaves writing and showing progress to another.
-    stop: asked before every step; the number of the signal to stop by, or None.
+    stop: polled before every step, for a signal to stop by.   watchdog: is told what the loop is doing.
     steps_per_dispatch: how many steps ``step`` takes.
     pending: metrics since the last log line, of a run that resumes.
     Raises ``Interruption`` after a signal, with a checkpoint saved; ``Divergence`` before it saves useless parameters.
@@ -59,12 +66,26 @@ def run_loop(
     current = first = int(state.step)
     log_step, log_time, loss = current, time.monotonic(), None
     signal_number = None
+
+    def run(callback: Callback) -> None:
+        watchdog.enter("evaluate", current)
+        with stop.abandonable(lambda: _abandon(current, checkpoints, state, pending)):
+            _run(callback, state, current, writer)
+
     for callback in callbacks:
         if first and callback.is_missing(first, steps):
-            _run(callback, state, first, writer)  # the previous process ended after its checkpoint, before this
+            run(callback)  # the previous process ended after its checkpoint, before this
     with _Progress(first, steps, visible=writer is not None) as progress:
-        while current < steps and (signal_number := stop()) is None:
-            state, step_metrics = step(state, next(batches))
+        while current < steps and (signal_number := stop.poll()) is None:
+            watchdog.enter("data", current)
+            batch = next(batches)
+            if current == first:
+                watchdog.enter("compile", current)
+                with stop.abandonable(lambda: f"stopped at step {first}; {RESUME}"):
+                    state, step_metrics = step(state, batch)
+            else:
+                watchdog.enter("step", current)
+                state, step_metrics = step(state, batch)
             pending = step_metrics if pending is None else metrics.merge(pending, step_metrics)
             current += steps_per_dispatch
             if current % log_every == 0 or current == steps:
@@ -77,18 +98,38 @@ def run_loop(
             progress.show(current, loss)
             if current % save_every == 0 or current == steps or checkpoints.poll():
                 _finite(float(step_metrics["loss"].total), current)
+                watchdog.enter("save", current)
                 if writer is not None:
                     writer.flush(FLUSH_SECONDS)
                 checkpoints.save(state, pending)
             for callback in callbacks:
-                if callback.is_due(current, steps):
-                    _run(callback, state, current, writer)
+                # After a signal the run that resumes catches up; several processes call them together and poll later.
+                if callback.is_due(current, steps) and not (stop.received and jax.process_count() == 1):
+                    run(callback)
+        watchdog.enter("save", current)
         if current > first:
             _finite(float(step_metrics["loss"].total), current)
-            checkpoints.finish(state, pending)
+            try:
+                checkpoints.finish(state, pending)
+            except SaveFailure as failure:
+                if signal_number is not None:
+                    raise Interruption(signal_number, str(failure)) from failure
+                raise
     if signal_number is not None:
-        raise Interruption(signal_number, current)
+        raise Interruption(signal_number, f"stopped at step {current} and saved a checkpoint; {RESUME}")
     return state
+
+
+def _abandon(step: int, checkpoints: Checkpoints, state: TrainState, pending: metrics.Metrics | None) -> str:
+    """Save a checkpoint where a signal cuts an evaluation short. Returns what was saved, as a sentence.
+
+    One of several processes cannot save alone.
+    """
+    if jax.process_count() == 1:
+        with contextlib.suppress(Exception):
+            checkpoints.finish(state, pending)
+            return f"stopped in the evaluation of step {step} and saved a checkpoint; {RESUME}"
+    return f"stopped in the evaluation of step {step}; the newest checkpoint is of step {checkpoints.latest}; {RESUME}"
 
 
 def _run(callback: Callback, state: TrainState, step: int, writer: metrics.Writer | None) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -100,7 +99,7 @@ class StepFolders:
         self.wait()
         trees = {item: tree for item, tree in items.items() if jax.tree.leaves(tree)}  # empty ones are not saved
         problem = self._no_room(trees)
-        problem = _problem_of_any_process(problem)
+        problem = distributed.first_problem(problem)
         if problem is None:
             # Each tree in a dict, because Orbax saves no bare array.
             args = {item: ocp.args.PyTreeSave({"tree": tree}) for item, tree in trees.items()}
@@ -118,7 +117,7 @@ class StepFolders:
         save, self._save = self._save, None
         if save is None:
             return True
-        problem = _problem_of_any_process(save.join())
+        problem = distributed.first_problem(save.join())
         if problem is None:
             self._num_failures = 0
         else:
@@ -146,7 +145,7 @@ class StepFolders:
             manifest.verify(self.folder(step), items, part=part, num_parts=num_parts)
         except (DamagedCheckpoint, OSError) as error:
             problem = str(error)
-        problem = _problem_of_any_process(problem)
+        problem = distributed.first_problem(problem)
         if problem is not None:
             raise CheckpointDeleted(problem) if not self.folder(step).exists() else DamagedCheckpoint(problem)
 
@@ -340,17 +339,3 @@ def _describe(error: Exception) -> str:
     """The first line of an error's message, with its type where that says more."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
-
-
-def _problem_of_any_process(problem: str | None) -> str | None:
-    """The first problem of any process, named by its index; all processes call it together and return the same."""
-    if jax.process_count() == 1:
-        return problem
-    data = np.zeros(400, np.uint8)
-    encoded = np.frombuffer((problem or "").encode()[: data.size], np.uint8)
-    data[: len(encoded)] = encoded
-    for process, row in enumerate(multihost_utils.process_allgather(data)):
-        if row.any():
-            text = bytes(row[row > 0]).decode(errors="ignore")
-            return f"process {process}: {text}"
-    return None

@@ -16,6 +16,8 @@ from flax.traverse_util import flatten_dict
 
 import jdiff as package
 from jdiff.config.construct import ConfigError
+from jdiff.runtime.distributed import StopSignals
+from jdiff.runtime.watchdog import Watchdog
 from jdiff.tasks import make_task
 from jdiff.training import loop
 from tests.training.test_training import compiled, run
@@ -195,7 +197,7 @@ def test_denoiser_is_at_most_six_frames_below_the_loop(monkeypatch):
     task, _ = compiled(json.dumps(CONFIG), Words)
     step, state = task.compiled_step(task.config.mesh.make()), start(json.dumps(CONFIG))
     monkeypatch.setattr(nn.Dense, "__call__", raise_in_denoiser)
-    with pytest.raises(LayerCall) as error_info:
+    with pytest.raises(LayerCall) as error_info, StopSignals() as stop:
         loop.run_loop(
             state,
             step,
@@ -206,7 +208,8 @@ def test_denoiser_is_at_most_six_frames_below_the_loop(monkeypatch):
             checkpoints=None,
             writer=None,
             callbacks=(),
-            stop=lambda: None,
+            stop=stop,
+            watchdog=Watchdog({}),
         )
     root = Path(package.__file__).parent
     paths = [Path(frame.filename) for frame in traceback.extract_tb(error_info.tb)]

@@ -19,6 +19,7 @@ from jdiff.config.construct import ConfigError
 from jdiff.runs import directory
 from jdiff.runs.train import ema_snapshots
 from jdiff.runtime import distributed
+from jdiff.runtime.watchdog import Watchdog
 from jdiff.sharding import mesh as meshes
 from jdiff.tasks import make_task
 from jdiff.training import ema, loop, metrics
@@ -92,7 +93,8 @@ def run(workdir, *, stop_at=None, save_every=100, config=CONFIG, tokenizer=Words
                 checkpoints=store,
                 writer=writer,
                 callbacks=[ema_snapshots(task, snapshots)],
-                stop=stop.poll,
+                stop=stop,
+                watchdog=Watchdog({}),
                 pending=pending,
             )
 
@@ -147,7 +149,8 @@ def test_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
                 checkpoints=store,
                 writer=writer,
                 callbacks=(),
-                stop=stop.poll,
+                stop=stop,
+                watchdog=Watchdog({}),
             )
         writer.close()
         assert (interruption.value.signal, store.latest) == (signal.SIGTERM, None)
@@ -228,7 +231,8 @@ def test_nan_loss_aborts_without_a_checkpoint(tmp_path):
     with Checkpoints(tmp_path / "checkpoints", keep=2) as store:
         writer = metrics.Writer(epath.Path(tmp_path), start_step=0)
         state = task.initial_state(task.config.mesh.make(), {})
-        with jax.debug_nans(False), pytest.raises(loop.Divergence, match=r"config\.optimizer\.learning_rate"):
+        diverges = pytest.raises(loop.Divergence, match=r"config\.optimizer\.learning_rate")
+        with jax.debug_nans(False), diverges, distributed.StopSignals() as stop:
             loop.run_loop(
                 state,
                 lambda state, batch: (state, metrics.from_values({"loss": jnp.float32(jnp.nan)})),
@@ -239,7 +243,8 @@ def test_nan_loss_aborts_without_a_checkpoint(tmp_path):
                 checkpoints=store,
                 writer=writer,
                 callbacks=(),
-                stop=lambda: None,
+                stop=stop,
+                watchdog=Watchdog({}),
             )
         writer.close()
         assert store.latest is None
@@ -319,7 +324,6 @@ def test_post_hoc_ema_equals_the_ema_of_its_width(tmp_path):
     expected = run(tmp_path / "three", config=CONFIG | three)
     with pytest.raises(loop.Interruption):
         run(tmp_path / "two", config=CONFIG | two, stop_at=15)
-    shutil.rmtree(tmp_path / "two" / "ema_snapshots" / "16")
     stale = tmp_path / "two" / "ema_snapshots" / "18"
     shutil.copytree(tmp_path / "two" / "ema_snapshots" / "12", stale)
     run(tmp_path / "two", config=CONFIG | two)

@@ -1,0 +1,139 @@
+"""A lock on a directory: one process at a time trains a run, works on a sweep or prepares data.
+
+On disk the kernel's file lock ends with the process. Where hosts do not see each other's file locks, and in buckets,
+the owner proves that it is alive by writing a new count into the lock every few seconds; another one takes the lock
+over when the count has stayed the same for longer. Clocks are not compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from etils import epath
+
+from jdiff import storage
+
+LOCK = ".lock"
+BEAT_SECONDS, TAKEOVER_SECONDS = 4.0, 15.0
+
+
+class Locked(ValueError):
+    """Another process works on a directory; the message names it."""
+
+
+@contextlib.contextmanager
+def locked(directory: epath.PathLike, noun: str) -> Iterator[None]:
+    """Hold the lock of a directory, which is made where it is missing.
+
+    noun: what the directory is, for the message.   Raises ``Locked``, and ``OSError`` where nothing can be written.
+    """
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / LOCK
+    with _file_lock(file, noun) as descriptor:
+        _check_owner(file, directory, noun)
+        ended = threading.Event()
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": datetime.now().isoformat(" ", "seconds")}
+        _write(file, descriptor, owner | {"count": 0})
+        beats = threading.Thread(target=_beat, args=(file, descriptor, owner, ended), daemon=True, name="lock")
+        beats.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            beats.join(1)
+            with contextlib.suppress(OSError):
+                _write(file, descriptor, None)
+
+
+@contextlib.contextmanager
+def _file_lock(file: epath.Path, noun: str) -> Iterator[int | None]:
+    """The kernel's lock of a file on disk: its descriptor. Raises ``Locked``."""
+    if not storage.on_disk(file):
+        yield None
+        return
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _locked(file.parent, noun, _read(file) or {}) from error
+        except OSError:
+            pass  # a file system without locks
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _check_owner(file: epath.Path, directory: epath.Path, noun: str) -> None:
+    """Wait until the lock's owner, if it has one that may be alive, has shown whether it is. Raises ``Locked``."""
+    owner = _read(file)
+    if owner is None:
+        return
+    is_on_disk = storage.on_disk(file)
+    if owner.get("host") == socket.gethostname() and (is_on_disk or not _is_running(owner.get("pid", 0))):
+        return  # the kernel has released it, or the process is gone
+    print(f"{directory} was locked by {_name(owner)}; waiting up to {TAKEOVER_SECONDS:.0f} s for a sign of it")
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        if (current := _read(file)) != owner:
+            if current is None:
+                return
+            raise _locked(directory, noun, current)
+    print(f"jdiff: {_name(owner)} has shown no sign; its lock is taken over", file=sys.stderr)
+
+
+def _beat(file: epath.Path, descriptor: int | None, owner: dict[str, Any], ended: threading.Event) -> None:
+    count = 0
+    while not ended.wait(BEAT_SECONDS):
+        count += 1
+        with contextlib.suppress(OSError):  # a full disk
+            _write(file, descriptor, owner | {"count": count})
+
+
+def _write(file: epath.Path, descriptor: int | None, content: dict[str, Any] | None) -> None:
+    """Write the owner of a lock, None for no one, in place: a rename would leave the file that is locked."""
+    data = b"" if content is None else json.dumps(content).encode()
+    if descriptor is None:
+        file.write_bytes(data)
+    else:
+        os.pwrite(descriptor, data, 0)
+        os.ftruncate(descriptor, len(data))
+
+
+def _read(file: epath.Path) -> dict[str, Any] | None:
+    """The owner in a lock, None where there is none."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _locked(directory: epath.Path, noun: str, owner: dict[str, Any]) -> Locked:
+    return Locked(f"{directory} is {noun} that {_name(owner)} works on; wait until it ends, or name another directory")
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid', '?')} on {owner.get('host', 'another host')}, since {owner.get('start', '?')}"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -1,0 +1,158 @@
+"""SIGINT and SIGTERM: every command ends within seconds, with one line and its exit status, whatever it is doing.
+
+A signal raises ``Interrupted`` in the main thread, so that files are closed and removed on the way out. The main thread
+does not hear it while it runs compiled code or waits for a file system, so a thread ends the process ``GRACE_SECONDS``
+later. A training loop stops by itself instead: it polls ``StopSignals`` between steps and saves a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # exit statuses: stopped by a user; preempted, start again
+GRACE_SECONDS = 3.0  # for the main thread to end by itself
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ends the command."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class _Handler:
+    """Handles both signals while it is entered, in the main thread and in a thread of its own."""
+
+    def __init__(self):
+        self.received: list[int] = []
+        self.num_deferring = 0  # contexts that poll for signals
+        self.abandon: Callable[[], str] | None = None  # what a loop that cannot poll now does when it is asked to stop
+        self.native: Callable[[int], None] | None = None  # JAX's own handler of SIGTERM
+
+    def __enter__(self) -> _Handler:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in STATUS}
+        self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="signals").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        signal.set_wakeup_fd(self._previous_writer)
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        os.close(self._writer)  # which ends the thread
+
+    def take_sigterm(self) -> None:
+        """Handle SIGTERM again after JAX has, and pass it on to JAX's handler, which lets all processes know."""
+        libc = ctypes.CDLL(None)
+        libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+        if address := libc.signal(signal.SIGTERM, None):
+            self.native = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, _: object) -> None:
+        self.received.append(number)
+        if not self.num_deferring:
+            raise Interrupted(number)
+
+    def _watch(self) -> None:
+        """Hear signals also while the main thread does not."""
+        with open(self._reader, "rb", buffering=0) as reader:
+            while data := reader.read(1):
+                if (number := data[0]) not in STATUS:
+                    continue
+                if self.num_deferring and self.native is not None:
+                    self.native(signal.SIGTERM)
+                if not self.num_deferring:
+                    self._ended.wait(GRACE_SECONDS)
+                    if not self._ended.is_set():
+                        end(number, "interrupted")
+                elif self.abandon is not None:
+                    self.end_unless_left(number, self.abandon)
+
+    def end_unless_left(self, number: int, abandon: Callable[[], str]) -> None:
+        """End the process, unless the stretch that ``abandon`` belongs to ends by itself within ``GRACE_SECONDS``."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and self.abandon is abandon:
+            time.sleep(0.02)
+        if self.abandon is abandon:
+            end(number, abandon())
+
+
+_current: _Handler | None = None  # of this process
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[_Handler]:
+    """Handle both signals inside. Only the main thread can; elsewhere, and inside of another, nothing changes."""
+    global _current
+    if _current is not None or threading.current_thread() is not threading.main_thread():
+        yield _current or _Handler()
+        return
+    with _Handler() as _current:
+        try:
+            yield _current
+        finally:
+            _current = None
+
+
+def take_sigterm() -> None:
+    """See ``_Handler.take_sigterm``; nothing where no signals are handled."""
+    if _current is not None:
+        _current.take_sigterm()
+
+
+def end(number: int, message: str) -> None:
+    """End the process at once, with the exit status of a signal."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        print(f"jdiff: {message}", file=sys.stderr, flush=True)
+    os._exit(STATUS[signal.Signals(number)])
+
+
+class StopSignals:
+    """A context in which signals do not raise, but wait in a list to be polled."""
+
+    def __enter__(self) -> StopSignals:
+        self._stack = contextlib.ExitStack()
+        self._handler = self._stack.enter_context(handled())
+        self._handler.num_deferring += 1
+        self._start = len(self._handler.received)
+        self._end: int | None = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end = len(self._handler.received)
+        self._handler.num_deferring -= 1
+        self._stack.close()
+
+    @property
+    def received(self) -> list[int]:
+        """The numbers of the signals inside the context, in order."""
+        return self._handler.received[self._start : self._end]
+
+    @contextlib.contextmanager
+    def abandonable(self, abandon: Callable[[], str]) -> Iterator[None]:
+        """A stretch in which nothing polls: a signal ends the process if it lasts longer than ``GRACE_SECONDS`` more.
+
+        abandon: called first, from another thread; returns the line to print.
+        """
+        self._handler.abandon = abandon
+        if self.received:
+            arguments = (self.received[0], abandon)
+            threading.Thread(target=self._handler.end_unless_left, args=arguments, daemon=True).start()
+        try:
+            yield
+        finally:
+            self._handler.abandon = None
