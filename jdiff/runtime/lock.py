@@ -52,8 +52,7 @@ def locked(directory: epath.PathLike, noun: str) -> Iterator[None]:
         finally:
             ended.set()
             beats.join(1)
-            with contextlib.suppress(OSError):
-                _write(file, descriptor, None)
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -62,17 +61,28 @@ def _file_lock(file: epath.Path, noun: str) -> Iterator[int | None]:
     if not storage.on_disk(file):
         yield None
         return
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _locked(file.parent, noun, _read(file) or {}) from error
-        except OSError:
-            pass  # a file system without locks
-        yield descriptor
-    finally:
-        os.close(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _locked(file.parent, noun, _read(file) or {}) from error
+            except OSError:
+                pass  # a file system without locks
+            if not _is_same_file(file, descriptor):  # its owner has just removed it
+                continue
+            yield descriptor
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_same_file(file: epath.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _check_owner(file: epath.Path, directory: epath.Path, noun: str) -> None:
@@ -102,9 +112,9 @@ def _beat(file: epath.Path, descriptor: int | None, owner: dict[str, Any], ended
             _write(file, descriptor, owner | {"count": count})
 
 
-def _write(file: epath.Path, descriptor: int | None, content: dict[str, Any] | None) -> None:
-    """Write the owner of a lock, None for no one, in place: a rename would leave the file that is locked."""
-    data = b"" if content is None else json.dumps(content).encode()
+def _write(file: epath.Path, descriptor: int | None, owner: dict[str, Any]) -> None:
+    """Write the owner of a lock in place: a rename would leave the file that is locked."""
+    data = json.dumps(owner).encode()
     if descriptor is None:
         file.write_bytes(data)
     else:
