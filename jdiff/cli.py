@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import logging as stdlib_logging
 import signal
 import sys
 import warnings
@@ -97,13 +98,11 @@ def _main(arguments: list[str]) -> None:
 
 def _run(module, arguments: list[str]) -> None:
     """Do a command's work, with the exit status of its errors."""
-    from absl import logging
-
     from jdiff.runtime.distributed import ClusterError
     from jdiff.sweep.pool import PoolInterruption, RunFailure
     from jdiff.training.loop import Divergence, Interruption
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs the traceback of every failed save, which jdiff names itself
+    _silence_failed_saves()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is the reason why it is rejected
     mistakes = (ValueError, FileNotFoundError, ClusterError, Divergence, flags.Error)
     try:
@@ -120,6 +119,18 @@ def _run(module, arguments: list[str]) -> None:
             raise
         print("jdiff: gs:// needs the package gcsfs: pip install 'jdiff[gcs]'", file=sys.stderr)
         sys.exit(2)
+
+
+def _silence_failed_saves() -> None:
+    """Print no tracebacks of failed saves, which jdiff names in one line: Orbax logs them, and so does asyncio, and
+    TensorStore reports what still arrives afterwards as errors of no thread."""
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else report(raised)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def contrastive() -> ConfigDict:
             contrastive=dict(loss="softmax", form="dense", chunk=0),
             ema=dict(decays=(), widths=(), snapshot_every=0),
             mesh=dict(data=-1),
+            watchdog=dict(),
             train=dict(task="contrastive", seed=0, log_every=20, save_every=200, sample_every=400),
         )
     )
@@ -30,6 +31,7 @@ def text_to_image() -> ConfigDict:
             ),
             ema=dict(decays=(0.998,), widths=(), snapshot_every=0),
             mesh=dict(data=-1),
+            watchdog=dict(),
             train=dict(task="text_to_image", batch_size=32, seed=0, log_every=50, save_every=1000, sample_every=1000),
             sample=dict(solver="ddim", spacing="trailing", eta=0.0),
         )

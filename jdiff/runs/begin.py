@@ -12,7 +12,7 @@ from etils import epath
 from jdiff import storage
 from jdiff.config.construct import ConfigError
 from jdiff.data.records import DatasetNotPreparedError, OtherFormatError, Records, changed_files, prepared_name
-from jdiff.data.tokenizer import Tokenizer
+from jdiff.data.tokenizer import Tokenizer, read_model
 from jdiff.runs.directory import (
     CONFIG,
     DATA,
@@ -35,10 +35,17 @@ MAX_COUNTED = 50_000  # captions whose length is compared with the context lengt
 def restore_files(path: epath.Path) -> None:
     """Make the files of a run whole again, after a process was killed or a file was damaged, and print which.
 
-    A tokenizer.json that is damaged or missing is learnt from the captions again by ``tokenizer_of``.
+    A tokenizer.json that is missing, as a damaged one then is, ``tokenizer_of`` learns from the captions again.
     """
     if path.exists():
-        storage.remove_partial_files(path)
+        for folder in (path, path / "samples"):
+            storage.remove_partial_files(folder)
+        if (path / TOKENIZER).exists():
+            try:
+                read_model(path / TOKENIZER)
+            except ValueError as error:
+                print(f"{error}; it is learnt again")
+                (path / TOKENIZER).unlink()
         for name in restore_run_files(path, CONFIG, DATA, {VERSION: FORMAT_VERSION}):
             print(f"{path / name} was missing or damaged, and is written again as its newest checkpoint says")
 

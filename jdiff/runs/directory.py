@@ -6,6 +6,7 @@ for one: to sample, to evaluate, to initialize from.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from jdiff.training.masks import merge
 
 CONFIG, DATA, TOKENIZER, CHECKPOINTS = "config.json", "data.json", "tokenizer.json", "checkpoints"
 FORMAT_VERSION = 2
+MAX_DELETED = 20  # times that a checkpoint may be deleted while it is read
 DATA_REMEDY = "delete it, and `jdiff train` writes it again"
 VERSION = "format_version"  # the key of config.json beside the sections
 
@@ -121,27 +123,44 @@ def load_sampler(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None 
 
     Raises ``ConfigError`` where it is another kind of model.
     """
-    model = open_model(path, hints, ema)
-    if not isinstance(model.task, TextToImage):
-        raise ConfigError(f"{path} is of task '{model.task.name}', which cannot draw; name a text-to-image model")
+
+    def open_sampler() -> tuple[Sampler, Model]:
+        model = open_model(path, hints, ema)
+        if not isinstance(model.task, TextToImage):
+            raise ConfigError(f"{path} is of task '{model.task.name}', which cannot draw; name a text-to-image model")
+        return ready(model), model
+
+    sampler, model = _retry(open_sampler)
     for note in model.notes:
         print(f"{path}: {note}")
-    return ready(model), model.step
+    return sampler, model.step
 
 
 def load_encoder(
     path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None
 ) -> tuple[DualEncoderModel, Model]:
     """A dual encoder, and its model on disk. Raises ``ConfigError`` where it is another kind of model."""
-    model = open_model(path, hints, ema)
-    if not isinstance(model.task, Contrastive):
-        raise ConfigError(f"{path} is of task '{model.task.name}'; --images needs a dual encoder as --workdir")
-    return ready(model), model
+
+    def open_encoder() -> tuple[DualEncoderModel, Model]:
+        model = open_model(path, hints, ema)
+        if not isinstance(model.task, Contrastive):
+            raise ConfigError(f"{path} is of task '{model.task.name}'; --images needs a dual encoder as --workdir")
+        return ready(model), model
+
+    return _retry(open_encoder)
 
 
 def load(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None) -> Sampler | DualEncoderModel:
     """A model, ready to use: a ``Sampler`` of a text-to-image model, an ``DualEncoderModel`` of a dual encoder."""
-    return ready(open_model(path, hints, ema))
+    return _retry(lambda: ready(open_model(path, hints, ema)))
+
+
+def _retry(read: Callable[[], Any]) -> Any:
+    """Read a run, and again from its newest checkpoint where training has deleted the one that was read."""
+    for _ in range(MAX_DELETED):
+        with contextlib.suppress(checkpoint.CheckpointDeleted):
+            return read()
+    return read()
 
 
 def ready(model: Model) -> Any:

@@ -2,7 +2,8 @@
 
 A signal raises ``Interrupted`` in the main thread, so that files are closed and removed on the way out. The main thread
 does not hear it while it runs compiled code or waits for a file system, so a thread ends the process ``GRACE_SECONDS``
-later. A training loop stops by itself instead: it polls ``StopSignals`` between steps and saves a checkpoint.
+later. A training loop stops by itself instead: it polls ``StopSignals`` between steps and saves a checkpoint. What it
+does between two polls may take its time, but not for ever.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # exit statuses: stopped by a user; preempted, start again
 GRACE_SECONDS = 3.0  # for the main thread to end by itself
@@ -28,13 +30,22 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """What a loop does until it polls again. abandon: called where it takes longer; returns the line to print."""
+
+    start: float
+    seconds: float
+    abandon: Callable[[], str]
+
+
 class _Handler:
     """Handles both signals while it is entered, in the main thread and in a thread of its own."""
 
     def __init__(self):
         self.received: list[int] = []
         self.num_deferring = 0  # contexts that poll for signals
-        self.abandon: Callable[[], str] | None = None  # what a loop that cannot poll now does when it is asked to stop
+        self.stretch: _Stretch | None = None
         self.native: Callable[[int], None] | None = None  # JAX's own handler of SIGTERM
 
     def __enter__(self) -> _Handler:
@@ -74,20 +85,22 @@ class _Handler:
                     continue
                 if self.num_deferring and self.native is not None:
                     self.native(signal.SIGTERM)
-                if not self.num_deferring:
-                    self._ended.wait(GRACE_SECONDS)
-                    if not self._ended.is_set():
-                        end(number, "interrupted")
-                elif self.abandon is not None:
-                    self.end_unless_left(number, self.abandon)
+                if self.num_deferring:
+                    self._supervise(number)
+                elif not self._ended.wait(GRACE_SECONDS):
+                    end(number, f"stopped by {signal.Signals(number).name}")
 
-    def end_unless_left(self, number: int, abandon: Callable[[], str]) -> None:
-        """End the process, unless the stretch that ``abandon`` belongs to ends by itself within ``GRACE_SECONDS``."""
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline and self.abandon is abandon:
+    def _supervise(self, number: int) -> None:
+        """After a signal, see that the loop which polls for it ends, and end the process where it is stuck."""
+        if self.stretch is not None:
+            print(f"jdiff: {signal.Signals(number).name}, stopping", file=sys.stderr, flush=True)
+        signal_time = time.monotonic()
+        while self.num_deferring and not self._ended.is_set():
+            stretch = self.stretch
+            is_late = stretch and time.monotonic() > max(stretch.start, signal_time) + stretch.seconds
+            if stretch and is_late and self.stretch is stretch:
+                end(number, stretch.abandon())
             time.sleep(0.02)
-        if self.abandon is abandon:
-            end(number, abandon())
 
 
 _current: _Handler | None = None  # of this process
@@ -135,6 +148,7 @@ class StopSignals:
     def __exit__(self, *exception: object) -> None:
         self._end = len(self._handler.received)
         self._handler.num_deferring -= 1
+        self._handler.stretch = None
         self._stack.close()
 
     @property
@@ -142,17 +156,9 @@ class StopSignals:
         """The numbers of the signals inside the context, in order."""
         return self._handler.received[self._start : self._end]
 
-    @contextlib.contextmanager
-    def abandonable(self, abandon: Callable[[], str]) -> Iterator[None]:
-        """A stretch in which nothing polls: a signal ends the process if it lasts longer than ``GRACE_SECONDS`` more.
+    def begin_stretch(self, seconds: float, abandon: Callable[[], str]) -> None:
+        """What follows until the next call may take this long after a signal; then the process ends.
 
         abandon: called first, from another thread; returns the line to print.
         """
-        self._handler.abandon = abandon
-        if self.received:
-            arguments = (self.received[0], abandon)
-            threading.Thread(target=self._handler.end_unless_left, args=arguments, daemon=True).start()
-        try:
-            yield
-        finally:
-            self._handler.abandon = None
+        self._handler.stretch = _Stretch(time.monotonic(), seconds, abandon)

@@ -32,7 +32,6 @@ from jdiff.training.step_folders import (
 
 STATE_ITEMS = ("step", "params", "opt_state", "ema")
 ITEMS = (*STATE_ITEMS, "train_metrics")
-FINAL_SAVE_SECONDS = 60  # how long the last save of a process is tried again
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -167,21 +166,21 @@ class Checkpoints:
         """Whether a save has failed, and is to be tried again now with the current state."""
         return self._folders.poll()
 
-    def finish(self, state: TrainState, metrics: Any = None) -> None:
-        """Save and wait until it is on disk; for up to a minute failures are tried again. Raises ``SaveFailure``."""
-        deadline, seconds = time.monotonic() + FINAL_SAVE_SECONDS, 1.0
+    def finish(self, state: TrainState, metrics: Any = None, *, seconds: float = 10.0) -> None:
+        """Save and wait until it is on disk. seconds: how long failures are tried again. Raises ``SaveFailure``."""
+        deadline, pause = time.monotonic() + seconds, 0.5
         while True:
             self.save(state, metrics)
             self.wait()
             if self.latest == int(state.step):
                 return
-            if time.monotonic() + seconds > deadline:
+            if time.monotonic() + pause > deadline:
                 raise SaveFailure(
                     f"step {int(state.step)} could not be saved; run the same command again to resume from step "
                     f"{self.latest or 0}"
                 )
-            time.sleep(seconds)
-            seconds *= 2
+            time.sleep(pause)
+            pause *= 2
 
     def _save_base(self, frozen: Any) -> bool:
         """Save the frozen parameters, once for all checkpoints. Returns whether they are on disk.

@@ -21,6 +21,9 @@ from jdiff.training.state import TrainState
 from jdiff.training.step_folders import SaveFailure
 
 FLUSH_SECONDS = 5.0  # how long a save waits for earlier metrics to be on disk
+GRACE_SECONDS = 3.0  # how long after a signal a phase may last, of those that are short or need not end
+SAVE_SECONDS = 20.0  # and a save
+FINAL_SAVE_SECONDS = 60.0  # how long the last save of a run is tried again
 RESUME = "run the same command to resume"
 CompiledStep = Callable[[TrainState, dict], tuple[TrainState, metrics.Metrics]]
 
@@ -67,25 +70,28 @@ def run_loop(
     log_step, log_time, loss = current, time.monotonic(), None
     signal_number = None
 
+    def begin(phase: str, seconds: float = GRACE_SECONDS) -> None:
+        """Say what comes next, to the watchdog, and how long a signal lets it take."""
+        can_save = phase in ("data", "evaluate")  # in a step, the state is donated to the program
+        stop.begin_stretch(seconds, lambda: _abandon(phase, current, checkpoints, (state, pending) if can_save else ()))
+        watchdog.enter(phase, current)
+
     def run(callback: Callback) -> None:
-        watchdog.enter("evaluate", current)
-        with stop.abandonable(lambda: _abandon(current, checkpoints, state, pending)):
-            _run(callback, state, current, writer)
+        begin("evaluate")
+        _run(callback, state, current, writer)
 
     for callback in callbacks:
         if first and callback.is_missing(first, steps):
             run(callback)  # the previous process ended after its checkpoint, before this
     with _Progress(first, steps, visible=writer is not None) as progress:
         while current < steps and (signal_number := stop.poll()) is None:
-            watchdog.enter("data", current)
+            begin("data")
             batch = next(batches)
             if current == first:
-                watchdog.enter("compile", current)
-                with stop.abandonable(lambda: f"stopped at step {first}; {RESUME}"):
-                    state, step_metrics = step(state, batch)
+                begin("compile")
             else:
-                watchdog.enter("step", current)
-                state, step_metrics = step(state, batch)
+                begin("step", max(GRACE_SECONDS, 3 * progress.step_seconds))
+            state, step_metrics = step(state, batch)
             pending = step_metrics if pending is None else metrics.merge(pending, step_metrics)
             current += steps_per_dispatch
             if current % log_every == 0 or current == steps:
@@ -98,7 +104,7 @@ def run_loop(
             progress.show(current, loss)
             if current % save_every == 0 or current == steps or checkpoints.poll():
                 _finite(float(step_metrics["loss"].total), current)
-                watchdog.enter("save", current)
+                begin("save", SAVE_SECONDS)
                 if writer is not None:
                     writer.flush(FLUSH_SECONDS)
                 checkpoints.save(state, pending)
@@ -106,11 +112,13 @@ def run_loop(
                 # After a signal the run that resumes catches up; several processes call them together and poll later.
                 if callback.is_due(current, steps) and not (stop.received and jax.process_count() == 1):
                     run(callback)
-        watchdog.enter("save", current)
+        begin("save", SAVE_SECONDS)
         if current > first:
             _finite(float(step_metrics["loss"].total), current)
             try:
-                checkpoints.finish(state, pending)
+                checkpoints.finish(
+                    state, pending, seconds=FINAL_SAVE_SECONDS if signal_number is None else SAVE_SECONDS
+                )
             except SaveFailure as failure:
                 if signal_number is not None:
                     raise Interruption(signal_number, str(failure)) from failure
@@ -120,16 +128,19 @@ def run_loop(
     return state
 
 
-def _abandon(step: int, checkpoints: Checkpoints, state: TrainState, pending: metrics.Metrics | None) -> str:
-    """Save a checkpoint where a signal cuts an evaluation short. Returns what was saved, as a sentence.
+def _abandon(phase: str, step: int, checkpoints: Checkpoints, state: tuple) -> str:
+    """Save a checkpoint where a signal cuts a phase short. Returns what was saved, as a sentence.
 
-    One of several processes cannot save alone.
+    state: and the pending metrics; empty where it cannot be saved. One of several processes cannot save alone.
     """
-    if jax.process_count() == 1:
+    if state and step and jax.process_count() == 1:
         with contextlib.suppress(Exception):
-            checkpoints.finish(state, pending)
-            return f"stopped in the evaluation of step {step} and saved a checkpoint; {RESUME}"
-    return f"stopped in the evaluation of step {step}; the newest checkpoint is of step {checkpoints.latest}; {RESUME}"
+            checkpoints.finish(*state, seconds=1)
+            return f"stopped in '{phase}' after step {step} and saved a checkpoint; {RESUME}"
+    newest = (
+        "there is no checkpoint yet" if checkpoints.latest is None else f"the newest checkpoint is {checkpoints.latest}"
+    )
+    return f"stopped in '{phase}' after step {step}; {newest}; {RESUME}"
 
 
 def _run(callback: Callback, state: TrainState, step: int, writer: metrics.Writer | None) -> None:
@@ -165,6 +176,7 @@ class _Progress:
         self._start, self._total = start, total
         self._start_time = self._rate_time = time.monotonic()
         self._rate_step, self._next_line = start, self.FIRST_LINE
+        self._last_time, self.step_seconds = self._start_time, 0.0
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(file=sys.stderr))
         self._task = self._bar.add_task("", total=total, completed=start, note="compiling")
@@ -177,6 +189,7 @@ class _Progress:
 
     def show(self, step: int, loss: float | None) -> None:
         current_time = time.monotonic()
+        self.step_seconds, self._last_time = current_time - self._last_time, current_time
         if self._rate_step == self._start:  # the first step ends here, compiled
             self._rate_step, self._rate_time = step, current_time
         rate = (step - self._rate_step) / max(current_time - self._rate_time, 1e-9)

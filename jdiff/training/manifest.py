@@ -19,6 +19,7 @@ from jdiff import storage
 
 MANIFEST = "manifest.json"
 NOT_LISTED = (MANIFEST, ".DS_Store")  # which macOS adds to folders
+KEYS = ("name", "files", "origin", "sha256")
 NUM_THREADS = 4  # hashing releases the lock of the interpreter
 
 
@@ -31,18 +32,20 @@ def write_manifest(folder: epath.Path, origin: dict[str, Any]) -> None:
     names = _file_names(folder)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         files = dict(zip(names, pool.map(lambda name: _size_and_digest(folder / name), names)))
-    content = {"files": files, "origin": origin}
+    content = {"name": folder.name, "files": files, "origin": origin}
     storage.write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
     """The ``files`` and the ``origin`` of a folder's manifest. Raises ``FileNotFoundError``, ``DamagedCheckpoint``."""
     try:
-        content = storage.read_json(folder / MANIFEST, "it is the record of a checkpoint", "files", "origin", "sha256")
+        content = storage.read_json(folder / MANIFEST, "it is the record of a checkpoint", *KEYS)
     except storage.DamagedFile as error:
         raise DamagedCheckpoint(str(error)) from error
     if content.pop("sha256") != _digest(content):
         raise DamagedCheckpoint(f"{folder / MANIFEST} is damaged (its content does not match its SHA-256)")
+    if content["name"] != folder.name:
+        raise DamagedCheckpoint(f"{folder} was renamed; it was written as {content['name']}")
     return content
 
 

@@ -6,13 +6,14 @@ temporary name and renames it; then the manifest is written, and only with it th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -150,12 +151,13 @@ class StepFolders:
             raise CheckpointDeleted(problem) if not self.folder(step).exists() else DamagedCheckpoint(problem)
 
     def origin(self, step: int) -> dict[str, Any]:
-        """What the manifest of a step says besides its files. Raises ``DamagedCheckpoint``, ``FileNotFoundError``."""
-        return manifest.read_manifest(self.folder(step))["origin"]
+        """What the manifest of a step says besides its files. Raises ``DamagedCheckpoint``, ``CheckpointDeleted``."""
+        with self._reading(step):
+            return manifest.read_manifest(self.folder(step))["origin"]
 
     def shapes(self, step: int) -> dict[str, Any]:
         """The trees of a step's items, of shapes and dtypes, without items that were not saved."""
-        with self._checkpointer() as checkpointer:
+        with self._reading(step), self._checkpointer() as checkpointer:
             metadata = checkpointer.metadata(self.folder(step)).item_metadata
             return {item: metadata[item].tree["tree"] for item in self._items if metadata.get(item) is not None}
 
@@ -164,9 +166,18 @@ class StepFolders:
         args = {item: _restore_args({"tree": tree}) for item, tree in templates.items() if jax.tree.leaves(tree)}
         if not args:  # without items Orbax would restore every one
             return {}
-        with self._checkpointer() as checkpointer:
+        with self._reading(step), self._checkpointer() as checkpointer:
             restored = checkpointer.restore(self.folder(step), args=ocp.args.Composite(**args))
             return {item: restored[item]["tree"] for item in args}
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Raise ``CheckpointDeleted`` where a step is gone after it was read: it may have gone before, without an error."""
+        try:
+            yield
+        finally:
+            if not (self.folder(step) / manifest.MANIFEST).exists():
+                raise CheckpointDeleted(f"{self.folder(step)} was deleted while it was read")
 
     def set_aside(self, step: int) -> None:
         """Rename a step's folder, so that it stays, but is a saved step no more. The primary calls it."""
@@ -199,7 +210,10 @@ class StepFolders:
         """Remove what killed processes left: temporary folders, and folders without a manifest."""
         steps = {str(step) for step in self.steps}
         for path in self.directory.iterdir() if self.directory.exists() else ():
-            if TEMPORARY.fullmatch(path.name) or (path.name.isdecimal() and path.name not in steps):
+            unfinished = path.name.isdecimal() and path.name not in steps
+            if unfinished:
+                print(f"jdiff: {path} was not written to its end (it has no manifest) and is removed", file=sys.stderr)
+            if unfinished or TEMPORARY.fullmatch(path.name):
                 path.rmtree()
 
     def _checkpointer(self) -> ocp.Checkpointer:
@@ -219,7 +233,7 @@ class StepFolders:
         seconds = RETRY_SECONDS[min(self._num_failures, len(RETRY_SECONDS) - 1)]
         self._num_failures, self._retry_time = self._num_failures + 1, time.monotonic() + seconds
         if is_primary():
-            print(f"jdiff: saving step {step} failed: {problem}; training continues", file=sys.stderr, flush=True)
+            print(f"jdiff: saving step {step} failed, and is tried again: {problem}", file=sys.stderr, flush=True)
 
 
 class _Save:
@@ -338,4 +352,5 @@ def _num_bytes(trees: Any) -> int:
 def _describe(error: Exception) -> str:
     """The first line of an error's message, with its type where that says more."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = text if len(text) < 200 else text[:200] + "..."
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"

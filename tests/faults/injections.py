@@ -1,0 +1,74 @@
+"""Faults that are set up inside a process, before its command starts."""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import signal
+from pathlib import Path
+
+
+def hang_in_phase(phase, step, file):
+    """Touch ``file`` when a phase of training begins after a step, and stay there for ever, in native code."""
+    from jdiff.runtime.watchdog import Watchdog
+
+    enter = Watchdog.enter
+
+    def enter_and_hang(watchdog, name, current):
+        enter(watchdog, name, current)
+        if name == phase and current >= step:
+            hang(file)
+
+    Watchdog.enter = enter_and_hang
+
+
+def hang_at_call(module, function, file):
+    """Touch ``file`` when a function is called, and stay there for ever, in native code."""
+    owner, name = _owner(module, function)
+    setattr(owner, name, lambda *_, **__: hang(file))
+
+
+def hang(file):
+    Path(file).touch()
+    while True:
+        ctypes.CDLL(None).sleep(1000)
+
+
+def kill_at_write(name, moment):
+    """SIGKILL at the first write of a file of this name: "before" it, when it is "torn", or "after" its rename."""
+    replace = os.replace
+
+    def replace_and_die(source, target):
+        if os.path.basename(os.fspath(target)) != name:
+            return replace(source, target)
+        if moment == "torn":
+            os.truncate(source, os.path.getsize(source) // 2)
+        if moment == "after":
+            replace(source, target)
+        return os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die
+
+
+def kill_at_call(module, function, number):
+    """SIGKILL at the ``number``-th call of a function."""
+    owner, name = _owner(module, function)
+    call, count = getattr(owner, name), [0]
+
+    def count_and_call(*arguments, **options):
+        count[0] += 1
+        if count[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+
+    setattr(owner, name, count_and_call)
+
+
+def _owner(module, function):
+    owner = importlib.import_module(module)
+    *parents, name = function.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    with contextlib.suppress(AttributeError):
+        return owner, name
+    return owner, name
