@@ -172,7 +172,7 @@ class StepFolders:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Raise ``CheckpointDeleted`` where a step is gone after it was read: it may have gone before, without an error."""
+        """Raise ``CheckpointDeleted`` where a step is gone after it was read, which need not have been an error."""
         try:
             yield
         finally:
