@@ -62,6 +62,7 @@ SECTIONS: dict[str, dict[str, Callable]] = {  # section -> for each choice that 
     "optimizer": OPTIMIZERS,
     "ema": {"": sections.EmaSection},
     "mesh": {"": sections.MeshSection},
+    "watchdog": {"": sections.WatchdogSection},
     "sample": {"": Settings},
 }
 CHOICES = {  # key -> what it chooses among the tables of a section, and the default

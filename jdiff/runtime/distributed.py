@@ -182,7 +182,8 @@ def first_problem(problem: str | None) -> str | None:
     data[: len(encoded)] = encoded
     for process, row in enumerate(multihost_utils.process_allgather(data)):
         if row.any():
-            return f"process {process}: {bytes(row[row > 0]).decode(errors='ignore')}"
+            text = bytes(row[row > 0]).decode(errors="ignore")
+            return text if text.startswith("process ") else f"process {process}: {text}"
     return None
 
 

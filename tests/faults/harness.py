@@ -9,6 +9,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import socket
 import sys
 import threading
 import time
@@ -97,6 +98,15 @@ def run(*arguments, cwd, status=0, **options):
     found = command.status()
     assert found == status, f"{found} instead of {status}:\n{command.text}"
     return command
+
+
+def start_two(*arguments, cwd, injects=(None, None)):
+    """Start a command as two processes of one run, on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = (*arguments, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--wait=60")
+    return [start(*common, f"--process_id={i}", cwd=cwd, inject=injects[i]) for i in range(2)]
 
 
 def _run(arguments, cwd, sender, inject, environment):
