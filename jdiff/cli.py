@@ -14,6 +14,7 @@ from absl import flags
 
 from jdiff.commands.flags import UsageError, parse, shipped_configs
 from jdiff.config.construct import ConfigError, nearest
+from jdiff.exit_status import exit_status, sentence
 from jdiff.runtime import setup
 from jdiff.runtime.signals import STATUS, Interrupted, handled
 
@@ -25,6 +26,8 @@ COMMANDS = {  # name -> what it does; jdiff/commands/NAME.py does it
     "convert": "make a run from pretrained weights",
     "export": "export a sampler that needs JAX alone",
     "figures": "draw a figure: forward or spiral",
+    "status": "show what a run is doing, and where its time went",
+    "verify": "check that a run's files are those that were written",
     "sweep": "train and measure many variants of a config",
 }
 HELP = ("--help", "-h", "help")
@@ -98,27 +101,26 @@ def _main(arguments: list[str]) -> None:
 
 def _run(module, arguments: list[str]) -> None:
     """Do a command's work, with the exit status of its errors."""
-    from jdiff.runtime.distributed import ClusterError
-    from jdiff.sweep.pool import PoolInterruption, RunFailure
-    from jdiff.training.loop import Divergence, Interruption
+    from jdiff.sweep.pool import PoolInterruption
+    from jdiff.training.loop import Interruption
 
     _silence_failed_saves()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is the reason why it is rejected
-    mistakes = (ValueError, FileNotFoundError, ClusterError, Divergence, flags.Error)
     try:
         module.run(arguments)
     except (Interruption, PoolInterruption) as interruption:
         print(f"jdiff: {interruption}", file=sys.stderr)
         sys.exit(STATUS[signal.Signals(interruption.signal)])
-    except (*mistakes, RunFailure, OSError) as error:
-        bucket = "there is no such bucket: " if str(error).startswith("http") else ""  # gcsfs gives an address alone
-        print(f"jdiff: {bucket}{error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, mistakes) else 1)
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
         print("jdiff: gs:// needs the package gcsfs: pip install 'jdiff[gcs]'", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if (status := exit_status(error)) is None:
+            raise
+        print(f"jdiff: {sentence(error)}", file=sys.stderr)
+        sys.exit(status)
 
 
 def _silence_failed_saves() -> None:

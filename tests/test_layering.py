@@ -8,7 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 ROOT = REPOSITORY / "jdiff"
 LAYERS = (
-    ("rng", "levels", "storage", "text"),
+    ("rng", "levels", "storage", "text", "exit_status"),
     ("images", "runtime"),
     ("data",),
     ("models", "contrastive", "diffusion"),

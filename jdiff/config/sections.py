@@ -156,6 +156,7 @@ class DataSection:
     """config.data: ``source`` names an entry of data.sources.SOURCES, whose own keys are the others."""
 
     source: str = ""  # where captioned images come from; "" for pretrained weights without a data source
+    max_broken: float = 0.01  # share of rows, of records damaged since, above which training stops
     directory: str = "data"  # of the records
     image_size: int = 32  # side of the images in pixels
     max_rejected: float = 0.05  # largest share of items that `jdiff prepare` may reject

@@ -2,23 +2,28 @@
 
 Row i of the global batch of step s is element s * batch_size + i of an endless, seeded sequence, for any number of
 hosts. To resume, a host starts reading at that element. Consecutive records on disk may form groups, which are
-shuffled as a whole and stay together in a batch.
+shuffled as a whole and stay together in a batch. A record that cannot be read is replaced by another one, always the
+same, so that batches keep their sizes and their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import flags
 from grain.experimental import ElasticIterator
 
+from jdiff.data.records import BrokenRecordError
 from jdiff.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 # Batches that are read ahead, by as many threads. Grain's default is 500, which is 75 GB of 1,000 images of 224 x 224.
 PREFETCH_BATCHES = 16
+REPLACEMENT_STRIDE = 7919  # a prime: from a broken record to its replacement, far from what was damaged with it
+MAX_PROBLEM = 400  # characters of it
+MAX_REPLACEMENTS = 8  # broken ones in a row, after which the data is
 
 
 class _Groups:
@@ -31,7 +36,21 @@ class _Groups:
         return len(self._records) // self._group
 
     def __getitem__(self, i: int) -> list[dict]:
-        return [self._records[i * self._group + j] for j in range(self._group)]
+        return [self._read(i * self._group + j) for j in range(self._group)]
+
+    def _read(self, i: int) -> dict:
+        """A record, or its replacement, with why it is one as "problem"; "" where it is none."""
+        problem = ""
+        for attempt in range(MAX_REPLACEMENTS):
+            try:
+                record = self._records[(i + attempt * REPLACEMENT_STRIDE) % len(self._records)]
+            except BrokenRecordError as error:
+                problem = problem or f"{error.reason}\0{error}"
+                if attempt + 1 == MAX_REPLACEMENTS:
+                    raise
+            else:
+                return {**record, "problem": problem}
+        raise AssertionError
 
 
 class _LocalGroups(grain.MapDataset):
@@ -84,23 +103,33 @@ class Batches:
         group: int = 1,
         local_shards: Sequence[int] = (0,),
         num_shards: int = 1,
+        on_broken: Callable[[str, str], None] = lambda reason, problem: None,
     ):
         """records: a random-access sequence.   batch_size: rows of the global batch.   start_step: step to resume at.
 
         group: consecutive records that stay together in a batch; it divides batch_size.
         local_shards: the shards this host reads, of ``num_shards`` equal shards of a batch's rows; whole groups only.
+        on_broken: called for each row of a batch whose record was replaced, with the reason and a sentence.
         """
+        self._on_broken = on_broken
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that define none
 
         def draw_captions(rows: list[dict], generator: np.random.Generator) -> dict:
             captions = [row["captions"][generator.integers(len(row["captions"]))].decode() for row in rows]
-            return {"image": np.stack([row["image"] for row in rows]), "captions": captions}
+            problems = np.array([row["problem"] for row in rows])
+            return {"image": np.stack([row["image"] for row in rows]), "captions": captions, "problem": problems}
 
         def encode(group_index: int, rows: dict) -> Batch:
             tokens, mask = tokenizer.encode(rows["captions"])
             index = np.arange(group, dtype=np.int32) + np.int32(group_index * group % batch_size)
-            return {"image": rows["image"], "tokens": tokens, "mask": mask, "index": index}
+            return {
+                "image": rows["image"],
+                "tokens": tokens,
+                "mask": mask,
+                "index": index,
+                "problem": rows["problem"].astype(f"<U{MAX_PROBLEM}"),
+            }
 
         groups = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
         groups = groups.random_map(draw_captions).map_with_index(encode)
@@ -115,7 +144,11 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in next(self._iterator).items()}
+        batch = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in next(self._iterator).items()}
+        for text in batch.pop("problem"):
+            if text:
+                self._on_broken(*text.split("\0", 1))
+        return batch
 
     def close(self) -> None:
         self._iterator.close()

@@ -107,7 +107,11 @@ class OtherFormatError(DatasetNotPreparedError):
 
 
 class BrokenRecordError(ValueError):
-    """A record whose bytes were changed on disk."""
+    """A record whose bytes were changed on disk. reason: the kind of error, the same for errors of one kind."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 def dataset_name(source: Source) -> str:
@@ -235,9 +239,11 @@ class Records:
         return _Split(self._builder.as_data_source(split=split, decoders=decoders), f"{self.folder}, split '{split}'")
 
     def captions(self, split: str) -> Iterator[str]:
-        """The captions of all records of a split, without decoding images."""
-        for row in self._rows(split, decoders={"image": tfds.decode.SkipDecoding()}):
-            yield from (caption.decode() for caption in row["captions"])
+        """The captions of all records of a split that can be read, without decoding images."""
+        rows = self._rows(split, decoders={"image": tfds.decode.SkipDecoding()})
+        for i in range(len(rows)):
+            with contextlib.suppress(BrokenRecordError):
+                yield from (caption.decode() for caption in rows[i]["captions"])
 
 
 class _Split(Sequence):
@@ -257,7 +263,8 @@ class _Split(Sequence):
         except Exception as error:  # each of its parsers raises its own
             raise BrokenRecordError(
                 f"record {i} of {self._location} cannot be read ({type(error).__name__}); delete that folder and run "
-                "`jdiff prepare` again"
+                "`jdiff prepare` again",
+                type(error).__name__,
             ) from error
 
 

@@ -74,8 +74,8 @@ def _read_config(path: epath.PathLike) -> dict[str, Any] | None:
         pass
     except storage.DamagedFile as error:
         problem = error
-    if (path / CHECKPOINTS).exists() and (origin := newest_origin(path / CHECKPOINTS)) and "config" in origin:
-        return {VERSION: FORMAT_VERSION, **origin["config"]}
+    if (path / CHECKPOINTS).exists() and (newest := newest_origin(path / CHECKPOINTS)) and "config" in newest[1]:
+        return {VERSION: FORMAT_VERSION, **newest[1]["config"]}
     if problem is not None and ((path / TOKENIZER).exists() or (path / CHECKPOINTS).exists()):
         raise problem
     return None
@@ -220,12 +220,22 @@ def checkpoints(workdir: epath.PathLike) -> checkpoint.Checkpoints:
     return checkpoint.Checkpoints(epath.Path(workdir) / CHECKPOINTS)
 
 
-def open_checkpoints(workdir: epath.PathLike, task: AnyTask) -> checkpoint.Checkpoints:
-    """The checkpoints of a run, to save as its task says; use as a context."""
+def open_checkpoints(
+    workdir: epath.PathLike, task: AnyTask, counters: Callable[[], dict[str, Any]] = dict
+) -> checkpoint.Checkpoints:
+    """The checkpoints of a run, to save as its task says; use as a context.
+
+    counters: gives what else their manifests keep.
+    """
     path, train = epath.Path(workdir), task.config.train
     data = storage.read_json(path / DATA, DATA_REMEDY) if (path / DATA).exists() else None
     origin = make_origin(task.config.raw, task.tokenizer, data)
-    return checkpoint.Checkpoints(path / CHECKPOINTS, keep=train.keep, keep_every=train.keep_every, origin=origin)
+    return checkpoint.Checkpoints(
+        path / CHECKPOINTS,
+        keep=train.keep,
+        keep_every=train.keep_every,
+        origin=lambda: origin | counters(),
+    )
 
 
 def snapshots(workdir: epath.PathLike, *, resume_step: int | None = None) -> checkpoint.Snapshots:

@@ -36,13 +36,13 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def newest_origin(checkpoints: epath.PathLike) -> dict[str, Any] | None:
-    """What the newest checkpoint with an intact manifest says of its run, None where there is none."""
+def newest_origin(checkpoints: epath.PathLike) -> tuple[int, dict[str, Any]] | None:
+    """The newest checkpoint with an intact manifest, and what it says of its run; None where there is none."""
     with Checkpoints(checkpoints) as store:
         for step in reversed(store.steps):
             with contextlib.suppress(DamagedCheckpoint, OSError):
                 if origin := store.origin(step):
-                    return origin
+                    return step, origin
     return None
 
 
@@ -89,8 +89,9 @@ def restore_run_files(workdir: epath.Path, config_name: str, data_name: str, ver
         try:
             storage.read_json(workdir / name, "")
         except (FileNotFoundError, storage.DamagedFile):
-            origin = origin or newest_origin(workdir / "checkpoints")
-            if origin and origin.get(key):
+            if origin is None:
+                _, origin = newest_origin(workdir / "checkpoints") or (0, {})
+            if origin.get(key):
                 storage.write_json(workdir / name, {**(version if key == "config" else {}), **origin[key]})
                 written.append(name)
             else:

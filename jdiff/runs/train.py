@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from jdiff.data.pipeline import Batches, local_groups
 from jdiff.data.records import Records
 from jdiff.images import read_metadata, write_image
 from jdiff.runs import directory
+from jdiff.runs.activity import Activity
 from jdiff.runs.begin import (
     changes_on_resume,
     initialize_run_dir,
@@ -29,6 +31,7 @@ from jdiff.runs.begin import (
     restore_files,
     tokenizer_of,
 )
+from jdiff.runs.broken_rows import BrokenRows
 from jdiff.runs.init_from import load_params, resolve_init_from
 from jdiff.runtime import distributed
 from jdiff.runtime.lock import Locked, locked
@@ -85,6 +88,7 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
 
     Returns whether there was something to do.
     """
+    process_start = time.time()
     if distributed.is_primary_process():
         restore_files(path)
     multihost_utils.sync_global_devices("files of the run are restored")
@@ -111,13 +115,15 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
         _lock(path, to_lock)
     if distributed.is_primary_process():
         initialize_run_dir(task, path, dataset)
-    with directory.open_checkpoints(path, task) as store:
+    broken = BrokenRows(task)
+    with directory.open_checkpoints(path, task, broken.counters) as store:
         if not is_new:
             step = store.newest_intact()
             directory.check_run_files(path, step, store.origin(step))
             state = store.restore(step, task.state_like(mesh))
             item = store.restore_items(step, meshes.replicated(mesh), "train_metrics")["train_metrics"]
             pending = from_checkpoint(item)
+            broken.resume(store.origin(step))
         start = int(state.step)
         for key, (old_value, new_value) in sorted(changes.items()):
             _print(f"resuming at step {start} with config.{key} = {new_value!r}, which was {old_value!r}")
@@ -144,13 +150,16 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
                 group=section.group,
                 local_shards=local_shards,
                 num_shards=shards,
+                on_broken=broken.add,
             )
             stack.enter_context(closing(batches))
+            if distributed.is_primary_process():
+                stack.enter_context(Activity(path, watchdog, start, process_start))
             writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.StopSignals())
             loop.run_loop(
                 state,
                 task.compiled_step(mesh, task.statistics(examples, state, mesh)),
-                _place(mesh, batches, section.steps_per_dispatch),
+                _place(mesh, broken.limit(batches, start), section.steps_per_dispatch),
                 steps=section.steps,
                 log_every=section.log_every,
                 save_every=section.save_every,
@@ -162,6 +171,8 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
                 steps_per_dispatch=section.steps_per_dispatch,
                 pending=pending,
             )
+            if note := broken.note():
+                _print(note)
     return True
 
 

@@ -6,12 +6,14 @@ and TPU VMs; elsewhere --coordinator, --num_processes and --process_id pass them
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +33,8 @@ AUTO_DETECT, SINGLE_PROCESS = "auto", "none"  # values of --cluster beside the n
 
 class ClusterError(RuntimeError):
     """The processes of a run could not connect, see other numbers of devices, or were started differently."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,18 @@ def first_problem(problem: str | None) -> str | None:
             text = bytes(row[row > 0]).decode(errors="ignore")
             return text if text.startswith("process ") else f"process {process}: {text}"
     return None
+
+
+def sum_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """The sums over all processes of counts by name; all call it together."""
+    if jax.process_count() == 1:
+        return dict(counts)
+    data, encoded = np.zeros(2000, np.uint8), np.frombuffer(json.dumps(dict(counts)).encode(), np.uint8)
+    data[: len(encoded)] = encoded[: len(data)]
+    total: Counter[str] = Counter()
+    for row in multihost_utils.process_allgather(data):
+        total.update(json.loads(bytes(row[row > 0])))
+    return dict(total)
 
 
 class StopSignals(signals.StopSignals):

@@ -55,6 +55,16 @@ def locked(directory: epath.PathLike, noun: str) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+def owner(directory: epath.PathLike) -> str:
+    """The process that works on a directory, in words; "" where none does, as far as its lock tells."""
+    file = epath.Path(directory) / LOCK
+    content = _read(file)
+    if content is None:
+        return ""
+    is_here = content.get("host") == socket.gethostname()
+    return "" if is_here and not _is_running(content.get("pid", 0)) else _name(content)
+
+
 @contextlib.contextmanager
 def _file_lock(file: epath.Path, noun: str) -> Iterator[int | None]:
     """The kernel's lock of a file on disk: its descriptor. Raises ``Locked``."""

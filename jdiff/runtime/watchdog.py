@@ -32,6 +32,7 @@ class Watchdog:
         self._limits, self._process = dict(limits), process
         self._publish, self._published = publish, published
         self._phase, self._since, self._step = "start", time.monotonic(), 0
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         self._ended = threading.Event()
 
     def __enter__(self) -> Watchdog:
@@ -43,7 +44,16 @@ class Watchdog:
 
     def enter(self, phase: str, step: int) -> None:
         """A phase begins, or goes on after a step."""
-        self._phase, self._since, self._step = phase, time.monotonic(), step
+        now = time.monotonic()
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since, self._step = phase, now, step
+
+    def times(self) -> tuple[int, dict[str, float]]:
+        """The last step, and the seconds spent in each phase so far."""
+        phase, since = self._phase, self._since
+        seconds = dict(self._seconds)
+        seconds[phase] += time.monotonic() - since
+        return self._step, seconds
 
     def _watch(self) -> None:
         shared, noticed = None, None

@@ -17,6 +17,8 @@ from jdiff.runtime.signals import StopSignals
 class RunFailure(RuntimeError):
     """Some runs of a sweep failed; the results of the others are written."""
 
+    exit_status = 1
+
 
 class PoolInterruption(Exception):
     """A signal stopped the pool, and its processes have ended."""

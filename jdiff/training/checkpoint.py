@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -81,7 +81,7 @@ class Checkpoints:
 
     keep: how many of the newest stay. None opens the directory read-only, while another process may be writing to it.
     keep_every: checkpoints of steps divisible by it stay, too; 0 for none.
-    origin: what every manifest says of the run, such as its config; JSON.
+    origin: gives what a manifest says of the run, such as its config, JSON; all processes call it together.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class Checkpoints:
         *,
         keep: int | None = None,
         keep_every: int = 0,
-        origin: dict[str, Any] | None = None,
+        origin: Callable[[], dict[str, Any]] = dict,
     ):
-        self._is_writable, self._origin = keep is not None, origin or {}
+        self._is_writable, self._origin = keep is not None, origin
         self._folders = StepFolders(directory, ITEMS, writable=self._is_writable, keep=keep, keep_every=keep_every)
         self._base_directory, self._base_is_saved = self._folders.directory.parent / "base", False
 
@@ -160,7 +160,7 @@ class Checkpoints:
             if not self._base_is_saved:
                 return
         trees = {item: getattr(state, item) for item in STATE_ITEMS} | {"train_metrics": metrics}
-        self._folders.save(step, trees, self._origin)
+        self._folders.save(step, trees, self._origin())
 
     def poll(self) -> bool:
         """Whether a save has failed, and is to be tried again now with the current state."""

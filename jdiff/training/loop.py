@@ -39,6 +39,8 @@ class Interruption(Exception):
 class Divergence(ArithmeticError):
     """The loss is NaN or infinite."""
 
+    exit_status = 2
+
 
 def run_loop(
     state: TrainState,

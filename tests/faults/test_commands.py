@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from jdiff.data import records
 from jdiff.runs import directory
+from jdiff.runs.origin import newest_origin
 from tests.faults import damage, harness
 from tests.trees import distance
 
@@ -219,3 +221,44 @@ def test_a_reader_finds_a_checkpoint_beside_a_run_that_deletes_them(folder):
     weights = [parameters(folder / "deleting") for _ in range(6)]
     assert command.send(signal.SIGTERM).status() == 75
     assert all(np.isfinite(distance(tree, weights[0])) for tree in weights)
+
+
+def break_records(folder, num):
+    """Flip a byte in each of ``num`` records of the train split. Returns how many cannot be read."""
+    path = next((folder / "data" / "captioned_images").glob("*/*"))
+    file = next(path.glob("*-train.array_record*"))
+    data = bytearray(file.read_bytes())
+    end = data.rindex(b"\x89PNG")  # of the records; what follows is their index
+    for offset in np.linspace(500, end, num, dtype=int):
+        data[offset] ^= 255
+    file.write_bytes(data)
+    split = records.Records(folder / "data", path.parent.name).split("train")
+    return sum(not is_readable(split, i) for i in range(len(split)))
+
+
+def is_readable(split, i):
+    try:
+        return bool(split[i])
+    except records.BrokenRecordError:
+        return False
+
+
+def test_broken_records_are_replaced_and_counted_the_same_after_a_kill(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    num_broken = break_records(tmp_path, 4)
+    assert 2 <= num_broken <= 6
+    harness.run(*TRAIN, "--workdir=uninterrupted", cwd=tmp_path)
+    inject = (f"{INJECTIONS}:kill_at_write", "step_8.png", "torn")
+    assert harness.start(*TRAIN, "--workdir=killed", cwd=tmp_path, inject=inject).status() == -9
+    command = harness.run(*TRAIN, "--workdir=killed", cwd=tmp_path)
+    assert "cannot be read" in command.text and "Traceback" not in command.text
+    origins = [newest_origin(tmp_path / name / "checkpoints")[1] for name in ("uninterrupted", "killed")]
+    assert origins[0] == origins[1] and origins[0]["replaced_rows"]["RuntimeError"] >= num_broken
+    assert_equal_runs(tmp_path / "killed", tmp_path / "uninterrupted")
+
+
+def test_training_stops_where_too_many_records_are_broken(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    assert break_records(tmp_path, 30) > 20
+    command = harness.start(*TRAIN, "--workdir=run", cwd=tmp_path)
+    assert command.status() == 2 and "config.data.max_broken" in command.text.splitlines()[-1]

@@ -24,7 +24,7 @@ def state(step):
 def saved(tmp_path_factory):
     """A run's directory with the checkpoints 4 and 8."""
     path = tmp_path_factory.mktemp("saved")
-    with Checkpoints(path / "checkpoints", keep=2, origin={"config": {}}) as store:
+    with Checkpoints(path / "checkpoints", keep=2, origin=lambda: {"config": {}}) as store:
         for step in (4, 8):
             store.save(state(step))
             store.wait()
