@@ -16,7 +16,7 @@ from jdiff.commands.flags import UsageError, parse, shipped_configs
 from jdiff.config.construct import ConfigError, nearest
 from jdiff.exit_status import exit_status, sentence
 from jdiff.runtime import setup
-from jdiff.runtime.signals import STATUS, Interrupted, handled
+from jdiff.runtime.signals import STATUS, SignalInterrupt, handle_signals
 
 COMMANDS = {  # name -> what it does; jdiff/commands/NAME.py does it
     "prepare": "write captioned images to disk as records",
@@ -70,12 +70,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 gets escapes, not an error
-    with handled():
+    with handle_signals():
         try:
             _main(sys.argv[1:])
-        except Interrupted as interrupted:
-            print(f"jdiff: {interrupted}", file=sys.stderr)
-            sys.exit(STATUS[signal.Signals(interrupted.signal)])
+        except SignalInterrupt as interruption:
+            print(f"jdiff: {interruption}", file=sys.stderr)
+            sys.exit(STATUS[signal.Signals(interruption.signal)])
 
 
 def _main(arguments: list[str]) -> None:
@@ -132,7 +132,7 @@ def _silence_failed_saves() -> None:
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     report = sys.unraisablehook
-    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else report(raised)
+    sys.unraisablehook = lambda hook: None if str(hook.exc_value) == "Event loop is closed" else report(hook)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
             and (not value or keys[name] == value)
         ):
             raise ConfigError(f"config.{old} is an old name; use config.{new}")
+    if raw.get("watchdog") == {}:  # as the bases have it, so that its keys can be set
+        del raw["watchdog"]
     return raw
 
 

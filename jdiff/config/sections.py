@@ -52,6 +52,7 @@ class TrainSection:
     microbatches: int = 1  # gradient accumulation: parts of a batch that are run one after another, to save memory
     steps_per_dispatch: int = 1  # steps that the devices take before they return to the host; divides all *_every
     deterministic_reduction: int = 0  # microbatches whose gradients are summed in one order on any layout; 0: off
+    max_skipped: int = 8  # updates skipped in a row, of spikes, before training rolls back; 0: none is ever skipped
     log_every: int = 50  # steps between two lines of metrics.jsonl
     save_every: int = 500  # steps between two checkpoints
     sample_every: int = 500  # steps between two previews

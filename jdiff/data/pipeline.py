@@ -8,6 +8,7 @@ same, so that batches keep their sizes and their order.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -22,6 +23,7 @@ Batch = dict[str, np.ndarray]
 # Batches that are read ahead, by as many threads. Grain's default is 500, which is 75 GB of 1,000 images of 224 x 224.
 PREFETCH_BATCHES = 16
 REPLACEMENT_STRIDE = 7919  # a prime: from a broken record to its replacement, far from what was damaged with it
+NUM_RECENT = 100  # batches whose records are remembered
 MAX_PROBLEM = 400  # characters of it
 MAX_REPLACEMENTS = 8  # broken ones in a row, after which the data is
 
@@ -49,7 +51,7 @@ class _Groups:
                 if attempt + 1 == MAX_REPLACEMENTS:
                     raise
             else:
-                return {**record, "problem": problem}
+                return {**record, "problem": problem, "record": i}
         raise AssertionError
 
 
@@ -112,13 +114,18 @@ class Batches:
         on_broken: called for each row of a batch whose record was replaced, with the reason and a sentence.
         """
         self._on_broken = on_broken
+        self.recent_records: deque[list[int]] = deque(maxlen=NUM_RECENT)  # indices of this host's rows, by batch
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags even in programs that define none
 
         def draw_captions(rows: list[dict], generator: np.random.Generator) -> dict:
             captions = [row["captions"][generator.integers(len(row["captions"]))].decode() for row in rows]
-            problems = np.array([row["problem"] for row in rows])
-            return {"image": np.stack([row["image"] for row in rows]), "captions": captions, "problem": problems}
+            return {
+                "image": np.stack([row["image"] for row in rows]),
+                "captions": captions,
+                "problem": np.array([row["problem"] for row in rows]),
+                "record": np.array([row["record"] for row in rows]),
+            }
 
         def encode(group_index: int, rows: dict) -> Batch:
             tokens, mask = tokenizer.encode(rows["captions"])
@@ -129,6 +136,7 @@ class Batches:
                 "mask": mask,
                 "index": index,
                 "problem": rows["problem"].astype(f"<U{MAX_PROBLEM}"),
+                "record": rows["record"],
             }
 
         groups = grain.MapDataset.source(_Groups(records, group)).seed(seed).shuffle().repeat(None)
@@ -145,6 +153,7 @@ class Batches:
 
     def __next__(self) -> Batch:
         batch = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in next(self._iterator).items()}
+        self.recent_records.append(batch.pop("record").tolist())
         for text in batch.pop("problem"):
             if text:
                 self._on_broken(*text.split("\0", 1))

@@ -24,7 +24,7 @@ from jdiff import storage
 from jdiff.data import records
 from jdiff.data.files import in_parallel
 from jdiff.data.records import COMPLETE, Example, Rejected, Source, encode_png
-from jdiff.runtime.lock import locked
+from jdiff.runtime.lock import hold_lock
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 Item = tuple[Example, bytes, bytes]  # an example, its image as PNG, and the digest of the PNG
@@ -66,7 +66,7 @@ def write_records(
     report_file = folder.parent.parent / f"{name}_rejected.jsonl"
     folder.parent.mkdir(parents=True, exist_ok=True)
     if records.what_is_missing(folder):
-        with locked(folder.parent, "data"):
+        with hold_lock(folder.parent, "data"):
             for remains in [*folder.parent.glob("incomplete.*"), folder]:
                 if remains.exists():
                     remains.rmtree()

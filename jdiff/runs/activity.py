@@ -23,7 +23,7 @@ from jdiff.runtime.watchdog import PHASES, Watchdog
 
 FILE = "activity.json"
 WRITE_SECONDS = 10.0
-LOST, DOWN = "lost steps", "between processes"
+LOST_STEPS, DOWN = "lost steps", "between processes"
 LABELS = {
     "start": "starting",
     "compile": "compiling",
@@ -42,7 +42,7 @@ class Activity:
         self._file, self._watchdog = path / FILE, watchdog
         self._starts = read_activity(path)
         self._start = {"start_time": start_time, "start_step": start_step}
-        self._ended = threading.Event()
+        self._end_event = threading.Event()
 
     def __enter__(self) -> Activity:
         self._thread = threading.Thread(target=self._run, daemon=True, name="activity")
@@ -50,17 +50,17 @@ class Activity:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._end_event.set()
         self._thread.join(2)
 
     def _run(self) -> None:
         while True:
-            ended = self._ended.wait(WRITE_SECONDS)
+            is_last = self._end_event.wait(WRITE_SECONDS)
             step, seconds = self._watchdog.times()
             start = {**self._start, "end_time": time.time(), "step": step, "seconds": seconds}
             with contextlib.suppress(OSError):  # a full disk
                 storage.write_json(self._file, {"starts": [*self._starts, start]})
-            if ended:
+            if is_last:
                 return
 
 
@@ -78,12 +78,12 @@ def attribute(starts: list[dict[str, Any]]) -> dict[str, float]:
     for start, following in zip(starts, [*starts[1:], None]):
         phases = Counter(start["seconds"])
         phases["start"] += start["end_time"] - start["start_time"] - sum(phases.values())
-        done = start["step"] - start["start_step"]
+        num_steps = start["step"] - start["start_step"]
         if following is not None:
-            lost = max(0, start["step"] - following["start_step"])
-            share = min(1.0, lost / done) if done else 0.0
+            num_lost = max(0, start["step"] - following["start_step"])
+            share = min(1.0, num_lost / num_steps) if num_steps else 0.0
             for phase in ("data", "step"):
-                seconds[LOST] += share * phases[phase]
+                seconds[LOST_STEPS] += share * phases[phase]
                 phases[phase] *= 1 - share
             seconds[DOWN] += max(0.0, following["start_time"] - start["end_time"])
         seconds.update(phases)
@@ -106,15 +106,16 @@ def print_status(workdir: str) -> None:
     if not starts:
         return
     last = starts[-1]
-    busy, done = sum(last["seconds"].get(phase, 0) for phase in ("data", "step")), last["step"] - last["start_step"]
-    if busy and done:
-        rate = done / busy
-        left = f", {_duration((steps - step) / rate)} left" if owner and step < steps else ""
-        print(f"{rate:.3g} steps/s{left}")
+    busy_seconds = sum(last["seconds"].get(phase, 0) for phase in ("data", "step"))
+    num_steps = last["step"] - last["start_step"]
+    if busy_seconds and num_steps:
+        rate = num_steps / busy_seconds
+        remaining = f", {_duration((steps - step) / rate)} left" if owner and step < steps else ""
+        print(f"{rate:.3g} steps/s{remaining}")
     seconds = attribute(starts)
     total = sum(seconds.values())
     table = Table("time", "share", "spent on", title=f"{_duration(total)} in all; starts: {len(starts)}")
-    for name in (*PHASES, LOST, DOWN):
+    for name in (*PHASES, LOST_STEPS, DOWN):
         if seconds.get(name, 0) > 0:
             table.add_row(_duration(seconds[name]), f"{seconds[name] / total:.1%}", LABELS.get(name, name))
     Console(width=100).print(table)

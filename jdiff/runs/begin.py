@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 
 from etils import epath
@@ -26,9 +25,9 @@ from jdiff.runs.directory import (
     write_config,
 )
 from jdiff.runs.origin import FREE_KEYS, RECORDED_KEYS, Changes, differences, restore_run_files
+from jdiff.runs.roll_back import add_to_history
 from jdiff.tasks.task import ImageTextTask
 
-HISTORY = "history.jsonl"
 MAX_COUNTED = 50_000  # captions whose length is compared with the context length
 
 
@@ -112,10 +111,7 @@ def record_changes(task: ImageTextTask, path: epath.Path, step: int, changes: Ch
     """Add a line to the history of a run that is resumed at a step, and write its changed config."""
     recorded_changes = {key: changes[key] for key in RECORDED_KEYS if key in changes}
     if recorded_changes:
-        history = path / HISTORY
-        if not history.exists():
-            storage.write_text(history, "")
-        storage.append(history, json.dumps({"step": step, "changes": recorded_changes}) + "\n")
+        add_to_history(path, {"step": step, "changes": recorded_changes})
         write_config(path, task.config.raw)
 
 

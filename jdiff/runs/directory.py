@@ -158,7 +158,7 @@ def load(path: epath.PathLike, hints: Hints = NO_HINTS, ema: str | None = None) 
 def _retry(read: Callable[[], Any]) -> Any:
     """Read a run, and again from its newest checkpoint where training has deleted the one that was read."""
     for _ in range(MAX_DELETED):
-        with contextlib.suppress(checkpoint.CheckpointDeleted):
+        with contextlib.suppress(checkpoint.MissingCheckpoint):
             return read()
     return read()
 

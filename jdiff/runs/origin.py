@@ -83,7 +83,7 @@ def restore_run_files(workdir: epath.Path, config_name: str, data_name: str, ver
     Files that are damaged before the first checkpoint are removed, since the run starts again.
     version: the format version, which config.json has besides its sections.   Returns the names of the files.
     """
-    written = []
+    file_names = []
     origin: dict[str, Any] | None = None
     for name, key in ((config_name, "config"), (data_name, "data")):
         try:
@@ -93,7 +93,7 @@ def restore_run_files(workdir: epath.Path, config_name: str, data_name: str, ver
                 _, origin = newest_origin(workdir / "checkpoints") or (0, {})
             if origin.get(key):
                 storage.write_json(workdir / name, {**(version if key == "config" else {}), **origin[key]})
-                written.append(name)
+                file_names.append(name)
             else:
                 (workdir / name).unlink(missing_ok=True)
-    return written
+    return file_names

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,8 +34,9 @@ from jdiff.runs.begin import (
 )
 from jdiff.runs.broken_rows import BrokenRows
 from jdiff.runs.init_from import load_params, resolve_init_from
+from jdiff.runs.roll_back import data_offset, roll_back
 from jdiff.runtime import distributed
-from jdiff.runtime.lock import Locked, locked
+from jdiff.runtime.lock import DirectoryInUse, hold_lock
 from jdiff.runtime.watchdog import Watchdog
 from jdiff.sharding import mesh as meshes
 from jdiff.sharding import rules
@@ -43,6 +45,7 @@ from jdiff.training import loop
 from jdiff.training.callbacks import Callback, Report
 from jdiff.training.checkpoint import Snapshots
 from jdiff.training.metrics import Writer, from_checkpoint
+from jdiff.training.spikes import Guard
 from jdiff.training.state import TrainState
 
 
@@ -56,17 +59,36 @@ def train(task: ImageTextTask, workdir: str) -> None:
         watchdog = stack.enter_context(_watchdog(task))
         if is_locked := path.exists():
             _lock(path, stack)
-        if not _train(task, path, watchdog, None if is_locked else stack):
-            _print(f"{path} has all its {task.config.train.steps} steps already")
-            return
+        to_lock = None if is_locked else stack
+        while True:
+            try:
+                if not _train(task, path, watchdog, to_lock):
+                    _print(f"{path} has all its {task.config.train.steps} steps already")
+                    return
+                break
+            except SkippedRecords as error:
+                _print(f"jdiff: {roll_back(path, error.cause, error.records, task.config.train.keep)}")
+                to_lock = None
     distributed.assert_equal_across_processes(end="of the run")  # another process may still be writing previews
     _print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
+
+
+class SkippedRecords(Exception):
+    """Updates were skipped. records: the keys of the records of the skipped steps."""
+
+    def __init__(self, error: loop.SkippedInARow, records: Sequence[Sequence[Any]]):
+        self.cause, self.records = error, records
+
+
+def _key(example: dict) -> str:
+    key = example["key"]
+    return key.decode() if isinstance(key, bytes) else str(key)
 
 
 def _watchdog(task: ImageTextTask) -> Watchdog:
     process, channel = jax.process_index(), {}
     if jax.process_count() > 1:
-        channel = {"publish": distributed.publish, "published": distributed.published}
+        channel = {"publish": distributed.publish, "read_all": distributed.published_values}
     return Watchdog(asdict(task.config.watchdog), process=process, **channel)
 
 
@@ -75,12 +97,12 @@ def _lock(path: epath.Path, stack: ExitStack) -> None:
     error: Exception | None = None
     if distributed.is_primary_process():
         try:
-            stack.enter_context(locked(path, "a run"))
-        except (Locked, OSError) as raised:
-            error = raised
+            stack.enter_context(hold_lock(path, "a run"))
+        except (DirectoryInUse, OSError) as lock_error:
+            error = lock_error
     problem = distributed.first_problem(None if error is None else str(error))
     if problem is not None:
-        raise error or Locked(problem)
+        raise error or DirectoryInUse(problem)
 
 
 def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: ExitStack | None) -> bool:
@@ -115,15 +137,15 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
         _lock(path, to_lock)
     if distributed.is_primary_process():
         initialize_run_dir(task, path, dataset)
-    broken = BrokenRows(task)
-    with directory.open_checkpoints(path, task, broken.counters) as store:
+    broken_rows = BrokenRows(task)
+    with directory.open_checkpoints(path, task, broken_rows.counters) as store:
         if not is_new:
             step = store.newest_intact()
             directory.check_run_files(path, step, store.origin(step))
             state = store.restore(step, task.state_like(mesh))
             item = store.restore_items(step, meshes.replicated(mesh), "train_metrics")["train_metrics"]
             pending = from_checkpoint(item)
-            broken.resume(store.origin(step))
+            broken_rows.resume(store.origin(step))
         start = int(state.step)
         for key, (old_value, new_value) in sorted(changes.items()):
             _print(f"resuming at step {start} with config.{key} = {new_value!r}, which was {old_value!r}")
@@ -146,32 +168,38 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
                 task.tokenizer,
                 batch_size=section.batch_size,
                 seed=section.seed,
-                start_step=start,
+                start_step=start + data_offset(path, start),
                 group=section.group,
                 local_shards=local_shards,
                 num_shards=shards,
-                on_broken=broken.add,
+                on_broken=broken_rows.add,
             )
             stack.enter_context(closing(batches))
             if distributed.is_primary_process():
                 stack.enter_context(Activity(path, watchdog, start, process_start))
             writer, stop = stack.enter_context(_writer(path, start)), stack.enter_context(distributed.StopSignals())
-            loop.run_loop(
-                state,
-                task.compiled_step(mesh, task.statistics(examples, state, mesh)),
-                _place(mesh, broken.limit(batches, start), section.steps_per_dispatch),
-                steps=section.steps,
-                log_every=section.log_every,
-                save_every=section.save_every,
-                checkpoints=store,
-                writer=writer,
-                callbacks=callbacks,
-                stop=stop,
-                watchdog=watchdog,
-                steps_per_dispatch=section.steps_per_dispatch,
-                pending=pending,
-            )
-            if note := broken.note():
+            compiled_step = task.compiled_step(mesh, task.statistics(examples, state, mesh))
+            try:
+                loop.run_loop(
+                    state,
+                    compiled_step,
+                    _place(mesh, broken_rows.limit(batches, start), section.steps_per_dispatch),
+                    steps=section.steps,
+                    log_every=section.log_every,
+                    save_every=section.save_every,
+                    checkpoints=store,
+                    writer=writer,
+                    callbacks=callbacks,
+                    stop=stop,
+                    watchdog=watchdog,
+                    steps_per_dispatch=section.steps_per_dispatch,
+                    pending=pending,
+                    guard=Guard(section.max_skipped, _print) if section.max_skipped else None,
+                )
+            except loop.SkippedInARow as error:
+                batches_skipped = list(batches.recent_records)[error.first_step - error.step - 1 :]
+                raise SkippedRecords(error, [[_key(examples[i]) for i in rows] for rows in batches_skipped]) from error
+            if note := broken_rows.note():
                 _print(note)
     return True
 

@@ -72,9 +72,10 @@ def _files(path: epath.Path) -> Iterator[tuple[str, str]]:
         num_damaged = num_lines - len(storage.read_json_lines(metrics))
         yield metrics.name, f"{num_damaged} of {num_lines} lines are damaged" if num_damaged else ""
     images = sorted(path.glob("samples/*.png"))
-    damaged = [image.name for image in images if read_metadata(image) is None]
+    damaged_images = [image.name for image in images if read_metadata(image) is None]
     if images:
-        yield f"{len(images)} previews", f"{', '.join(damaged)} do not match their JSON" if damaged else ""
+        problem = f"{', '.join(damaged_images)} do not match their JSON" if damaged_images else ""
+        yield f"{len(images)} previews", problem
 
 
 def _problem(read: Any) -> str:

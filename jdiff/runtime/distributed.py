@@ -151,7 +151,7 @@ def publish(key: str, value: str) -> None:
         client.key_value_set(f"jdiff/{key}/{jax.process_index()}", value, allow_overwrite=True)
 
 
-def published(key: str) -> dict[int, str]:
+def published_values(key: str) -> dict[int, str]:
     """What processes have published under a key, by their index."""
     client = global_state.client
     pairs = [] if client is None else client.key_value_dir_get(f"jdiff/{key}/")
@@ -217,4 +217,4 @@ class StopSignals(signals.StopSignals):
         self._step += 1
         if self._multi_process and not multihost_utils.reached_preemption_sync_point(self._step):
             return None
-        return self.received[0] if self.received else signal.SIGTERM if self._multi_process else None
+        return self.signal_numbers[0] if self.signal_numbers else signal.SIGTERM if self._multi_process else None

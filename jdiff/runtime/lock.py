@@ -27,12 +27,12 @@ LOCK = ".lock"
 BEAT_SECONDS, TAKEOVER_SECONDS = 4.0, 15.0
 
 
-class Locked(ValueError):
+class DirectoryInUse(ValueError):
     """Another process works on a directory; the message names it."""
 
 
 @contextlib.contextmanager
-def locked(directory: epath.PathLike, noun: str) -> Iterator[None]:
+def hold_lock(directory: epath.PathLike, noun: str) -> Iterator[None]:
     """Hold the lock of a directory, which is made where it is missing.
 
     noun: what the directory is, for the message.   Raises ``Locked``, and ``OSError`` where nothing can be written.
@@ -42,15 +42,15 @@ def locked(directory: epath.PathLike, noun: str) -> Iterator[None]:
     file = directory / LOCK
     with _file_lock(file, noun) as descriptor:
         _check_owner(file, directory, noun)
-        ended = threading.Event()
+        end_event = threading.Event()
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": datetime.now().isoformat(" ", "seconds")}
         _write(file, descriptor, owner | {"count": 0})
-        beats = threading.Thread(target=_beat, args=(file, descriptor, owner, ended), daemon=True, name="lock")
+        beats = threading.Thread(target=_beat, args=(file, descriptor, owner, end_event), daemon=True, name="lock")
         beats.start()
         try:
             yield
         finally:
-            ended.set()
+            end_event.set()
             beats.join(1)
             file.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ def _file_lock(file: epath.Path, noun: str) -> Iterator[int | None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise _locked(file.parent, noun, _read(file) or {}) from error
+                raise _in_use(file.parent, noun, _read(file) or {}) from error
             except OSError:
                 pass  # a file system without locks
             if not _is_same_file(file, descriptor):  # its owner has just removed it
@@ -110,13 +110,13 @@ def _check_owner(file: epath.Path, directory: epath.Path, noun: str) -> None:
         if (current := _read(file)) != owner:
             if current is None:
                 return
-            raise _locked(directory, noun, current)
+            raise _in_use(directory, noun, current)
     print(f"jdiff: {_name(owner)} has shown no sign; its lock is taken over", file=sys.stderr)
 
 
-def _beat(file: epath.Path, descriptor: int | None, owner: dict[str, Any], ended: threading.Event) -> None:
+def _beat(file: epath.Path, descriptor: int | None, owner: dict[str, Any], end_event: threading.Event) -> None:
     count = 0
-    while not ended.wait(BEAT_SECONDS):
+    while not end_event.wait(BEAT_SECONDS):
         count += 1
         with contextlib.suppress(OSError):  # a full disk
             _write(file, descriptor, owner | {"count": count})
@@ -141,8 +141,10 @@ def _read(file: epath.Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _locked(directory: epath.Path, noun: str, owner: dict[str, Any]) -> Locked:
-    return Locked(f"{directory} is {noun} that {_name(owner)} works on; wait until it ends, or name another directory")
+def _in_use(directory: epath.Path, noun: str, owner: dict[str, Any]) -> DirectoryInUse:
+    process = _name(owner) if owner else "another process"
+    sentence = f"{directory} is {noun} that {process} works on"
+    return DirectoryInUse(f"{sentence}; wait until it ends, or name another directory")
 
 
 def _name(owner: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """SIGINT and SIGTERM: every command ends within seconds, with one line and its exit status, whatever it is doing.
 
-A signal raises ``Interrupted`` in the main thread, so that files are closed and removed on the way out. The main thread
-does not hear it while it runs compiled code or waits for a file system, so a thread ends the process ``GRACE_SECONDS``
-later. A training loop stops by itself instead: it polls ``StopSignals`` between steps and saves a checkpoint. What it
-does between two polls may take its time, but not for ever.
+A signal raises ``SignalInterrupt`` in the main thread, so that files are closed and removed on the way out. The main
+thread does not hear it while it runs compiled code or waits for a file system, so a thread ends the process
+``GRACE_SECONDS`` later. A training loop stops by itself instead: it polls ``StopSignals`` between steps and saves a
+checkpoint. What it does between two polls may take its time, but not for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # exit statuses: stopped by a
 GRACE_SECONDS = 3.0  # for the main thread to end by itself
 
 
-class Interrupted(KeyboardInterrupt):
+class SignalInterrupt(KeyboardInterrupt):
     """A signal ends the command."""
 
     def __init__(self, number: int):
@@ -43,7 +43,7 @@ class _Handler:
     """Handles both signals while it is entered, in the main thread and in a thread of its own."""
 
     def __init__(self):
-        self.received: list[int] = []
+        self.signal_numbers: list[int] = []
         self.num_deferring = 0  # contexts that poll for signals
         self.stretch: _Stretch | None = None
         self.native: Callable[[int], None] | None = None  # JAX's own handler of SIGTERM
@@ -53,12 +53,12 @@ class _Handler:
         os.set_blocking(self._writer, False)
         self._previous_handlers = {number: signal.signal(number, self._handle) for number in STATUS}
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._ended = threading.Event()
+        self._end_event = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._end_event.set()
         signal.set_wakeup_fd(self._previous_writer)
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
@@ -73,9 +73,9 @@ class _Handler:
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, _: object) -> None:
-        self.received.append(number)
+        self.signal_numbers.append(number)
         if not self.num_deferring:
-            raise Interrupted(number)
+            raise SignalInterrupt(number)
 
     def _watch(self) -> None:
         """Hear signals also while the main thread does not."""
@@ -87,7 +87,7 @@ class _Handler:
                     self.native(signal.SIGTERM)
                 if self.num_deferring:
                     self._supervise(number)
-                elif not self._ended.wait(GRACE_SECONDS):
+                elif not self._end_event.wait(GRACE_SECONDS):
                     end(number, f"stopped by {signal.Signals(number).name}")
 
     def _supervise(self, number: int) -> None:
@@ -95,7 +95,7 @@ class _Handler:
         if self.stretch is not None:
             print(f"jdiff: {signal.Signals(number).name}, stopping", file=sys.stderr, flush=True)
         signal_time = time.monotonic()
-        while self.num_deferring and not self._ended.is_set():
+        while self.num_deferring and not self._end_event.is_set():
             stretch = self.stretch
             is_late = stretch and time.monotonic() > max(stretch.start, signal_time) + stretch.seconds
             if stretch and is_late and self.stretch is stretch:
@@ -107,7 +107,7 @@ _current: _Handler | None = None  # of this process
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[_Handler]:
+def handle_signals() -> Iterator[_Handler]:
     """Handle both signals inside. Only the main thread can; elsewhere, and inside of another, nothing changes."""
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
@@ -139,22 +139,22 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self._stack = contextlib.ExitStack()
-        self._handler = self._stack.enter_context(handled())
+        self._handler = self._stack.enter_context(handle_signals())
         self._handler.num_deferring += 1
-        self._start = len(self._handler.received)
+        self._start = len(self._handler.signal_numbers)
         self._end: int | None = None
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._end = len(self._handler.received)
+        self._end = len(self._handler.signal_numbers)
         self._handler.num_deferring -= 1
         self._handler.stretch = None
         self._stack.close()
 
     @property
-    def received(self) -> list[int]:
+    def signal_numbers(self) -> list[int]:
         """The numbers of the signals inside the context, in order."""
-        return self._handler.received[self._start : self._end]
+        return self._handler.signal_numbers[self._start : self._end]
 
     def begin_stretch(self, seconds: float, abandon: Callable[[], str]) -> None:
         """What follows until the next call may take this long after a signal; then the process ends.

@@ -25,48 +25,48 @@ class Watchdog:
     """Knows the phase of this process. A context; its thread also runs while the main thread is stuck.
 
     limits: seconds by phase, 0 for none.   process, num_processes: of the run.
-    publish, published: let all processes know a value, and read those of all; for the report.
+    publish, read_all: let all processes know a value, and read those of all; for the report.
     """
 
-    def __init__(self, limits: Mapping[str, float], *, process: int = 0, publish=None, published=None):
+    def __init__(self, limits: Mapping[str, float], *, process: int = 0, publish=None, read_all=None):
         self._limits, self._process = dict(limits), process
-        self._publish, self._published = publish, published
-        self._phase, self._since, self._step = "start", time.monotonic(), 0
+        self._publish, self._read_all = publish, read_all
+        self._phase, self._start_time, self._step = "start", time.monotonic(), 0
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._ended = threading.Event()
+        self._end_event = threading.Event()
 
     def __enter__(self) -> Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._end_event.set()
 
     def enter(self, phase: str, step: int) -> None:
         """A phase begins, or goes on after a step."""
-        now = time.monotonic()
-        self._seconds[self._phase] += now - self._since
-        self._phase, self._since, self._step = phase, now, step
+        current_time = time.monotonic()
+        self._seconds[self._phase] += current_time - self._start_time
+        self._phase, self._start_time, self._step = phase, current_time, step
 
     def times(self) -> tuple[int, dict[str, float]]:
         """The last step, and the seconds spent in each phase so far."""
-        phase, since = self._phase, self._since
+        phase, start_time = self._phase, self._start_time
         seconds = dict(self._seconds)
-        seconds[phase] += time.monotonic() - since
+        seconds[phase] += time.monotonic() - start_time
         return self._step, seconds
 
     def _watch(self) -> None:
-        shared, noticed = None, None
-        while not self._ended.wait(TICK_SECONDS):
-            phase, since, step = self._phase, self._since, self._step
-            seconds, limit = time.monotonic() - since, self._limits.get(phase, 0)
-            if self._publish is not None and (phase, step) != shared:
+        shared_state, noticed_time = None, None
+        while not self._end_event.wait(TICK_SECONDS):
+            phase, start_time, step = self._phase, self._start_time, self._step
+            seconds, limit = time.monotonic() - start_time, self._limits.get(phase, 0)
+            if self._publish is not None and (phase, step) != shared_state:
                 self._publish("watchdog", f"{socket.gethostname()}: {phase}, step {step}")
-                shared = (phase, step)
+                shared_state = (phase, step)
             if limit and seconds > limit:
                 self._end(phase, step, limit)
-            if seconds > NOTICE_SECONDS and phase not in LONG_PHASES and noticed != since:
-                noticed = since
+            if seconds > NOTICE_SECONDS and phase not in LONG_PHASES and noticed_time != start_time:
+                noticed_time = start_time
                 bound = f"; at {limit:.0f} s this process exits" if limit else ""
                 self._print(f"'{phase}' after step {step} has taken {seconds:.0f} s{bound}")
 
@@ -75,8 +75,8 @@ class Watchdog:
             f"'{phase}' after step {step} took longer than config.watchdog.{phase} = {limit:g} s; exiting with status "
             f"{STATUS}, so that the run is started again from its newest checkpoint"
         )
-        if self._published is not None:
-            for process, state in sorted(self._published("watchdog").items()):
+        if self._read_all is not None:
+            for process, state in sorted(self._read_all("watchdog").items()):
                 self._print(f"process {process} was last seen at {state}")
         faulthandler.dump_traceback(all_threads=True)
         os._exit(STATUS)

@@ -74,24 +74,24 @@ def run_commands(
     logs.mkdir(parents=True, exist_ok=True)
     stop = StopSignals()
     with stop, _killed_at_the_end(running):
-        while running or (waiting and not stop.received):
-            while waiting and free_devices and not stop.received:
+        while running or (waiting and not stop.signal_numbers):
+            while waiting and free_devices and not stop.signal_numbers:
                 name = next(iter(waiting))
                 running[name] = _start(waiting.pop(name), free_devices.pop(0), logs / f"{name}.log")
             time.sleep(0.05)
-            num_signals = len(stop.received)
+            num_signals = len(stop.signal_numbers)
             for name, job in list(running.items()):
                 if num_forwarded < num_signals and job.process.poll() is None:
                     job.process.terminate()
                 if job.process.poll() is not None:
                     del running[name]
                     free_devices.append(job.devices)
-                    if not stop.received:
+                    if not stop.signal_numbers:
                         output = (logs / f"{name}.log").read_bytes()[job.log_start :].decode(errors="replace")
                         on_end(name, job.process.returncode, time.monotonic() - job.start_time, output)
             num_forwarded = num_signals
-    if stop.received:
-        raise PoolInterruption(stop.received[0])
+    if stop.signal_numbers:
+        raise PoolInterruption(stop.signal_numbers[0])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from jdiff.images import write_image
 from jdiff.runs import directory
 from jdiff.runs.prepare import prepare
 from jdiff.runs.train import train
-from jdiff.runtime.lock import locked
+from jdiff.runtime.lock import hold_lock
 from jdiff.sweep import pool, report, vectorize
 from jdiff.sweep.cells import NOT_TRAINED, Cell, Sweep, read_sweep
 from jdiff.sweep.pool import RunFailure
@@ -73,7 +73,7 @@ def run_sweep(
             )
         _measure_runs(sweep, [keys[i] for i in indices], store, vectorize_runs)
         return
-    with locked(workdir, "a sweep"):
+    with hold_lock(workdir, "a sweep"):
         for key in keys if retry else ():
             store.clear_failure(key)
         _run_all(sweep, store, file, jobs, gpus, vectorize_runs)

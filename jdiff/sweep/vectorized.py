@@ -117,8 +117,9 @@ class VectorizedRuns:
         """Write one run as a run of its own."""
         task, path = self._tasks[i], self._paths[i]
         for step, means in log.items():
-            if not math.isfinite(means["loss"]):
-                raise Divergence(f"the loss is {means['loss']} at step {step}")
+            loss = means.get("loss", math.nan if step == max(log) else 0.0)  # none where all updates were skipped
+            if not math.isfinite(loss):
+                raise Divergence(f"the loss is {loss} at step {step}")
         initialize_run_dir(task, path, self._dataset)
         with closing(metrics.Writer(path, start_step=0)) as writer:
             for step, means in log.items():

@@ -37,6 +37,7 @@ from jdiff.training import masks
 from jdiff.training.ema import EmaConfig
 from jdiff.training.grad_accumulation import DeterministicReduction, GradientAccumulation, Reduction, replicated_step
 from jdiff.training.hyperparameters import TracedHyperparameters
+from jdiff.training.spikes import initial_health
 from jdiff.training.state import Params, TrainState
 from jdiff.training.update import Objective, Step, make_step
 
@@ -241,7 +242,9 @@ class ImageTextTask(ABC):
                 raise ConfigError(f"config.train.freeze has {pattern!r}, which matches no parameter path")
         if not trained:
             raise ConfigError("all parameters are frozen by config.train.freeze, so nothing is trained")
-        return initial_state(self.config, trained, frozen, self.num_objectives)
+        state = initial_state(self.config, trained, frozen, self.num_objectives)
+        health = initial_health() if self.config.train.max_skipped else None
+        return replace(state, health=health)
 
     def initial_state(self, mesh: Mesh, pretrained: Mapping[str, Any]) -> TrainState:
         """The state before the first step, on a mesh. pretrained: see ``first_state``; its buffers are donated.
@@ -352,6 +355,8 @@ class ImageTextTask(ABC):
         intervals = ("steps", "log_every", "save_every", "sample_every")
         counts = ("batch_size", "keep", "group", "microbatches", "steps_per_dispatch")
         check_positive("train", train, (*intervals, *counts))
+        if train.max_skipped < 0:
+            raise ConfigError(f"config.train.max_skipped is {train.max_skipped}; it must be 0 or more")
         if not isinstance(train.freeze, tuple) or not all(isinstance(pattern, str) for pattern in train.freeze):
             raise ConfigError(
                 f"config.train.freeze is {train.freeze!r}; it must be a tuple such as ('denoiser/down_.*',)"

@@ -22,7 +22,7 @@ from jdiff.training.ema import WIDTH_PREFIX
 from jdiff.training.manifest import DamagedCheckpoint
 from jdiff.training.state import TrainState
 from jdiff.training.step_folders import (
-    CheckpointDeleted,
+    MissingCheckpoint,
     SaveFailure,
     StepFolders,
     is_primary,
@@ -30,7 +30,7 @@ from jdiff.training.step_folders import (
     with_sharding,
 )
 
-STATE_ITEMS = ("step", "params", "opt_state", "ema")
+STATE_ITEMS = ("step", "params", "opt_state", "ema", "health")
 ITEMS = (*STATE_ITEMS, "train_metrics")
 
 
@@ -48,7 +48,7 @@ class Snapshots:
     def __init__(self, directory: epath.PathLike, *, resume_step: int | None = None):
         self._folders = StepFolders(directory, ("ema",), writable=resume_step is not None)
         if resume_step is not None:
-            _delete_steps(self._folders, [step for step in self.steps if step > resume_step])
+            delete_steps(self._folders, [step for step in self.steps if step > resume_step])
 
     def __enter__(self) -> Snapshots:
         return self
@@ -103,6 +103,11 @@ class Checkpoints:
         self._folders.__exit__(*exception)
 
     @property
+    def folders(self) -> StepFolders:
+        """Where they are."""
+        return self._folders
+
+    @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints, in order."""
         return self._folders.steps
@@ -119,21 +124,21 @@ class Checkpoints:
         items: which to read, all by default.
         Raises ``NoCheckpoint``, and ``DamagedCheckpoint`` where every checkpoint is damaged.
         """
-        damaged: dict[int, str] = {}
+        problems: dict[int, str] = {}
         while True:
-            steps = _of_the_primary([step for step in self.steps if step not in damaged])
-            if not steps and damaged:
-                raise DamagedCheckpoint(f"every checkpoint is damaged: {'; '.join(damaged.values())}")
+            steps = _of_the_primary([step for step in self.steps if step not in problems])
+            if not steps and problems:
+                raise DamagedCheckpoint(f"every checkpoint is damaged: {'; '.join(problems.values())}")
             if not steps:
                 raise NoCheckpoint(f"there is no checkpoint in {self._folders.directory}; train the run first")
             try:
                 self._folders.verify(steps[-1], items or None)
                 break
             except DamagedCheckpoint as error:
-                damaged[steps[-1]] = str(error)
-            except CheckpointDeleted:
+                problems[steps[-1]] = str(error)
+            except MissingCheckpoint:
                 continue
-        for step, problem in damaged.items():
+        for step, problem in problems.items():
             if is_primary():
                 fate = "it is set aside" if self._is_writable else "it is not used"
                 message = f"checkpoint {step} is damaged and {fate}; the one of step {steps[-1]} is used: {problem}"
@@ -213,18 +218,18 @@ class Checkpoints:
         trees = {item: shapes[item] for item in items if item in shapes}
         if "ema" in trees and ema_names is not None:
             trees["ema"] = {name: trees["ema"][name] for name in ema_names}
-        restored = self._folders.restore(step, with_sharding(trees, sharding))
+        restored_items = self._folders.restore(step, with_sharding(trees, sharding))
         if "frozen" in items and self._base_directory.exists():
             base = self._open_base()
-            restored |= base.restore(0, with_sharding(base.shapes(0), sharding))
-        return {item: restored.get(item) for item in items}
+            restored_items |= base.restore(0, with_sharding(base.shapes(0), sharding))
+        return {item: restored_items.get(item) for item in items}
 
     def _open_base(self) -> StepFolders:
         """The frozen parameters, verified. Raises ``DamagedCheckpoint``."""
         base = StepFolders(self._base_directory, ("frozen",))
         try:
             base.verify(0)
-        except (DamagedCheckpoint, CheckpointDeleted) as error:
+        except (DamagedCheckpoint, MissingCheckpoint) as error:
             raise DamagedCheckpoint(
                 f"the frozen parameters of the run are damaged ({error}); copy {self._base_directory} from a backup, "
                 "or start the run again in another --workdir"
@@ -236,7 +241,8 @@ class Checkpoints:
         self._folders.wait()
 
 
-def _delete_steps(folders: StepFolders, steps: Sequence[int]) -> None:
+def delete_steps(folders: StepFolders, steps: Sequence[int]) -> None:
+    """Delete steps; all processes call it together."""
     synchronize("steps are listed")  # every process lists before one deletes
     for step in steps if is_primary() else ():
         folders.delete(step)

@@ -17,6 +17,7 @@ from jdiff.runtime.watchdog import Watchdog
 from jdiff.training import metrics
 from jdiff.training.callbacks import Callback
 from jdiff.training.checkpoint import Checkpoints
+from jdiff.training.spikes import Guard
 from jdiff.training.state import TrainState
 from jdiff.training.step_folders import SaveFailure
 
@@ -34,6 +35,14 @@ class Interruption(Exception):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.signal = signal_number
+
+
+class SkippedInARow(Exception):
+    """Too many updates in a row were skipped, the last at ``step``, the first at ``first_step``."""
+
+    def __init__(self, first_step: int, step: int):
+        super().__init__(f"the updates of steps {first_step} to {step} were skipped")
+        self.first_step, self.step = first_step, step
 
 
 class Divergence(ArithmeticError):
@@ -57,6 +66,7 @@ def run_loop(
     watchdog: Watchdog,
     steps_per_dispatch: int = 1,
     pending: metrics.Metrics | None = None,
+    guard: Guard | None = None,
 ) -> TrainState:
     """Train until ``steps``, saving checkpoints as it goes.
 
@@ -66,7 +76,9 @@ def run_loop(
     stop: polled before every step, for a signal to stop by.   watchdog: is told what the loop is doing.
     steps_per_dispatch: how many steps ``step`` takes.
     pending: metrics since the last log line, of a run that resumes.
-    Raises ``Interruption`` after a signal, with a checkpoint saved; ``Divergence`` before it saves useless parameters.
+    guard: looks at the state's health at every log step.
+    Raises ``Interruption`` after a signal, with a checkpoint saved; ``SkippedInARow`` where ``guard`` says so;
+    ``Divergence`` before it saves useless parameters.
     """
     current = first = int(state.step)
     log_step, log_time, loss = current, time.monotonic(), None
@@ -98,7 +110,11 @@ def run_loop(
             current += steps_per_dispatch
             if current % log_every == 0 or current == steps:
                 means = metrics.values(pending)
-                loss = _finite(means["loss"], current)
+                if "loss" in means:
+                    loss = _finite(means["loss"], current)
+                num_skipped, is_stuck = (0, False) if guard is None else guard.check(state.health, current)
+                if is_stuck or (num_skipped and "loss" not in means and current == steps):
+                    raise SkippedInARow(current - num_skipped + 1, current)
                 rate = (current - log_step) / (time.monotonic() - log_time)
                 if writer is not None:
                     writer.write(current, means, rates={"steps_per_second": rate})
@@ -112,7 +128,7 @@ def run_loop(
                 checkpoints.save(state, pending)
             for callback in callbacks:
                 # After a signal the run that resumes catches up; several processes call them together and poll later.
-                if callback.is_due(current, steps) and not (stop.received and jax.process_count() == 1):
+                if callback.is_due(current, steps) and not (stop.signal_numbers and jax.process_count() == 1):
                     run(callback)
         begin("save", SAVE_SECONDS)
         if current > first:

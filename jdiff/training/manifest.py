@@ -56,19 +56,19 @@ def verify(folder: epath.Path, items: Iterable[str] | None = None, *, part: int 
     part, num_parts: divides the files among processes; a part reads every ``num_parts``-th of them.
     Raises ``FileNotFoundError`` where the folder has no manifest, ``DamagedCheckpoint`` at the first difference.
     """
-    listed = read_manifest(folder)["files"]
-    for name in sorted(set(_file_names(folder)) - listed.keys()):
+    files = read_manifest(folder)["files"]
+    for name in sorted(set(_file_names(folder)) - files.keys()):
         if items is None or name.split("/")[0] in items:
             raise DamagedCheckpoint(f"{folder / name} was added after the checkpoint was written")
-    names = [name for name in sorted(listed) if items is None or "/" not in name or name.split("/")[0] in items]
+    names = [name for name in sorted(files) if items is None or "/" not in name or name.split("/")[0] in items]
     names = names[part::num_parts]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for name, found in zip(names, pool.map(lambda name: _size_and_digest(folder / name), names)):
-            if found is None:
+        for name, actual in zip(names, pool.map(lambda name: _size_and_digest(folder / name), names)):
+            if actual is None:
                 raise DamagedCheckpoint(f"{folder / name} is missing")
-            if found != listed[name]:
+            if actual != files[name]:
                 sizes = (
-                    f"{found[0]} bytes instead of {listed[name][0]}" if found[0] != listed[name][0] else "other bytes"
+                    f"{actual[0]} bytes instead of {files[name][0]}" if actual[0] != files[name][0] else "other bytes"
                 )
                 raise DamagedCheckpoint(f"{folder / name} is damaged (it has {sizes})")
 

@@ -82,12 +82,12 @@ class Writer:
 
     def write(self, step: int, means: dict[str, float], *, rates: dict[str, float] | None = None) -> None:
         """Write the metrics of a log step. rates: timing, for the event files only."""
-        self._put("line", step, json.dumps({"step": step, **means}) + "\n")
-        self._put("scalars", step, {**means, **(rates or {})})
+        self._enqueue("line", step, json.dumps({"step": step, **means}) + "\n")
+        self._enqueue("scalars", step, {**means, **(rates or {})})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Write an image to the event files. image: (h, w, 3) uint8."""
-        self._put("image", step, (name, image))
+        self._enqueue("image", step, (name, image))
 
     def flush(self, seconds: float) -> bool:
         """Wait until all points are written, but no longer than this. Returns whether they are."""
@@ -101,10 +101,10 @@ class Writer:
         self.flush(self.CLOSE_SECONDS)
         self._closing = True
         self._thread.join(self.RETRY_SECONDS + 1)
-        if lost := self._num_dropped + self._queue.unfinished_tasks:
-            self._print(f"{lost} points of metrics could not be written and are lost")
+        if num_lost := self._num_dropped + self._queue.unfinished_tasks:
+            self._print(f"{num_lost} points of metrics could not be written and are lost")
 
-    def _put(self, kind: str, step: int, value: Any) -> None:
+    def _enqueue(self, kind: str, step: int, value: Any) -> None:
         try:
             self._queue.put_nowait((kind, step, value))
         except queue.Full:

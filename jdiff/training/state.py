@@ -8,6 +8,7 @@ import flax.struct
 from jax import Array
 
 from jdiff.training.masks import merge
+from jdiff.training.spikes import Health
 
 Params = Any
 
@@ -18,6 +19,7 @@ class TrainState:
 
     ema: running averages of ``params``, by name.   frozen: parameters that are not trained.
     ema_name: which average inference uses, None for ``params`` themselves.
+    health: of the last steps, by which updates are skipped; None accepts all.
     Parameters are by network: "text", "vision", "denoiser", "autoencoder", ...
     """
 
@@ -27,6 +29,7 @@ class TrainState:
     ema: dict[str, Params]
     frozen: Params
     ema_name: str | None = flax.struct.field(pytree_node=False, default=None)
+    health: Health | None = None
 
     @property
     def inference_params(self) -> Params:

@@ -30,19 +30,19 @@ from jdiff.training.manifest import DamagedCheckpoint
 TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*|\d+\.deleted")
 MIN_SAVE_SECONDS, BYTES_PER_SECOND = 60, 20e6  # a save that takes longer than this counts as failed
 RETRY_SECONDS = (5, 10, 20, 40, 60)  # after a failed save, until the next attempt; the last one repeats
-UNFINISHED = "it was not finished"
+TIMEOUT_MESSAGE = "it was not finished"
 FREE_SPACE_MARGIN = 1.05  # of the arrays' size, which must be free on the disk
 
 
 _SAVE_NUMBERS = itertools.count()  # of this process; the same on all, which save together
-FAILED = "failed"
+FAILURE_KEY = "failed"
 
 
 class SaveFailure(OSError):
     """A checkpoint could not be saved."""
 
 
-class CheckpointDeleted(OSError):
+class MissingCheckpoint(OSError):
     """A checkpoint was deleted by the run that writes it, while it was read."""
 
 
@@ -113,7 +113,7 @@ class StepFolders:
     def wait(self) -> bool:
         """Wait until the save in progress is on disk. Returns whether it is; all processes return the same.
 
-        Raises ``SaveFailure`` where a save with other processes stays unfinished, which cannot be abandoned.
+        Raises ``SaveFailure`` where a save with other processes stays is_incomplete, which cannot be abandoned.
         """
         save, self._save = self._save, None
         if save is None:
@@ -123,7 +123,7 @@ class StepFolders:
             self._num_failures = 0
         else:
             self._fail(save.step, problem)
-            if UNFINISHED in problem and jax.process_count() > 1:
+            if TIMEOUT_MESSAGE in problem and jax.process_count() > 1:
                 raise SaveFailure(f"saving step {save.step} failed: {problem}")
         return problem is None
 
@@ -148,7 +148,7 @@ class StepFolders:
             problem = str(error)
         problem = distributed.first_problem(problem)
         if problem is not None:
-            raise CheckpointDeleted(problem) if not self.folder(step).exists() else DamagedCheckpoint(problem)
+            raise MissingCheckpoint(problem) if not self.folder(step).exists() else DamagedCheckpoint(problem)
 
     def origin(self, step: int) -> dict[str, Any]:
         """What the manifest of a step says besides its files. Raises ``DamagedCheckpoint``, ``CheckpointDeleted``."""
@@ -167,8 +167,8 @@ class StepFolders:
         if not args:  # without items Orbax would restore every one
             return {}
         with self._reading(step), self._checkpointer() as checkpointer:
-            restored = checkpointer.restore(self.folder(step), args=ocp.args.Composite(**args))
-            return {item: restored[item]["tree"] for item in args}
+            restored_items = checkpointer.restore(self.folder(step), args=ocp.args.Composite(**args))
+            return {item: restored_items[item]["tree"] for item in args}
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -177,22 +177,22 @@ class StepFolders:
             yield
         finally:
             if not (self.folder(step) / manifest.MANIFEST).exists():
-                raise CheckpointDeleted(f"{self.folder(step)} was deleted while it was read")
+                raise MissingCheckpoint(f"{self.folder(step)} was deleted while it was read")
 
     def set_aside(self, step: int) -> None:
         """Rename a step's folder, so that it stays, but is a saved step no more. The primary calls it."""
-        taken = [path.name for path in self.directory.glob(f"{step}.damaged*")]
-        self.folder(step).rename(self.directory / f"{step}.damaged{f'-{len(taken) + 1}' * bool(taken)}")
+        numbers = [path.name for path in self.directory.glob(f"{step}.damaged*")]
+        self.folder(step).rename(self.directory / f"{step}.damaged{f'-{len(numbers) + 1}' * bool(numbers)}")
 
     def delete(self, step: int) -> None:
         """Delete a step: at once for readers, by a rename, and then its files. The primary calls it."""
-        deleted = self.directory / f"{step}.deleted"
+        target = self.directory / f"{step}.deleted"
         if storage.on_disk(self.directory):
-            self.folder(step).rename(deleted)
+            self.folder(step).rename(target)
         else:
-            deleted = self.folder(step)
-            (deleted / manifest.MANIFEST).unlink(missing_ok=True)
-        deleted.rmtree()
+            target = self.folder(step)
+            (target / manifest.MANIFEST).unlink(missing_ok=True)
+        target.rmtree()
 
     def delete_old(self) -> None:
         """Delete the steps that are not kept."""
@@ -210,10 +210,10 @@ class StepFolders:
         """Remove what killed processes left: temporary folders, and folders without a manifest."""
         steps = {str(step) for step in self.steps}
         for path in self.directory.iterdir() if self.directory.exists() else ():
-            unfinished = path.name.isdecimal() and path.name not in steps
-            if unfinished:
+            is_incomplete = path.name.isdecimal() and path.name not in steps
+            if is_incomplete:
                 print(f"jdiff: {path} was not written to its end (it has no manifest) and is removed", file=sys.stderr)
-            if unfinished or TEMPORARY.fullmatch(path.name):
+            if is_incomplete or TEMPORARY.fullmatch(path.name):
                 path.rmtree()
 
     def _checkpointer(self) -> ocp.Checkpointer:
@@ -223,10 +223,12 @@ class StepFolders:
         """Why a save cannot succeed: the disk of this process has too little room. None where it can."""
         if not storage.on_disk(self.directory):
             return None
-        needed, free = _num_bytes(trees) * FREE_SPACE_MARGIN, shutil.disk_usage(self.directory).free
-        if needed <= free:
+        num_bytes, free = _num_bytes(trees) * FREE_SPACE_MARGIN, shutil.disk_usage(self.directory).free
+        if num_bytes <= free:
             return None
-        return f"{self.directory} has {free / 1e6:.1f} MB of free space, and the checkpoint needs {needed / 1e6:.1f} MB"
+        return (
+            f"{self.directory} has {free / 1e6:.1f} MB of free space, and the checkpoint needs {num_bytes / 1e6:.1f} MB"
+        )
 
     def _fail(self, step: int, problem: str) -> None:
         """Count and print a failed save."""
@@ -272,7 +274,7 @@ class _Save:
         """Wait for the end, but not longer than the save may take. Returns the problem, None for none."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
         if self._thread.is_alive():
-            return f"{UNFINISHED} after {self._seconds} s"
+            return f"{TIMEOUT_MESSAGE} after {self._seconds} s"
         return self._problem
 
     def _finish(self) -> None:
@@ -284,7 +286,7 @@ class _Save:
         except Exception as error:  # as above
             self._problem = _describe(error)
         if self._problem is not None:
-            distributed.publish(f"{self._key}/{FAILED}", self._problem)
+            distributed.publish(f"{self._key}/{FAILURE_KEY}", self._problem)
         if not is_primary():
             return
         try:
@@ -302,12 +304,12 @@ class _Save:
         """
         key, deadline = f"{self._key}/{key}", time.monotonic() + timeout_ms / 1000
         distributed.publish(key, "")
-        while len(distributed.published(key)) < jax.process_count():
-            if failures := distributed.published(f"{self._key}/{FAILED}"):
+        while len(distributed.published_values(key)) < jax.process_count():
+            if failures := distributed.published_values(f"{self._key}/{FAILURE_KEY}"):
                 process, problem = next(iter(sorted(failures.items())))
                 raise SaveFailure(f"process {process}: {problem}")
             if time.monotonic() > deadline:
-                raise SaveFailure(f"{UNFINISHED} by every process")
+                raise SaveFailure(f"{TIMEOUT_MESSAGE} by every process")
             time.sleep(0.05)
 
 

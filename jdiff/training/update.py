@@ -22,7 +22,7 @@ import optax
 from jax import Array
 
 from jdiff import rng
-from jdiff.training import metrics
+from jdiff.training import metrics, spikes
 from jdiff.training.ema import EmaConfig
 from jdiff.training.grad_accumulation import Reduction
 from jdiff.training.hyperparameters import TracedHyperparameters
@@ -75,6 +75,7 @@ def make_step(
 
     def step(hparams: TracedHyperparameters, state: TrainState, batch: dict) -> tuple[TrainState, metrics.Metrics]:
         params, opt_states, step_metrics = state.params, [], {}
+        losses, grad_norms = [], []
         for objective, opt_state in zip(objectives, state.opt_state, strict=True):
 
             def loss_fn(trained: Params, rows: dict, objective: Objective = objective) -> tuple[Array, dict]:
@@ -91,11 +92,18 @@ def make_step(
             updates, opt_state = objective.optimizer(hparams).update(grads, opt_state, params)
             params = objective.project(optax.apply_updates(params, updates), params, state.step)
             opt_states.append(opt_state)
-            step_metrics |= report | metrics.from_values({"grad_norm": optax.tree.norm(grads)})
+            losses.append(report["loss"].compute())
+            grad_norms.append(optax.tree.norm(grads))
+            step_metrics |= report | metrics.from_values({"grad_norm": grad_norms[-1]})
         averages = ema(hparams).update(state.ema, params, state.step)
-        state = dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=tuple(opt_states), ema=averages
-        )
+        new = {"params": params, "opt_state": tuple(opt_states), "ema": averages}
+        health = state.health
+        if health is not None:
+            loss, grad_norm = sum(losses, start=jnp.float32(0)), jnp.linalg.norm(jnp.stack(grad_norms))
+            is_accepted, health = spikes.judge(health, loss, grad_norm)
+            new = spikes.where_accepted(is_accepted, new, {name: getattr(state, name) for name in new})
+            step_metrics = spikes.where_accepted(is_accepted, step_metrics, jax.tree.map(jnp.zeros_like, step_metrics))
+        state = dataclasses.replace(state, step=state.step + 1, health=health, **new)
         return constrain(state), step_metrics
 
     return step

@@ -54,9 +54,9 @@ DAMAGES = {function.__name__: function for function in (flip, truncate, delete, 
 
 def damage(folder, kind, seed):
     """Damage a folder. Returns whether that has changed any bytes."""
-    before = contents(folder)
+    original = contents(folder)
     DAMAGES[kind](folder, np.random.default_rng(seed))
-    return contents(folder) != before
+    return contents(folder) != original
 
 
 def contents(folder):

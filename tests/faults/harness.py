@@ -40,7 +40,7 @@ class Command:
     def text(self) -> str:
         return b"".join(self.chunks).decode(errors="replace")
 
-    def until(self, event, deadline=DEADLINE):
+    def wait_for(self, event, deadline=DEADLINE):
         """Wait until ``event()`` is true while the command runs."""
         end = time.monotonic() + deadline
         while not event():
@@ -49,8 +49,8 @@ class Command:
             time.sleep(0.002)
         return self
 
-    def until_printed(self, text, deadline=DEADLINE):
-        return self.until(lambda: text in self.text, deadline)
+    def wait_for_output(self, text, deadline=DEADLINE):
+        return self.wait_for(lambda: text in self.text, deadline)
 
     def send(self, number):
         os.kill(self.process.pid, number)
@@ -95,8 +95,8 @@ def start(*arguments, cwd, inject=None, environment=()):
 def run(*arguments, cwd, status=0, **options):
     """Run a command to its end. Returns it."""
     command = start(*arguments, cwd=cwd, **options)
-    found = command.status()
-    assert found == status, f"{found} instead of {status}:\n{command.text}"
+    exit_status = command.status()
+    assert exit_status == status, f"{exit_status} instead of {status}:\n{command.text}"
     return command
 
 

@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from jdiff.runs.activity import DOWN, LOST, attribute, read_activity
+from jdiff.runs.activity import DOWN, LOST_STEPS, attribute, read_activity
 from tests.faults import damage, harness
-from tests.faults.test_commands import LONG, TRAIN, folder  # noqa: F401, a fixture
+from tests.faults.test_commands import LONG_RUN, TRAIN, folder  # noqa: F401, a fixture
 
 PHASES = {"start": 2.0, "compile": 5.0, "data": 1.0, "step": 9.0, "evaluate": 1.0, "save": 1.0}
 
@@ -18,13 +18,13 @@ def test_seconds_add_up_to_the_time_from_the_first_start_to_the_last_end():
     ]
     seconds = attribute(starts)
     assert sum(seconds.values()) == pytest.approx(69)
-    assert seconds[DOWN] == 30 and seconds[LOST] == pytest.approx(0.2 * 10)  # two of ten steps were done again
+    assert seconds[DOWN] == 30 and seconds[LOST_STEPS] == pytest.approx(0.2 * 10)  # two of ten steps were done again
     assert seconds["step"] == pytest.approx(9 * 0.8 + 9) and seconds["start"] == pytest.approx(2 + 1 + 2)
 
 
 def test_status_of_a_running_and_of_a_finished_run(folder):  # noqa: F811
-    running = harness.start(*LONG, "--workdir=watched", cwd=folder)
-    running.until((folder / "watched" / "checkpoints" / "40" / "manifest.json").exists)
+    running = harness.start(*LONG_RUN, "--workdir=watched", cwd=folder)
+    running.wait_for((folder / "watched" / "checkpoints" / "40" / "manifest.json").exists)
     status = harness.run("status", "watched", cwd=folder).text
     assert f"running, by process {running.process.pid}" in status and "newest checkpoint: step" in status
     assert running.send(signal.SIGTERM).status() == 75

@@ -16,8 +16,8 @@ from tests.trees import distance
 
 TRAIN = ("train", "--config=demo_clip:tiny", "--config.train.steps=12", "--config.train.log_every=3")
 TRAIN += ("--config.train.save_every=4", "--config.train.sample_every=8")
-LONG = ("train", "--config=demo_clip:tiny", "--config.train.steps=100000", "--config.train.log_every=5")
-LONG += ("--config.train.save_every=20", "--config.train.sample_every=100000")
+LONG_RUN = ("train", "--config=demo_clip:tiny", "--config.train.steps=100000", "--config.train.log_every=5")
+LONG_RUN += ("--config.train.save_every=20", "--config.train.sample_every=100000")
 FILES = ("config.json", "data.json", "tokenizer.json", "metrics.jsonl", "samples/step_12.json", "samples/step_8.json")
 INJECTIONS = "tests.faults.injections"
 
@@ -45,8 +45,8 @@ def assert_equal_runs(run, expected):
     for name in FILES:
         contents = [json.loads(line) for line in (run / name).read_text().splitlines()] if "jsonl" in name else None
         if name.startswith("samples"):
-            ours, theirs = (json.loads((path / name).read_text()) for path in (run, expected))
-            assert ours | {"workdir": ""} == theirs | {"workdir": ""}
+            metadata, expected_metadata = (json.loads((path / name).read_text()) for path in (run, expected))
+            assert metadata | {"workdir": ""} == expected_metadata | {"workdir": ""}
         else:
             assert (run / name).read_bytes() == (expected / name).read_bytes(), (name, contents)
     assert not list(run.rglob("*.partial")) and not (run / ".lock").exists()
@@ -74,7 +74,7 @@ def test_a_signal_ends_training_within_seconds_in_any_phase(number, phase, step,
     inject = (f"{INJECTIONS}:hang_in_phase", phase, step, str(event))
     if phase == "start":
         inject = (f"{INJECTIONS}:hang_at_call", "jdiff.runs.train", "open_records", str(event))
-    command = harness.start(*TRAIN, f"--workdir={run.name}", cwd=folder, inject=inject).until(event.exists)
+    command = harness.start(*TRAIN, f"--workdir={run.name}", cwd=folder, inject=inject).wait_for(event.exists)
     start = time.monotonic()
     assert command.send(number).status() == (75 if number == signal.SIGTERM else 130)
     assert time.monotonic() - start < 5
@@ -97,7 +97,7 @@ def test_a_signal_ends_training_within_seconds_in_any_phase(number, phase, step,
 def test_a_signal_ends_other_commands_within_seconds(arguments, function, folder):
     event = folder / f"{arguments[0]}.event"
     inject = (f"{INJECTIONS}:hang_at_call", *function, str(event))
-    command = harness.start(*arguments, cwd=folder, inject=inject).until(event.exists)
+    command = harness.start(*arguments, cwd=folder, inject=inject).wait_for(event.exists)
     start = time.monotonic()
     assert command.send(signal.SIGTERM).status() == 75 and time.monotonic() - start < 5
     assert command.text.splitlines()[-1] == "jdiff: stopped by SIGTERM"
@@ -116,24 +116,24 @@ def test_a_process_that_hangs_prints_where_and_exits_to_be_started_again(folder)
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(folder):
     run = folder / "full"
-    command = harness.start(*LONG, "--workdir=full", cwd=folder).until((run / "checkpoints" / "40").exists)
-    command.limit_file_size(2000).until_printed("failed, and is tried again").until_printed("cannot be written now")
-    command.limit_file_size(None).until_printed("written again")
+    command = harness.start(*LONG_RUN, "--workdir=full", cwd=folder).wait_for((run / "checkpoints" / "40").exists)
+    command.limit_file_size(2000).wait_for_output("failed, and is tried again").wait_for_output("cannot be written now")
+    command.limit_file_size(None).wait_for_output("written again")
     newest = directory.latest_step(run)
-    command.until(lambda: directory.latest_step(run) > newest)
+    command.wait_for(lambda: directory.latest_step(run) > newest)
     assert command.send(signal.SIGTERM).status() == 75
     assert "Traceback" not in command.text
     lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(5, lines[-1] + 1, 5))
 
 
-def test_a_second_process_on_a_run_is_refused_until_the_first_is_gone(folder):
-    first = harness.start(*LONG, "--workdir=shared", cwd=folder)
-    first.until((folder / "shared" / "checkpoints" / "20" / "manifest.json").exists)
-    second = harness.start(*LONG, "--workdir=shared", cwd=folder)
+def test_a_second_process_on_a_run_is_process_until_the_first_is_gone(folder):
+    first = harness.start(*LONG_RUN, "--workdir=shared", cwd=folder)
+    first.wait_for((folder / "shared" / "checkpoints" / "20" / "manifest.json").exists)
+    second = harness.start(*LONG_RUN, "--workdir=shared", cwd=folder)
     assert second.status() == 2 and f"process {first.process.pid} on" in second.text
     assert first.send(signal.SIGKILL).status() == -9
-    third = harness.start(*LONG, "--workdir=shared", cwd=folder).until_printed("steps ")
+    third = harness.start(*LONG_RUN, "--workdir=shared", cwd=folder).wait_for_output("steps ")
     assert third.send(signal.SIGTERM).status() == 75
 
 
@@ -182,7 +182,7 @@ def test_a_damaged_file_of_a_run_is_written_again(name, kind, folder):
         assert_equal_runs(run, folder / "whole")
 
 
-def test_another_tokenizer_or_config_than_it_was_trained_with_is_refused(folder):
+def test_another_tokenizer_or_config_than_it_was_trained_with_is_process(folder):
     run = copy(folder, "altered")
     tokenizer = json.loads((run / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -190,14 +190,14 @@ def test_another_tokenizer_or_config_than_it_was_trained_with_is_refused(folder)
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (run / "tokenizer.json").write_text(json.dumps(tokenizer))
     for command in (TRAIN, ("evaluate",)):
-        refused = harness.start(*command, "--workdir=altered", cwd=folder)
-        assert refused.status() == 2 and "tokenizer.json is not the one" in refused.text
+        process = harness.start(*command, "--workdir=altered", cwd=folder)
+        assert process.status() == 2 and "tokenizer.json is not the one" in process.text
     run = copy(folder, "altered")
     config = json.loads((run / "config.json").read_text())
     config["text"]["heads"] = 1
     (run / "config.json").write_text(json.dumps(config))
-    refused = harness.start("evaluate", "--workdir=altered", cwd=folder)
-    assert refused.status() == 2 and "text.heads = 1" in refused.text
+    process = harness.start("evaluate", "--workdir=altered", cwd=folder)
+    assert process.status() == 2 and "text.heads = 1" in process.text
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder):
@@ -216,8 +216,8 @@ def test_a_reader_finds_a_checkpoint_beside_a_run_that_deletes_them(folder):
         "--config.train.keep=1",
         "--config.train.log_every=50",
     )
-    command = harness.start(*LONG, *flags, cwd=folder)
-    command.until((folder / "deleting" / "checkpoints" / "5").exists)
+    command = harness.start(*LONG_RUN, *flags, cwd=folder)
+    command.wait_for((folder / "deleting" / "checkpoints" / "5").exists)
     weights = [parameters(folder / "deleting") for _ in range(6)]
     assert command.send(signal.SIGTERM).status() == 75
     assert all(np.isfinite(distance(tree, weights[0])) for tree in weights)

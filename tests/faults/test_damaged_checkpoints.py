@@ -21,7 +21,7 @@ def state(step):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved_run(tmp_path_factory):
     """A run's directory with the checkpoints 4 and 8."""
     path = tmp_path_factory.mktemp("saved")
     with Checkpoints(path / "checkpoints", keep=2, origin=lambda: {"config": {}}) as store:
@@ -42,10 +42,10 @@ def equal(a, b):
 
 @pytest.mark.parametrize("kind", damage.DAMAGES)
 @pytest.mark.parametrize("seed", range(6))
-def test_damage_is_found_and_the_checkpoint_before_it_is_used(kind, seed, saved, tmp_path, capsys):
-    path = damage.copy(saved, tmp_path / "run")
-    changed = damage.damage(path / "checkpoints" / "8", kind, seed)
-    step = 4 if changed else 8
+def test_damage_is_found_and_the_checkpoint_before_it_is_used(kind, seed, saved_run, tmp_path, capsys):
+    path = damage.copy(saved_run, tmp_path / "run")
+    is_changed = damage.damage(path / "checkpoints" / "8", kind, seed)
+    step = 4 if is_changed else 8
     with Checkpoints(path / "checkpoints") as store:
         assert store.newest_intact() == step
         assert store.steps in ([4, 8], [4])  # readers leave it; without its manifest it is none
@@ -55,26 +55,26 @@ def test_damage_is_found_and_the_checkpoint_before_it_is_used(kind, seed, saved,
         store.wait()
         assert store.steps == [step, 9]
     assert equal(restore(path, step), state(step).replace(frozen=state(4).frozen))
-    if changed and (path / "checkpoints" / "8.damaged").exists():
+    if is_changed and (path / "checkpoints" / "8.damaged").exists():
         assert "checkpoint 8 is damaged" in capsys.readouterr().err
 
 
-def test_a_readers_damage_is_that_of_the_items_it_reads(saved, tmp_path):
-    path = damage.copy(saved, tmp_path / "run")
+def test_a_readers_damage_is_that_of_the_items_it_reads(saved_run, tmp_path):
+    path = damage.copy(saved_run, tmp_path / "run")
     damage.damage(path / "checkpoints" / "8" / "opt_state", "flip", 0)
     with Checkpoints(path / "checkpoints") as store:
         assert store.newest_intact("ema") == 8 and store.newest_intact() == 4
 
 
-def test_a_checkpoint_under_another_name_is_damaged(saved, tmp_path):
-    path = damage.copy(saved, tmp_path / "run")
+def test_a_checkpoint_under_another_name_is_damaged(saved_run, tmp_path):
+    path = damage.copy(saved_run, tmp_path / "run")
     (path / "checkpoints" / "8").rename(path / "checkpoints" / "12")
     with Checkpoints(path / "checkpoints") as store:
         assert store.newest_intact() == 4
 
 
-def test_where_every_checkpoint_is_damaged_none_is_used_and_all_stay(saved, tmp_path):
-    path = damage.copy(saved, tmp_path / "run")
+def test_where_every_checkpoint_is_damaged_none_is_used_and_all_stay(saved_run, tmp_path):
+    path = damage.copy(saved_run, tmp_path / "run")
     for step in ("4", "8"):
         damage.damage(path / "checkpoints" / step / "params", "flip", 0)
     with Checkpoints(path / "checkpoints", keep=2) as store:
@@ -84,15 +84,15 @@ def test_where_every_checkpoint_is_damaged_none_is_used_and_all_stay(saved, tmp_
 
 
 @pytest.mark.parametrize("kind", ["flip", "delete", "truncate"])
-def test_damaged_frozen_parameters_are_named(kind, saved, tmp_path):
-    path = damage.copy(saved, tmp_path / "run")
+def test_damaged_frozen_parameters_are_named(kind, saved_run, tmp_path):
+    path = damage.copy(saved_run, tmp_path / "run")
     damage.damage(path / "base" / "0", kind, 1)
     with pytest.raises(DamagedCheckpoint, match=r"frozen parameters.*base"):
         restore(path, 8)
 
 
-def test_leftovers_are_removed_by_a_writer_alone(saved, tmp_path):
-    path = damage.copy(saved, tmp_path / "run")
+def test_leftovers_are_removed_by_a_writer_alone(saved_run, tmp_path):
+    path = damage.copy(saved_run, tmp_path / "run")
     leftovers = [path / "checkpoints" / name for name in ("9.orbax-checkpoint-tmp", "3.deleted", "10")]
     for leftover in leftovers:
         leftover.mkdir()

@@ -17,7 +17,7 @@ from jdiff.runtime.distributed import ClusterError
 from jdiff.training.step_folders import SaveFailure
 
 
-def raised(function, *arguments, **options):
+def error_of(function, *arguments, **options):
     with pytest.raises(Exception) as information:
         function(*arguments, **options)
     return information.value
@@ -33,7 +33,7 @@ def damaged_array(path):
     array.write(jnp.arange(100.0)).result()
     file = path / "0"
     file.write_bytes(file.read_bytes()[:10])
-    return raised(lambda: array.read().result())
+    return error_of(lambda: array.read().result())
 
 
 def full_disk(path):
@@ -48,27 +48,27 @@ def caused_by(kind, cause):
 
 def out_of_device_memory(path):
     with jax.debug_nans(False):
-        return raised(lambda: jnp.zeros((1 << 46,), jnp.uint8).block_until_ready())
+        return error_of(lambda: jnp.zeros((1 << 46,), jnp.uint8).block_until_ready())
 
 
 ERRORS = {
-    "a missing file": (lambda path: raised(open, path / "nowhere"), 2),
-    "a folder in place of a file": (lambda path: raised(open, path), 2),
-    "a file in place of a folder": (lambda path: raised(os.listdir, __file__), 2),
+    "a missing file": (lambda path: error_of(open, path / "nowhere"), 2),
+    "a folder in place of a file": (lambda path: error_of(open, path), 2),
+    "a file in place of a folder": (lambda path: error_of(os.listdir, __file__), 2),
     "a full disk": (full_disk, 1),
     "a full disk below a library": (lambda path: caused_by(RuntimeError, full_disk(path)), 1),
     "a read-only disk": (lambda path: OSError(errno.EROFS, "Read-only file system"), 2),
     "an input/output error": (lambda path: OSError(errno.EIO, "Input/output error"), 1),
-    "TensorStore: no array": (lambda path: raised(open_array, path / "nothing"), 1),
+    "TensorStore: no array": (lambda path: error_of(open_array, path / "nothing"), 1),
     "TensorStore: a damaged array": (lambda path: damaged_array(path / "array"), 1),
-    "Orbax: no checkpoint": (lambda path: raised(ocp.PyTreeCheckpointer().restore, path / "nothing"), 2),
-    "Pillow: no image": (lambda path: raised(Image.open, __file__), 1),
+    "Orbax: no checkpoint": (lambda path: error_of(ocp.PyTreeCheckpointer().restore, path / "nothing"), 2),
+    "Pillow: no image": (lambda path: error_of(Image.open, __file__), 1),
     "JAX: out of memory": (out_of_device_memory, 2),
     "a key that no config has": (lambda path: ConfigError("config.x"), 2),
     "a value of a flag": (lambda path: flags.IllegalFlagValueError("--x"), 2),
     "processes that differ": (lambda path: ClusterError("x"), 2),
     "a save that failed": (lambda path: SaveFailure("x"), 1),
-    "an error of jdiff itself": (lambda path: raised(lambda: {}["x"]), None),
+    "an error of jdiff itself": (lambda path: error_of(lambda: {}["x"]), None),
 }
 
 
