@@ -14,6 +14,6 @@ def define_flags() -> None:
 def run(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise flags.UsageError(f"verify takes one path, the run; {len(arguments)} were passed")
-    from jdiff.runs.verify import verify
+    from jdiff.runs.verify import verify_run
 
-    verify(*arguments)
+    verify_run(*arguments)

@@ -26,7 +26,7 @@ class DamageFound(Exception):
     exit_status = 1
 
 
-def verify(workdir: str) -> None:
+def verify_run(workdir: str) -> None:
     """Print what is damaged in a run, and what is intact. Raises ``DamageFound``, ``NoCheckpoint``."""
     path = epath.Path(workdir)
     if not directory.is_run(path):

@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(folder):
     assert lines == list(range(5, lines[-1] + 1, 5))
 
 
-def test_a_second_process_on_a_run_is_process_until_the_first_is_gone(folder):
+def test_a_second_process_on_a_run_is_refused_until_the_first_is_gone(folder):
     first = harness.start(*LONG_RUN, "--workdir=shared", cwd=folder)
     first.wait_for((folder / "shared" / "checkpoints" / "20" / "manifest.json").exists)
     second = harness.start(*LONG_RUN, "--workdir=shared", cwd=folder)
@@ -182,7 +182,7 @@ def test_a_damaged_file_of_a_run_is_written_again(name, kind, folder):
         assert_equal_runs(run, folder / "whole")
 
 
-def test_another_tokenizer_or_config_than_it_was_trained_with_is_process(folder):
+def test_another_tokenizer_or_config_than_it_was_trained_with_is_refused(folder):
     run = copy(folder, "altered")
     tokenizer = json.loads((run / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
