@@ -16,6 +16,7 @@ NAMES = {
     "choices": "solvers, spacings, schedules and prediction types on a spiral; variances and guidance on shapes",
     "contrastive": "memory of the contrastive losses on eight fake CPU devices",
     "sweeps": "throughput of vmapped runs, and of a sweep's sampling in one program",
+    "reliability": "random damage to checkpoints and run files, and what all protection costs",
     "schedulers": "diffusers' schedulers with a perfect network, compared with float64",
 }
 

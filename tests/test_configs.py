@@ -64,10 +64,15 @@ def test_the_spirals_config_builds_the_same_from_json_and_refuses_unknown_keys_a
         ("sample", "steps", 2000, "config.sample .*1000"),
         ("sample", "guidance_from", "low", "config.sample.guidance_from is 'low'"),
         ("diffusion", "timesteps", 1, "config.diffusion.timesteps is 1"),
+        ("diffusion", "timesteps", 10**10, "config.diffusion.timesteps is .* 1000000 or less"),
+        ("mlp", "width", 2**24, "config.mlp.width is .* 65536 or less"),
     ):
         wrong_config = config.to_dict()
         wrong_config[section] = wrong_config[section] | {key: value}
         with pytest.raises(ConfigError, match=message):
+            make_task(wrong_config)
+    for wrong_config in (7, {"train": 7}, [1], {"train": {"task": "points"}, "mlp": None}):
+        with pytest.raises(ConfigError, match="not an object"):
             make_task(wrong_config)
 
 

@@ -1,6 +1,7 @@
 """Import rules: each package imports lower layers only, some libraries stay in one package, and oracles stand alone."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,37 @@ def test_only_tasks_and_data_compare_names_of_tasks_and_sources(path):
         if isinstance(node, ast.Compare):
             constants = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
             assert not constants & {*TASK_NAMES, *SOURCE_NAMES}, ast.unparse(node)
+
+
+# Calls by which data becomes code, or a command line is read by a shell.
+DANGEROUS_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml", "joblib"}
+DANGEROUS_CALLS = {"eval", "exec", "os.system", "os.popen", "np.load", "numpy.load", "torch.load", "compile"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_data_becomes_code(path):
+    assert not {name.partition(".")[0] for name in imports(path)} & DANGEROUS_MODULES
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in DANGEROUS_CALLS, ast.unparse(node)
+            assert not any(keyword.arg == "shell" for keyword in node.keywords), ast.unparse(node)
+
+
+# Files that jdiff writes, whole or not at all, through jdiff/storage.py; a lock, logs and a spool are written in place.
+WRITERS = ("storage.py", "runtime/lock.py", "sweep/pool.py", "sweep/run.py", "inference/standalone.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_written_by_storage_alone(path):
+    if str(path.relative_to(ROOT)) in WRITERS:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            assert name not in ("write_text", "write_bytes") or ast.unparse(node.func).startswith("storage."), name
+            constants = [value.value for value in ast.walk(node) if isinstance(value, ast.Constant)]
+            modes = constants if name == "open" else []
+            assert not any(isinstance(mode, str) and re.fullmatch("[rwxab+]*[wxa+][rwxab+]*", mode) for mode in modes)
 
 
 def test_every_package_has_a_layer():

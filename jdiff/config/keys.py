@@ -46,6 +46,22 @@ RENAMED_KEYS = {  # old key -> new key; an old value -> a new value is "key=valu
 }
 
 
+# Far above what any model has: a config may come from a stranger, with a run.
+LARGEST = {
+    "context_length": 8192,
+    "image_size": 8192,
+    "patch_size": 8192,
+    "timesteps": 1_000_000,
+    "width": 65_536,
+    "embed_dim": 65_536,
+    "channels": 65_536,
+    "layers": 1024,
+    "blocks": 1024,
+    "heads": 1024,
+    "groups": 65_536,
+}
+
+
 def check_names(raw: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` at a section, key or parameter that nothing in jdiff has.
 
@@ -72,11 +88,12 @@ def _check_names(path: str, keys: Any, key_names: Mapping[str, list[str]]) -> No
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
     """A config as JSON keeps it. Raises ``ConfigError`` at a key that was renamed."""
-    raw = json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+    raw: Any = json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+    _check_sizes(raw)
     for old, new in RENAMED_KEYS.items():
         key, _, value = old.partition("=")
         section, _, name = key.partition(".")
-        keys = raw.get(section)
+        keys: Any = raw.get(section)
         if (
             section in raw
             and (not name or (isinstance(keys, dict) and name in keys))
@@ -86,6 +103,20 @@ def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
     if raw.get("watchdog") == {}:  # as the bases have it, so that its keys can be set
         del raw["watchdog"]
     return raw
+
+
+def _check_sizes(raw: Any) -> None:
+    """Raise ``ConfigError`` where a config asks for more memory than any model needs, before it is taken."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the config is {str(raw)[:40]!r}, not an object of sections")
+    for section, keys in raw.items():
+        if not isinstance(keys, dict):
+            raise ConfigError(f"config.{section} is {str(keys)[:40]!r}, not an object of keys")
+        for key, largest in LARGEST.items():
+            values = keys.get(key, 0)
+            for value in values if isinstance(values, list) else [values]:
+                if isinstance(value, int | float) and value > largest:
+                    raise ConfigError(f"config.{section}.{key} is {value}; it must be {largest} or less")
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:

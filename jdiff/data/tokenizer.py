@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import math
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ from jdiff import storage
 from jdiff.text import clean_text, read_text, well_formed
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
+MAX_GROWTH = 64  # characters that a normalizer may make of one
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 49152 - 256 - 2  # entries of CLIP's merges file that belong to its vocabulary
 
@@ -195,10 +197,23 @@ def load_tokenizer(
 
 def read_model(path: epath.PathLike) -> tokenizers.Tokenizer:
     """The model in a tokenizer.json. Raises ValueError, which names the file."""
+    text = read_text(path)
     try:
-        return tokenizers.Tokenizer.from_str(read_text(path))
+        model = tokenizers.Tokenizer.from_str(text)
+        growth = _growth(json.loads(text).get("normalizer"))
+        if growth <= MAX_GROWTH:
+            return model
     except Exception as error:  # that library has no class for it
         raise ValueError(f"{path} is no tokenizer, or was cut short: {error}") from error
+    problem = f"a normalizer that makes texts up to {growth} times as long"
+    raise ValueError(f"{path} has {problem}; the limit is {MAX_GROWTH}")
+
+
+def _growth(normalizer: dict[str, Any] | None) -> int:
+    """How many characters a normalizer makes of one at most."""
+    parts = (normalizer or {}).get("normalizers", ())
+    content = len((normalizer or {}).get("content", ""))
+    return math.prod(map(_growth, parts)) * max(1, content)
 
 
 def clip(

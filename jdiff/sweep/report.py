@@ -150,12 +150,13 @@ def _measure_names(measured_cells: MeasuredCells) -> list[str]:
 def _write_csv(measured_cells: MeasuredCells, path: epath.Path) -> None:
     keys = list(dict.fromkeys(key for cell, _ in measured_cells for key in cell.values))
     names = _measure_names(measured_cells)
-    with path.open("w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["cell", "run", *keys, *names])
-        for cell, results in measured_cells:
-            values = [str(cell.values[key]) if key in cell.values else "" for key in keys]
-            writer.writerow([cell.key, cell.run, *values, *(results.get(name, "") for name in names)])
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["cell", "run", *keys, *names])
+    for cell, results in measured_cells:
+        values = [str(cell.values[key]) if key in cell.values else "" for key in keys]
+        writer.writerow([cell.key, cell.run, *values, *(results.get(name, "") for name in names)])
+    storage.write_text(path, file.getvalue())
 
 
 def _format_estimate(estimate: Estimate | None, *, show_sign: bool = False) -> str:

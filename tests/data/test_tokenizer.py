@@ -1,5 +1,7 @@
 """Captions to tokens: any Unicode round-trips, words have the same tokens at any position, lengths are fixed."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,3 +71,12 @@ def test_a_saved_tokenizer_loads_unchanged(tmp_path):
 def test_a_vocabulary_too_small_for_the_bytes_is_refused():
     with pytest.raises(ValueError, match="must be at least 259"):
         tokenizer.train_tokenizer(CAPTIONS, vocab_size=100, context_length=8)
+
+
+def test_a_normalizer_that_multiplies_texts_is_refused(tmp_path):
+    model = json.loads(tokenizer.train_tokenizer(["a red circle"] * 3, vocab_size=300, context_length=16).text)
+    parts = [{"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 3000}] * 3
+    model["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(model))
+    with pytest.raises(ValueError, match=r"normalizer.*limit is 64"):
+        tokenizer.load_tokenizer(tmp_path / "tokenizer.json", context_length=16)
