@@ -35,7 +35,7 @@ from jdiff.training.spikes import Guard
 
 NUM_CHECKPOINTS, NUM_FILES = 1000, 200  # damages
 RUN_FILES = ("config.json", "tokenizer.json", "data.json")
-PAIRS, STEPS = 10, 40
+PAIRS, STEPS = 10, 100
 
 
 def measure(*, quick: bool, runs: str) -> int:
@@ -82,14 +82,14 @@ def _damaged_checkpoints(folder: Path, num: int) -> Iterator[Claim]:
         path = folder / "damaged" / "checkpoints"
         shutil.rmtree(path.parent, ignore_errors=True)
         shutil.copytree(source, path)
-        changed = _damage(path / "8", np.random.default_rng(seed))
+        is_changed = _damage(path / "8", np.random.default_rng(seed))
         with Checkpoints(path) as store, contextlib.redirect_stderr(io.StringIO()):
             try:
                 step = store.newest_intact()
-                same = _equal(store.restore(step, template), truth[step])
+                is_equal = _equal(store.restore(step, template), truth[step])
             except DamagedCheckpoint:
-                step, same = None, True
-        counts["harmless" if not changed else "fell back" if step == 4 and same else "not found"] += 1
+                step, is_equal = None, True
+        counts["harmless" if not is_changed else "fell back" if step == 4 and is_equal else "not found"] += 1
     total = counts["fell back"] + counts["not found"]
     note = f"of {total}, and {counts['harmless']} that changed no byte"
     yield Claim(
@@ -112,14 +112,14 @@ def _damaged_files(folder: Path, num: int) -> Iterator[Claim]:
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(source, path)
         name = RUN_FILES[seed % len(RUN_FILES)]
-        changed = _damage_file(path / name, random)
+        is_changed = _damage_file(path / name, random)
         try:
             model, task = directory.load(path), directory.saved_task(path)
-            same = _equal(model.params, truth.params) and task.tokenizer.text == vocabulary
-            outcome = "the same" if same else "silent"
+            is_equal = _equal(model.params, truth.params) and task.tokenizer.text == vocabulary
+            outcome = "the same" if is_equal else "silent"
         except (ValueError, OSError):
             outcome = "refused"
-        counts[outcome if changed else "harmless"] += 1
+        counts[outcome if is_changed else "harmless"] += 1
     note = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     yield Claim(
         "random damages of a run's config, tokenizer and data files that load as another model",
@@ -153,7 +153,7 @@ def _cost(folder: Path, pairs: int) -> Iterator[Claim]:
         runs[name] = [state, step, batch]
     counter = itertools.count()
 
-    def protected() -> None:
+    def train_with_all() -> None:
         state, step, batch = runs["on"]
         workdir = epath.Path(folder / f"on_{next(counter)}")
         workdir.mkdir()
@@ -162,23 +162,23 @@ def _cost(folder: Path, pairs: int) -> Iterator[Claim]:
         with (
             Checkpoints(workdir / "checkpoints", keep=2) as store,
             StopSignals() as stop,
-            Watchdog({"step": 600}) as dog,
+            Watchdog({"step": 600}) as watchdog,
+            contextlib.redirect_stderr(io.StringIO()),
         ):
-            with contextlib.redirect_stderr(io.StringIO()):
-                runs["on"][0] = loop.run_loop(
-                    state,
-                    step,
-                    itertools.repeat(batch),
-                    steps=first + STEPS,
-                    log_every=10,
-                    save_every=10**9,
-                    checkpoints=store,
-                    writer=writer,
-                    callbacks=(),
-                    stop=stop,
-                    watchdog=dog,
-                    guard=Guard(8, print),
-                )
+            runs["on"][0] = loop.run_loop(
+                state,
+                step,
+                itertools.repeat(batch),
+                steps=first + STEPS,
+                log_every=10,
+                save_every=10**9,
+                checkpoints=store,
+                writer=writer,
+                callbacks=(),
+                stop=stop,
+                watchdog=watchdog,
+                guard=Guard(8, print),
+            )
         writer.close()
 
     def bare() -> None:
@@ -196,8 +196,8 @@ def _cost(folder: Path, pairs: int) -> Iterator[Claim]:
             store.finish(state)
         runs["off"][0] = state
 
-    protected(), bare()
-    ratios = 1 / paired_ratios(protected, bare, pairs)
+    train_with_all(), bare()
+    ratios = 1 / paired_ratios(train_with_all, bare, pairs)
     text = "steps a second of training with everything on, over those of the bare step"
     yield Claim(text, median(ratios), 0.98, interval=median_interval(ratios), note=f"{pairs} pairs of {STEPS} steps")
     yield from _blocking(folder, runs["on"])
@@ -239,10 +239,10 @@ def _damage(folder: Path, random: np.random.Generator) -> bool:
     if random.integers(6) == 0:
         other = paths[random.integers(len(paths))]
         data = path.read_bytes()
-        changed = data != other.read_bytes()
+        is_changed = data != other.read_bytes()
         path.write_bytes(other.read_bytes())
         other.write_bytes(data)
-        return changed
+        return is_changed
     return _damage_file(path, random)
 
 
@@ -256,12 +256,12 @@ def _damage_file(path: Path, random: np.random.Generator) -> bool:
         lambda: data[:place] + bytes(len(data[place : place + 32])) + data[place + 32 :],
         lambda: None,
     )
-    damaged = kinds[random.integers(len(kinds))]()
-    if damaged is None:
+    content = kinds[random.integers(len(kinds))]()
+    if content is None:
         path.unlink()
     else:
-        path.write_bytes(damaged)
-    return damaged != data
+        path.write_bytes(content)
+    return content != data
 
 
 def _equal(a: Any, b: Any) -> bool:

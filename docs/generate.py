@@ -263,7 +263,7 @@ def command_page() -> str:
         "# Commands",
         "",
         "The commands of `jdiff` and their flags, written from the code by `make docs`. Exit statuses: 0 done, 2 a",
-        "mistake that one sentence explains, 75 stopped by SIGTERM after saving, 130 stopped by Ctrl-C after saving, 1",
+        "mistake that one sentence explains, 75 stopped by SIGTERM or hung, 130 stopped by Ctrl-C, 1",
         "any other failure.",
         "",
         "| command | |",

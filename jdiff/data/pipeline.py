@@ -8,6 +8,7 @@ same, so that batches keep their sizes and their order.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,7 +23,6 @@ from jdiff.data.tokenizer import Tokenizer
 Batch = dict[str, np.ndarray]
 # Batches that are read ahead, by as many threads. Grain's default is 500, which is 75 GB of 1,000 images of 224 x 224.
 PREFETCH_BATCHES = 16
-REPLACEMENT_STRIDE = 7919  # a prime: from a broken record to its replacement, far from what was damaged with it
 NUM_RECENT = 100  # batches whose records are remembered
 MAX_PROBLEM = 400  # characters of it
 MAX_REPLACEMENTS = 8  # broken ones in a row, after which the data is
@@ -45,7 +45,7 @@ class _Groups:
         problem = ""
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                record = self._records[(i + attempt * REPLACEMENT_STRIDE) % len(self._records)]
+                record = self._records[i if attempt == 0 else replacement(i, attempt) % len(self._records)]
             except BrokenRecordError as error:
                 problem = problem or f"{error.reason}\0{error}"
                 if attempt + 1 == MAX_REPLACEMENTS:
@@ -53,6 +53,11 @@ class _Groups:
             else:
                 return {**record, "problem": problem, "record": i}
         raise AssertionError
+
+
+def replacement(i: int, attempt: int) -> int:
+    """A number that takes the place of a record's index, always the same, far from what was damaged with it."""
+    return int.from_bytes(hashlib.sha256(f"{i} {attempt}".encode()).digest()[:8])
 
 
 class _LocalGroups(grain.MapDataset):

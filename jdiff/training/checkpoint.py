@@ -158,7 +158,7 @@ class Checkpoints:
         metrics: means since the last log step, so that a resumed run logs what an uninterrupted one does.
         """
         step = int(state.step)
-        if step == self.latest:
+        if step in (self.latest, self._folders.step_in_progress):
             return
         if jax.tree.leaves(state.frozen) and not self._base_is_saved:
             self._base_is_saved = self._save_base(state.frozen)

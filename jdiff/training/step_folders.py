@@ -88,6 +88,11 @@ class StepFolders:
         steps = sorted(int(name) for name in names if name.isdecimal())
         return [step for step in steps if (self.folder(step) / manifest.MANIFEST).exists()]
 
+    @property
+    def step_in_progress(self) -> int | None:
+        """The step that is being saved, None for none."""
+        return None if self._save is None else self._save.step
+
     def folder(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
@@ -181,6 +186,9 @@ class StepFolders:
 
     def set_aside(self, step: int) -> None:
         """Rename a step's folder, so that it stays, but is a saved step no more. The primary calls it."""
+        if not storage.on_disk(self.directory):  # where folders cannot be renamed
+            (self.folder(step) / manifest.MANIFEST).unlink()
+            return
         numbers = [path.name for path in self.directory.glob(f"{step}.damaged*")]
         self.folder(step).rename(self.directory / f"{step}.damaged{f'-{len(numbers) + 1}' * bool(numbers)}")
 
