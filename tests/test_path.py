@@ -88,6 +88,7 @@ def sweep():
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_of_sampling_gives_the_same_results_with_one_job_and_two(folder):
     """Also writes images for each cell."""
     (folder / "drawn.py").write_text(SWEEP_OF_SAMPLING)
@@ -354,6 +355,7 @@ def test_claims_are_measured_on_any_runs(folder, monkeypatch):
     assert not any(text.startswith(("shapes_t2i", "emoji")) for text in texts)
 
 
+@pytest.mark.slow  # tests/faults has the like, of a smaller model
 def test_resume_after_ctrl_c_is_bit_identical(folder):
     common = ["train", "--config=demo_t2i:tiny", "--config.train.steps=20", "--config.train.save_every=100"]
     common += ["--config.train.sample_every=100", "--config.denoiser.channels=(16,)"]

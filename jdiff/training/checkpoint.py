@@ -1,4 +1,4 @@
-"""Checkpoints of the train state: one item per field, so that sampling restores only what it needs.
+"""Checkpoints of the train state: an item for each large field, so that sampling restores only what it needs.
 
 A checkpoint has what is trained. Frozen parameters do not change, so they are saved once for all checkpoints of a run.
 Files are compared with the manifest before they are read; a damaged checkpoint gives way to the one before it.
@@ -30,7 +30,12 @@ from jdiff.training.step_folders import (
     with_sharding,
 )
 
-STATE_ITEMS = ("step", "params", "opt_state", "ema", "health")
+STATE_ITEMS = {  # item -> fields of the state; every item costs Orbax some time
+    "params": ("params",),
+    "opt_state": ("opt_state",),
+    "ema": ("ema",),
+    "progress": ("step", "health"),
+}
 ITEMS = (*STATE_ITEMS, "train_metrics")
 
 
@@ -164,8 +169,7 @@ class Checkpoints:
             self._base_is_saved = self._save_base(state.frozen)
             if not self._base_is_saved:
                 return
-        trees = {item: getattr(state, item) for item in STATE_ITEMS} | {"train_metrics": metrics}
-        self._folders.save(step, trees, self._origin())
+        self._folders.save(step, _items_of(state) | {"train_metrics": metrics}, self._origin())
 
     def poll(self) -> bool:
         """Whether a save has failed, and is to be tried again now with the current state."""
@@ -200,8 +204,10 @@ class Checkpoints:
 
     def restore(self, step: int, template: TrainState) -> TrainState:
         """A checkpoint, with the shardings of ``template``, whose leaves may be ShapeDtypeStructs."""
-        trees = {item: getattr(template, item) for item in STATE_ITEMS}
-        state = dataclasses.replace(template, **self._folders.restore(step, trees))
+        fields: dict[str, Any] = {}
+        for item, tree in self._folders.restore(step, _items_of(template)).items():
+            fields |= {STATE_ITEMS[item][0]: tree} if len(STATE_ITEMS[item]) == 1 else tree
+        state = dataclasses.replace(template, **fields)
         if jax.tree.leaves(template.frozen):
             base = self._open_base()
             state = dataclasses.replace(state, **base.restore(0, {"frozen": template.frozen}))
@@ -212,7 +218,7 @@ class Checkpoints:
     ) -> dict[str, Any]:
         """Some items of a checkpoint, each array with ``sharding``; an item that was not saved is None.
 
-        items: fields of ``TrainState``, and "train_metrics".   ema_names: which EMAs to read, by name; default all.
+        items: of ``ITEMS``, and "frozen".   ema_names: which EMAs to read, by name; default all.
         """
         shapes = self._folders.shapes(step)
         trees = {item: shapes[item] for item in items if item in shapes}
@@ -239,6 +245,14 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until an asynchronous save is on disk, or has failed, which is printed."""
         self._folders.wait()
+
+
+def _items_of(state: TrainState) -> dict[str, Any]:
+    """A state's trees, by item."""
+    return {
+        item: getattr(state, fields[0]) if len(fields) == 1 else {field: getattr(state, field) for field in fields}
+        for item, fields in STATE_ITEMS.items()
+    }
 
 
 def delete_steps(folders: StepFolders, steps: Sequence[int]) -> None:

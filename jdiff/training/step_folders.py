@@ -32,10 +32,8 @@ MIN_SAVE_SECONDS, BYTES_PER_SECOND = 60, 20e6  # a save that takes longer than t
 RETRY_SECONDS = (5, 10, 20, 40, 60)  # after a failed save, until the next attempt; the last one repeats
 TIMEOUT_MESSAGE = "it was not finished"
 FREE_SPACE_MARGIN = 1.05  # of the arrays' size, which must be free on the disk
-
-
-_SAVE_NUMBERS = itertools.count()  # of this process; the same on all, which save together
 FAILURE_KEY = "failed"
+_SAVE_NUMBERS = itertools.count()  # of this process; the same on all, which save together
 
 
 class SaveFailure(OSError):
@@ -118,7 +116,7 @@ class StepFolders:
     def wait(self) -> bool:
         """Wait until the save in progress is on disk. Returns whether it is; all processes return the same.
 
-        Raises ``SaveFailure`` where a save with other processes stays is_incomplete, which cannot be abandoned.
+        Raises ``SaveFailure`` where a save with other processes stays unfinished, which cannot be abandoned.
         """
         save, self._save = self._save, None
         if save is None:
@@ -143,7 +141,7 @@ class StepFolders:
     def verify(self, step: int, items: Sequence[str] | None = None) -> None:
         """Compare a step's files, or those of some items, with its manifest; processes divide them.
 
-        Raises ``CheckpointDeleted``, and ``DamagedCheckpoint``; on all processes the same.
+        Raises ``MissingCheckpoint``, and ``DamagedCheckpoint``; on all processes the same.
         """
         problem = None
         try:
@@ -156,7 +154,7 @@ class StepFolders:
             raise MissingCheckpoint(problem) if not self.folder(step).exists() else DamagedCheckpoint(problem)
 
     def origin(self, step: int) -> dict[str, Any]:
-        """What the manifest of a step says besides its files. Raises ``DamagedCheckpoint``, ``CheckpointDeleted``."""
+        """What the manifest of a step says besides its files. Raises ``DamagedCheckpoint``, ``MissingCheckpoint``."""
         with self._reading(step):
             return manifest.read_manifest(self.folder(step))["origin"]
 
@@ -177,7 +175,7 @@ class StepFolders:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Raise ``CheckpointDeleted`` where a step is gone after it was read, which need not have been an error."""
+        """Raise ``MissingCheckpoint`` where a step is gone after it was read, which need not have been an error."""
         try:
             yield
         finally:
@@ -217,7 +215,7 @@ class StepFolders:
     def _remove_leftovers(self) -> None:
         """Remove what killed processes left: temporary folders, and folders without a manifest."""
         steps = {str(step) for step in self.steps}
-        for path in self.directory.iterdir() if self.directory.exists() else ():
+        for path in list(self.directory.iterdir()) if self.directory.exists() else ():
             is_incomplete = path.name.isdecimal() and path.name not in steps
             if is_incomplete:
                 print(f"jdiff: {path} was not written to its end (it has no manifest) and is removed", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Faults that are set up inside a process, before its command starts."""
 
-import contextlib
 import ctypes
 import importlib
 import os
@@ -50,27 +49,12 @@ def kill_at_write(name, moment):
     os.replace = replace_and_die
 
 
-def kill_at_call(module, function, number):
-    """SIGKILL at the ``number``-th call of a function."""
-    owner, name = _owner(module, function)
-    call, count = getattr(owner, name), [0]
-
-    def count_and_call(*arguments, **options):
-        count[0] += 1
-        if count[0] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments, **options)
-
-    setattr(owner, name, count_and_call)
-
-
 def _owner(module, function):
+    """The module or class that has a function, and the function's name in it."""
     owner = importlib.import_module(module)
     *parents, name = function.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
-    with contextlib.suppress(AttributeError):
-        return owner, name
     return owner, name
 
 

@@ -262,3 +262,31 @@ def test_training_stops_where_too_many_records_are_broken(folder, tmp_path):
     assert break_records(tmp_path, 30) > 20
     command = harness.start(*TRAIN, "--workdir=run", cwd=tmp_path)
     assert command.status() == 2 and "config.data.max_broken" in command.text.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_that_cannot_write_is_named_and_training_goes_on(folder):
+    run = folder / "two"
+    first, second = harness.start_two(*LONG_RUN, "--config.mesh.data=2", "--workdir=two", cwd=folder)
+    first.wait_for((run / "checkpoints" / "40" / "manifest.json").exists)
+    second.limit_file_size(100)
+    first.wait_for_output("failed, and is tried again: process 1: ", deadline=60)
+    second.limit_file_size(None)
+    newest = directory.latest_step(run)
+    first.wait_for(lambda: directory.latest_step(run) > newest)
+    second.send(signal.SIGTERM)
+    assert [first.status(), second.status()] == [75, 75]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_save_whose_temporary_folder_vanishes_is_tried_again(attempt, folder):
+    run = folder / f"vanished_{attempt}"
+    command = harness.start(*LONG_RUN, f"--workdir={run.name}", cwd=folder)
+    command.wait_for((run / "checkpoints" / "20" / "manifest.json").exists)
+    command.wait_for(lambda: list((run / "checkpoints").glob("*orbax-checkpoint-tmp*")))
+    for temporary in (run / "checkpoints").glob("*orbax-checkpoint-tmp*"):
+        shutil.rmtree(temporary, ignore_errors=True)
+    newest = directory.latest_step(run)
+    command.wait_for(lambda: directory.latest_step(run) > newest + 40, deadline=60)
+    assert command.send(signal.SIGTERM).status() == 75

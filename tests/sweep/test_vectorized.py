@@ -72,6 +72,7 @@ def sweep():
 """
 
 
+@pytest.mark.slow
 def test_vectorized_sweep_over_parameters_of_choices_equals_a_sequential_one(tmp_path):
     """Runs of different caps are of different programs; a schedule's parameters are in its traced table."""
     file = str(tmp_path / "choices.py")
