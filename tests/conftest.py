@@ -43,7 +43,15 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_debug_nans", True)
 
 
-LONG_FILES = ("test_pins", "test_path", "test_sharding", "test_bucket", "test_vectorized", "test_benchmarks")
+LONG_FILES = (
+    "test_commands",
+    "test_pins",
+    "test_path",
+    "test_sharding",
+    "test_bucket",
+    "test_vectorized",
+    "test_benchmarks",
+)
 
 
 def pytest_collection_modifyitems(items):

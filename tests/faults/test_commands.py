@@ -208,19 +208,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder):
     assert_equal_runs(run, folder / "whole")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads that end early
 def test_a_reader_finds_a_checkpoint_beside_a_run_that_deletes_them(folder):
-    flags = (
-        "--workdir=deleting",
-        "--config.train.save_every=1",
-        "--config.train.keep=1",
-        "--config.train.log_every=50",
-    )
+    flags = ("--workdir=deleting", "--config.train.save_every=1", "--config.train.keep=1")
     command = harness.start(*LONG_RUN, *flags, cwd=folder)
     command.wait_for((folder / "deleting" / "checkpoints" / "5").exists)
-    weights = [parameters(folder / "deleting") for _ in range(6)]
+    for _ in range(4):
+        harness.run("evaluate", "--workdir=deleting", "--num=8", cwd=folder)
     assert command.send(signal.SIGTERM).status() == 75
-    assert all(np.isfinite(distance(tree, weights[0])) for tree in weights)
 
 
 def break_records(folder, num):
