@@ -69,6 +69,7 @@ def test_a_run_resumed_in_a_bucket_equals_an_uninterrupted_one_on_disk(folder, s
     assert sum(len(read(store, name)) for name in names(store, "runs/clip/events")) > 1000
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run_to_a_bucket(folder, store):
     processes = start_distributed("train", "--config=demo_clip:tiny", "--workdir=gs://bucket/two", cwd=folder)
     statuses, errors = wait(processes)

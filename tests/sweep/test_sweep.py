@@ -249,6 +249,7 @@ def test_vmapped_runs_are_divided_among_gpus(tmp_path):
     assert num_saved_cells(tmp_path / "out") == 8
 
 
+@pytest.mark.slow
 def test_each_ema_of_a_run_equals_that_of_a_run_with_it_alone(tmp_path):
     two_emas = '"ema.decays": ((0.5, 0.9),), "measure.ema": ("0.9", "0.5", "none"), "train.steps": (30,)'
     one_ema = '"ema.decays": ((0.9,),), "train.steps": (30,)'

@@ -313,6 +313,7 @@ def test_snapshots_of_two_widths_fit_any_width():
         assert errors[50, width] < 0.03 and errors[50, width] < errors[250, width] / 2
 
 
+@pytest.mark.slow
 def test_post_hoc_ema_equals_the_ema_of_its_width(tmp_path):
     """Also after a resume, which rewrites later snapshots, and the one that the interrupted process did not write."""
     train = CONFIG["train"] | {"steps": 30}
