@@ -101,16 +101,10 @@ def _main(arguments: list[str]) -> None:
 
 def _run(module, arguments: list[str]) -> None:
     """Do a command's work, with the exit status of its errors."""
-    from jdiff.sweep.pool import PoolInterruption
-    from jdiff.training.loop import Interruption
-
     _silence_failed_saves()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is the reason why it is rejected
     try:
         module.run(arguments)
-    except (Interruption, PoolInterruption) as interruption:
-        print(f"jdiff: {interruption}", file=sys.stderr)
-        sys.exit(STATUS[signal.Signals(interruption.signal)])
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import re
 
-MISTAKE, FAILURE = 2, 1
+MISTAKE, FAILURE, START_AGAIN, CTRL_C = 2, 1, 75, 130
 # Operating system errors that stay until somebody changes a path, a flag or a permission.
 LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 # TensorStore and Orbax raise ValueError for trouble of storage, whose text begins with the name of a status.

@@ -105,12 +105,12 @@ def remove_partial_files(folder: epath.PathLike) -> None:
 
 
 def append(path: epath.Path, text: str) -> None:
-    """Append text to an existing file, all of it or nothing.
+    """Append text to a file, which need not exist yet, all of it or nothing.
 
     An object in a bucket is rewritten, since objects cannot be appended to.
     """
     if not on_disk(path):
-        path.write_text(path.read_text() + text)
+        path.write_text((path.read_text() if path.exists() else "") + text)
         return
     with open(path, "ab", buffering=0) as file:
         size, data = file.tell(), text.encode()

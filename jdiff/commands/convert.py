@@ -17,9 +17,8 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    if len(arguments) != 2:
-        raise flags.UsageError(f"convert takes two paths, the weights and the new run; {len(arguments)} were passed")
-    convert(*arguments, flags.hints(image_size=absl_flags.FLAGS.image_size))
+    source, destination = flags.take_paths("convert", arguments, "the weights", "the new run")
+    convert(source, destination, flags.hints(image_size=absl_flags.FLAGS.image_size))
 
 
 def convert(source: str, destination: str, hints: Any) -> None:

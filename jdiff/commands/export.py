@@ -20,10 +20,9 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    if len(arguments) != 2:
-        raise flags.UsageError(f"export takes two paths, the model and the new folder; {len(arguments)} were passed")
+    source, destination = flags.take_paths("export", arguments, "the model", "the new folder")
     f = absl_flags.FLAGS
-    export(*arguments, hints=flags.hints(), changes=flags.settings(), max_rows=f.max_rows, ema=f.ema)
+    export(source, destination, hints=flags.hints(), changes=flags.settings(), max_rows=f.max_rows, ema=f.ema)
 
 
 def export(

@@ -113,6 +113,14 @@ def settings() -> dict[str, Any]:
     return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
 
 
+def take_paths(command: str, arguments: list[str], *names: str) -> list[str]:
+    """The arguments of a command that takes paths. names: what each is.   Raises ``UsageError`` at another number."""
+    if len(arguments) != len(names):
+        number = {1: "one path", 2: "two paths"}[len(names)]
+        raise UsageError(f"{command} takes {number}, {' and '.join(names)}; {len(arguments)} were passed")
+    return arguments
+
+
 def required(name: str) -> Any:
     """The value of a flag. Raises ``UsageError`` where it is missing."""
     value = flags.FLAGS[name].value

@@ -12,8 +12,7 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        raise flags.UsageError(f"status takes one path, the run; {len(arguments)} were passed")
+    (path,) = flags.take_paths("status", arguments, "the run")
     from jdiff.runs.activity import print_status
 
-    print_status(*arguments)
+    print_status(path)

@@ -12,8 +12,7 @@ def define_flags() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        raise flags.UsageError(f"verify takes one path, the run; {len(arguments)} were passed")
+    (path,) = flags.take_paths("verify", arguments, "the run")
     from jdiff.runs.verify import verify_run
 
-    verify_run(*arguments)
+    verify_run(path)

@@ -13,18 +13,17 @@ from jdiff.config.construct import ConfigError
 from jdiff.data.records import DatasetNotPreparedError, OtherFormatError, Records, changed_files, prepared_name
 from jdiff.data.tokenizer import Tokenizer, read_model
 from jdiff.runs.directory import (
+    CHECKPOINTS,
     CONFIG,
     DATA,
-    FORMAT_VERSION,
     TOKENIZER,
-    VERSION,
     Model,
     saved_config,
     saved_task,
     with_saved_records,
     write_config,
 )
-from jdiff.runs.origin import FREE_KEYS, RECORDED_KEYS, Changes, differences, restore_run_files
+from jdiff.runs.origin import FREE_KEYS, RECORDED_KEYS, Changes, differences, newest_origin
 from jdiff.runs.roll_back import add_to_history
 from jdiff.tasks.task import ImageTextTask
 
@@ -45,8 +44,29 @@ def restore_files(path: epath.Path) -> None:
             except ValueError as error:
                 print(f"{error}; it is learnt again")
                 (path / TOKENIZER).unlink()
-        for name in restore_run_files(path, CONFIG, DATA, {VERSION: FORMAT_VERSION}):
-            print(f"{path / name} was missing or damaged, and is written again as its newest checkpoint says")
+        for name in (CONFIG, DATA):
+            _restore_json(path, name)
+
+
+def _restore_json(path: epath.Path, name: str) -> None:
+    """Write config.json or data.json again where it is missing or damaged, from what a checkpoint says.
+
+    A file that is damaged before the first checkpoint is removed, since the run starts again.
+    """
+    try:
+        storage.read_json(path / name, "")
+        return
+    except (FileNotFoundError, storage.DamagedFile):
+        _, origin = newest_origin(path / CHECKPOINTS) or (0, {})
+    content = origin.get({CONFIG: "config", DATA: "data"}[name])
+    if not content:
+        (path / name).unlink(missing_ok=True)
+        return
+    if name == CONFIG:
+        write_config(path, content)
+    else:
+        storage.write_json(path / name, content)
+    print(f"{path / name} was missing or damaged, and is written again as its newest checkpoint says")
 
 
 def open_records(task: ImageTextTask, path: epath.Path) -> tuple[ImageTextTask, Records]:

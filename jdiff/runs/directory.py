@@ -7,7 +7,7 @@ for one: to sample, to evaluate, to initialize from.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,12 +176,12 @@ def first_device() -> Sharding:
 
 def saved_config(workdir: epath.PathLike) -> dict[str, Any]:
     """The sections of a run's config.json. Raises ``NoCheckpoint``, and ``ConfigError`` at another format."""
-    if not is_run(workdir):
+    content = _read_config(workdir) or {}
+    if "train" not in content:
         raise checkpoint.NoCheckpoint(
             f"{workdir} is neither a run of jdiff, which has a config.json, nor weights that can be read here; train "
             "one, or name another"
         )
-    content = _read_config(workdir) or {}
     version = content.pop(VERSION, 0)
     if version != FORMAT_VERSION:
         raise ConfigError(
@@ -259,11 +259,10 @@ def restore_params(
     Raises ``NoCheckpoint``, ``DamagedCheckpoint``, and ``ConfigError`` where there is no such EMA, or the config or the
     tokenizer is not what the checkpoint was trained with.
     """
-    names = make_task(saved_config(workdir)).config.ema.config().names
-    name = ema or (names[0] if names else ema_names.NO_EMA)
+    name, names = _choose_ema(workdir, ema)
     kept_names = [name] if name in names else [other for other in names if other.startswith(ema_names.WIDTH_PREFIX)]
     with checkpoints(workdir) as store:
-        item = "params" if name == ema_names.NO_EMA else "ema"
+        item = _item_of(name)
         step = store.newest_intact(item) if step is None else step
         check_run_files(workdir, step, store.origin(step))
         items = store.restore_items(step, sharding, item, "frozen", ema_names=kept_names)
@@ -304,10 +303,20 @@ def load_denoising_mse(workdir: epath.PathLike, step: int | None) -> DenoisingMs
 
 def newest_intact_step(workdir: epath.PathLike, ema: str | None) -> int | None:
     """The step of the newest checkpoint whose parameters, or EMAs, are intact; None where there is no checkpoint."""
-    names = make_task(saved_config(workdir)).config.ema.config().names
-    is_averaged = (ema or (names[0] if names else ema_names.NO_EMA)) != ema_names.NO_EMA
+    name, _ = _choose_ema(workdir, ema)
     with checkpoints(workdir) as store:
-        return store.newest_intact("ema" if is_averaged else "params") if store.latest is not None else None
+        return store.newest_intact(_item_of(name)) if store.latest is not None else None
+
+
+def _choose_ema(workdir: epath.PathLike, ema: str | None) -> tuple[str, Sequence[str]]:
+    """The name of the EMA that is asked for, None for the run's first, and the names of all that the run keeps."""
+    names = make_task(saved_config(workdir)).config.ema.config().names
+    return ema or (names[0] if names else ema_names.NO_EMA), names
+
+
+def _item_of(ema: str) -> str:
+    """The item of a checkpoint that has an EMA, by its name."""
+    return "params" if ema == ema_names.NO_EMA else "ema"
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:

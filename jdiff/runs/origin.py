@@ -12,7 +12,6 @@ from typing import Any
 
 from etils import epath
 
-from jdiff import storage
 from jdiff.config.construct import ConfigError
 from jdiff.data.tokenizer import Tokenizer
 from jdiff.training.checkpoint import Checkpoints
@@ -75,25 +74,3 @@ def differences(old: dict, new: dict, prefix: str = "") -> Changes:
         elif a != b:
             changes[prefix + key] = (a, b)
     return changes
-
-
-def restore_run_files(workdir: epath.Path, config_name: str, data_name: str, version: dict[str, int]) -> list[str]:
-    """Write config.json and data.json again where they are missing or damaged, from what a checkpoint says.
-
-    Files that are damaged before the first checkpoint are removed, since the run starts again.
-    version: the format version, which config.json has besides its sections.   Returns the names of the files.
-    """
-    file_names = []
-    origin: dict[str, Any] | None = None
-    for name, key in ((config_name, "config"), (data_name, "data")):
-        try:
-            storage.read_json(workdir / name, "")
-        except (FileNotFoundError, storage.DamagedFile):
-            if origin is None:
-                _, origin = newest_origin(workdir / "checkpoints") or (0, {})
-            if origin.get(key):
-                storage.write_json(workdir / name, {**(version if key == "config" else {}), **origin[key]})
-                file_names.append(name)
-            else:
-                (workdir / name).unlink(missing_ok=True)
-    return file_names

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from typing import Any
 
 import jax
 import numpy as np
@@ -66,23 +65,11 @@ def train(task: ImageTextTask, workdir: str) -> None:
                     _print(f"{path} has all its {task.config.train.steps} steps already")
                     return
                 break
-            except SkippedRecords as error:
-                _print(f"jdiff: {roll_back(path, error.cause, error.records, task.config.train.keep)}")
+            except loop.SkippedInARow as error:
+                _print(f"jdiff: {roll_back(path, error, task.config.train.keep)}")
                 to_lock = None
     distributed.assert_equal_across_processes(end="of the run")  # another process may still be writing previews
     _print(f"wrote {path / 'checkpoints'}, {path / 'metrics.jsonl'} and {path / 'samples'}")
-
-
-class SkippedRecords(Exception):
-    """Updates were skipped. records: the keys of the records of the skipped steps."""
-
-    def __init__(self, error: loop.SkippedInARow, records: Sequence[Sequence[Any]]):
-        self.cause, self.records = error, records
-
-
-def _key(example: dict) -> str:
-    key = example["key"]
-    return key.decode() if isinstance(key, bytes) else str(key)
 
 
 def _watchdog(task: ImageTextTask) -> Watchdog:
@@ -93,7 +80,7 @@ def _watchdog(task: ImageTextTask) -> Watchdog:
 
 
 def _lock(path: epath.Path, stack: ExitStack) -> None:
-    """Lock a run's directory until the end of ``stack``. Raises ``Locked`` on all processes, or ``OSError``."""
+    """Lock a run's directory until the end of ``stack``. Raises ``DirectoryInUse`` on all processes, or ``OSError``."""
     error: Exception | None = None
     if distributed.is_primary_process():
         try:
@@ -141,11 +128,12 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
     with directory.open_checkpoints(path, task, broken_rows.counters) as store:
         if not is_new:
             step = store.newest_intact()
-            directory.check_run_files(path, step, store.origin(step))
+            origin = store.origin(step)
+            directory.check_run_files(path, step, origin)
             state = store.restore(step, task.state_like(mesh))
             item = store.restore_items(step, meshes.replicated(mesh), "train_metrics")["train_metrics"]
             pending = from_checkpoint(item)
-            broken_rows.resume(store.origin(step))
+            broken_rows.resume(origin)
         start = int(state.step)
         for key, (old_value, new_value) in sorted(changes.items()):
             _print(f"resuming at step {start} with config.{key} = {new_value!r}, which was {old_value!r}")
@@ -197,8 +185,9 @@ def _train(task: ImageTextTask, path: epath.Path, watchdog: Watchdog, to_lock: E
                     guard=Guard(section.max_skipped, _print) if section.max_skipped else None,
                 )
             except loop.SkippedInARow as error:
-                batches_skipped = list(batches.recent_records)[error.first_step - error.step - 1 :]
-                raise SkippedRecords(error, [[_key(examples[i]) for i in rows] for rows in batches_skipped]) from error
+                skipped_batches = list(batches.recent_records)[error.first_step - error.step - 1 :]
+                error.records = [[examples[i]["key"].decode() for i in rows] for rows in skipped_batches]
+                raise
             if note := broken_rows.note():
                 _print(note)
     return True
@@ -255,11 +244,7 @@ def ema_snapshots(task: ImageTextTask, snapshots: Snapshots) -> Callback:
 def _as_primary_sees(is_recorded: Callable[[int], bool]) -> Callable[[int], bool]:
     """What the primary process answers, on all: it writes the files, and another may see them late or half written."""
 
-    def broadcast(step: int) -> bool:
-        answer = distributed.is_primary_process() and is_recorded(step)
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
-
-    return broadcast
+    return lambda step: bool(distributed.from_primary(distributed.is_primary_process() and is_recorded(step)))
 
 
 def _check_batch(task: ImageTextTask, mesh: Mesh) -> None:

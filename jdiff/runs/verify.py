@@ -8,7 +8,6 @@ from typing import Any
 from etils import epath
 
 from jdiff import storage
-from jdiff.config.construct import ConfigError
 from jdiff.data.tokenizer import read_model
 from jdiff.images import read_metadata
 from jdiff.runs import directory
@@ -29,8 +28,7 @@ class DamageFound(Exception):
 def verify_run(workdir: str) -> None:
     """Print what is damaged in a run, and what is intact. Raises ``DamageFound``, ``NoCheckpoint``."""
     path = epath.Path(workdir)
-    if not directory.is_run(path):
-        directory.saved_config(path)  # says what is missing
+    directory.saved_config(path)  # says what is missing
     num_damaged = 0
     for name, problem in [*_folders(path), *_files(path)]:
         print(f"  {name}: {problem or 'intact'}", flush=True)
@@ -46,7 +44,7 @@ def verify_run(workdir: str) -> None:
 def _folders(path: epath.Path) -> Iterator[tuple[str, str]]:
     """Each folder of arrays, and what is wrong with it, "" for nothing."""
     for name, noun in FOLDERS.items():
-        folders = sorted((path / name).iterdir(), key=lambda p: p.name) if (path / name).exists() else []
+        folders = (path / name).iterdir() if (path / name).exists() else ()
         for folder in sorted((p for p in folders if p.name.isdecimal()), key=lambda p: int(p.name)):
             try:
                 manifest.verify(folder)
@@ -81,6 +79,6 @@ def _files(path: epath.Path) -> Iterator[tuple[str, str]]:
 def _problem(read: Any) -> str:
     try:
         read()
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError) as error:
         return str(error)
     return ""

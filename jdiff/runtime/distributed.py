@@ -181,12 +181,8 @@ def first_problem(problem: str | None) -> str | None:
     """The problem of the first process that has one, with its index; all call this together and return the same."""
     if jax.process_count() == 1:
         return problem
-    data = np.zeros(400, np.uint8)
-    encoded = np.frombuffer((problem or "").encode()[: data.size], np.uint8)
-    data[: len(encoded)] = encoded
-    for process, row in enumerate(multihost_utils.process_allgather(data)):
-        if row.any():
-            text = bytes(row[row > 0]).decode(errors="ignore")
+    for process, text in enumerate(_texts_of_all(problem or "")):
+        if text:
             return text if text.startswith("process ") else f"process {process}: {text}"
     return None
 
@@ -195,12 +191,23 @@ def sum_counts(counts: Mapping[str, int]) -> dict[str, int]:
     """The sums over all processes of counts by name; all call it together."""
     if jax.process_count() == 1:
         return dict(counts)
-    data, encoded = np.zeros(2000, np.uint8), np.frombuffer(json.dumps(dict(counts)).encode(), np.uint8)
-    data[: len(encoded)] = encoded[: len(data)]
     total: Counter[str] = Counter()
-    for row in multihost_utils.process_allgather(data):
-        total.update(json.loads(bytes(row[row > 0])))
+    for text in _texts_of_all(json.dumps(dict(counts))):
+        total.update(json.loads(text))
     return dict(total)
+
+
+def from_primary(number: int) -> int:
+    """The primary process' number, on all, which call this together: others may see its files late."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _texts_of_all(text: str) -> list[str]:
+    """The texts of all processes, in their order; all call it together."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - data.size)))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
 
 
 class StopSignals(signals.StopSignals):

@@ -35,7 +35,8 @@ class DirectoryInUse(ValueError):
 def hold_lock(directory: epath.PathLike, noun: str) -> Iterator[None]:
     """Hold the lock of a directory, which is made where it is missing.
 
-    noun: what the directory is, for the message.   Raises ``Locked``, and ``OSError`` where nothing can be written.
+    noun: what the directory is, for the message.
+    Raises ``DirectoryInUse``, and ``OSError`` where nothing can be written.
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def owner(directory: epath.PathLike) -> str:
 
 @contextlib.contextmanager
 def _file_lock(file: epath.Path, noun: str) -> Iterator[int | None]:
-    """The kernel's lock of a file on disk: its descriptor. Raises ``Locked``."""
+    """The kernel's lock of a file on disk: its descriptor. Raises ``DirectoryInUse``."""
     if not storage.on_disk(file):
         yield None
         return
@@ -96,7 +97,10 @@ def _is_same_file(file: epath.Path, descriptor: int) -> bool:
 
 
 def _check_owner(file: epath.Path, directory: epath.Path, noun: str) -> None:
-    """Wait until the lock's owner, if it has one that may be alive, has shown whether it is. Raises ``Locked``."""
+    """Wait until the lock's owner, if it has one that may be alive, has shown whether it is.
+
+    Raises ``DirectoryInUse``.
+    """
     owner = _read(file)
     if owner is None:
         return

@@ -18,12 +18,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # exit statuses: stopped by a user; preempted, start again
+from jdiff.exit_status import CTRL_C, START_AGAIN
+
+STATUS = {signal.SIGINT: CTRL_C, signal.SIGTERM: START_AGAIN}
 GRACE_SECONDS = 3.0  # for the main thread to end by itself
 
 
+class Interruption(Exception):
+    """Work that polls for signals was asked to stop by one. The message says what became of it."""
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.signal, self.exit_status = signal_number, STATUS[signal.Signals(signal_number)]
+
+
 class SignalInterrupt(KeyboardInterrupt):
-    """A signal ends the command."""
+    """A signal ends the command where it is; no ``except Exception`` on the way holds it up."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")

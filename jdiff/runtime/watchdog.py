@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Mapping
 
+from jdiff.exit_status import START_AGAIN
+
 PHASES = ("start", "compile", "data", "step", "evaluate", "save")
-STATUS = 75  # start again
 NOTICE_SECONDS = 60.0  # after which a phase that should be short is printed
 LONG_PHASES = ("start", "compile", "evaluate")  # of which it is not
 TICK_SECONDS = 0.5
@@ -24,7 +25,7 @@ TICK_SECONDS = 0.5
 class Watchdog:
     """Knows the phase of this process. A context; its thread also runs while the main thread is stuck.
 
-    limits: seconds by phase, 0 for none.   process, num_processes: of the run.
+    limits: seconds by phase, 0 for none.   process: the index of this one in the run.
     publish, read_all: let all processes know a value, and read those of all; for the report.
     """
 
@@ -73,13 +74,13 @@ class Watchdog:
     def _end(self, phase: str, step: int, limit: float) -> None:
         self._print(
             f"'{phase}' after step {step} took longer than config.watchdog.{phase} = {limit:g} s; exiting with status "
-            f"{STATUS}, so that the run is started again from its newest checkpoint"
+            f"{START_AGAIN}, so that the run is started again from its newest checkpoint"
         )
         if self._read_all is not None:
             for process, state in sorted(self._read_all("watchdog").items()):
                 self._print(f"process {process} was last seen at {state}")
         faulthandler.dump_traceback(all_threads=True)
-        os._exit(STATUS)
+        os._exit(START_AGAIN)
 
     def _print(self, text: str) -> None:
         print(f"jdiff: {socket.gethostname()}, process {self._process}: {text}", file=sys.stderr, flush=True)

@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from jdiff.runtime.signals import StopSignals
+from jdiff.runtime.signals import Interruption, StopSignals
 
 
 class RunFailure(RuntimeError):
     """Some runs of a sweep failed; the results of the others are written."""
 
     exit_status = 1
-
-
-class PoolInterruption(Exception):
-    """A signal stopped the pool, and its processes have ended."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by signal {number}")
-        self.signal = number
 
 
 @dataclass(frozen=True)
@@ -66,42 +58,35 @@ def run_commands(
 
     commands: by name.   logs: a folder; the output of a command is appended to its NAME.log.
     on_end: called when a command ends, with its name, exit status, seconds and output.
-    Raises ``PoolInterruption`` after a SIGINT or SIGTERM, which reaches the processes as a SIGTERM.
+    Raises ``Interruption`` after a SIGINT or SIGTERM, which reaches the processes as a SIGTERM.
     """
     waiting, free_devices = dict(commands), list(devices)
     running: dict[str, Job] = {}
     num_forwarded = 0  # signals that the processes have received
     logs.mkdir(parents=True, exist_ok=True)
-    stop = StopSignals()
-    with stop, _killed_at_the_end(running):
-        while running or (waiting and not stop.signal_numbers):
-            while waiting and free_devices and not stop.signal_numbers:
-                name = next(iter(waiting))
-                running[name] = _start(waiting.pop(name), free_devices.pop(0), logs / f"{name}.log")
-            time.sleep(0.05)
-            num_signals = len(stop.signal_numbers)
-            for name, job in list(running.items()):
-                if num_forwarded < num_signals and job.process.poll() is None:
-                    job.process.terminate()
-                if job.process.poll() is not None:
-                    del running[name]
-                    free_devices.append(job.devices)
-                    if not stop.signal_numbers:
-                        output = (logs / f"{name}.log").read_bytes()[job.log_start :].decode(errors="replace")
-                        on_end(name, job.process.returncode, time.monotonic() - job.start_time, output)
-            num_forwarded = num_signals
+    with StopSignals() as stop:
+        try:
+            while running or (waiting and not stop.signal_numbers):
+                while waiting and free_devices and not stop.signal_numbers:
+                    name = next(iter(waiting))
+                    running[name] = _start(waiting.pop(name), free_devices.pop(0), logs / f"{name}.log")
+                time.sleep(0.05)
+                num_signals = len(stop.signal_numbers)
+                for name, job in list(running.items()):
+                    if num_forwarded < num_signals and job.process.poll() is None:
+                        job.process.terminate()
+                    if job.process.poll() is not None:
+                        del running[name]
+                        free_devices.append(job.devices)
+                        if not stop.signal_numbers:
+                            output = (logs / f"{name}.log").read_bytes()[job.log_start :].decode(errors="replace")
+                            on_end(name, job.process.returncode, time.monotonic() - job.start_time, output)
+                num_forwarded = num_signals
+        finally:
+            for job in running.values():
+                job.process.kill()
     if stop.signal_numbers:
-        raise PoolInterruption(stop.signal_numbers[0])
-
-
-@contextmanager
-def _killed_at_the_end(running: Mapping[str, Job]) -> Iterator[None]:
-    """Whatever ends the block, no process outlives it."""
-    try:
-        yield
-    finally:
-        for job in running.values():
-            job.process.kill()
+        raise Interruption(stop.signal_numbers[0], f"stopped by signal {stop.signal_numbers[0]}")
 
 
 def _start(command: Sequence[str], devices: Devices, log: Path) -> Job:

@@ -20,6 +20,7 @@ from etils import epath
 
 from jdiff import storage
 from jdiff.config.construct import ConfigError, nearest
+from jdiff.exit_status import START_AGAIN
 from jdiff.images import write_image
 from jdiff.runs import directory
 from jdiff.runs.prepare import prepare
@@ -35,7 +36,6 @@ from jdiff.training.loop import Divergence
 
 VECTORIZE = ("auto", "always", "never")  # auto: where a short trial finds it faster
 MAX_VECTORIZED = 32  # runs of one program
-SAVED_STATUS = 75  # exit status of a run that was asked to stop
 
 
 def run_sweep(
@@ -102,9 +102,9 @@ def _run_all(sweep: Sweep, store: Store, file: str, jobs: int, gpus: Sequence[st
 
     def on_end(name: str, status: int, seconds: float, output: str) -> None:
         (group,) = (group for group in groups if group[0] == name)
-        for key in () if status in (0, SAVED_STATUS) else set(group) & set(store.remaining_runs(sweep)):
+        for key in () if status in (0, START_AGAIN) else set(group) & set(store.remaining_runs(sweep)):
             store.save_failure(key, f"status {status}: {_error_line(output)}")
-        outcome = {0: "done", SAVED_STATUS: "stopped"}.get(status, "failed")
+        outcome = {0: "done", START_AGAIN: "stopped"}.get(status, "failed")
         title = _run_label(sweep, group[0]) + (f" and {len(group) - 1} more" if group[1:] else "")
         print(f"run {keys.index(name)} of {sweep.name}, {title}: {outcome} after {seconds:.0f} s", flush=True)
         for line in re.findall(vectorize.LOG_PATTERN, output, re.MULTILINE):

@@ -13,22 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from jdiff.runtime import distributed
 from jdiff.training.ema import WIDTH_PREFIX
 from jdiff.training.manifest import DamagedCheckpoint
 from jdiff.training.state import TrainState
-from jdiff.training.step_folders import (
-    MissingCheckpoint,
-    SaveFailure,
-    StepFolders,
-    is_primary,
-    synchronize,
-    with_sharding,
-)
+from jdiff.training.step_folders import MissingCheckpoint, SaveFailure, StepFolders, with_sharding
 
 STATE_ITEMS = {  # item -> fields of the state; every item costs Orbax some time
     "params": ("params",),
@@ -53,7 +46,7 @@ class Snapshots:
     def __init__(self, directory: epath.PathLike, *, resume_step: int | None = None):
         self._folders = StepFolders(directory, ("ema",), writable=resume_step is not None)
         if resume_step is not None:
-            delete_steps(self._folders, [step for step in self.steps if step > resume_step])
+            self._folders.delete_after(resume_step)
 
     def __enter__(self) -> Snapshots:
         return self
@@ -108,11 +101,6 @@ class Checkpoints:
         self._folders.__exit__(*exception)
 
     @property
-    def folders(self) -> StepFolders:
-        """Where they are."""
-        return self._folders
-
-    @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints, in order."""
         return self._folders.steps
@@ -120,7 +108,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The step of the newest checkpoint, or None."""
-        return self.steps[-1] if self.steps else None
+        return max(self.steps, default=None)
 
     def newest_intact(self, *items: str) -> int:
         """The newest step whose files are those that were written; damaged newer ones are printed and, where
@@ -131,27 +119,26 @@ class Checkpoints:
         """
         problems: dict[int, str] = {}
         while True:
-            steps = _of_the_primary([step for step in self.steps if step not in problems])
-            if not steps and problems:
+            step = distributed.from_primary(max((step for step in self.steps if step not in problems), default=-1))
+            if step < 0 and problems:
                 raise DamagedCheckpoint(f"every checkpoint is damaged: {'; '.join(problems.values())}")
-            if not steps:
+            if step < 0:
                 raise NoCheckpoint(f"there is no checkpoint in {self._folders.directory}; train the run first")
             try:
-                self._folders.verify(steps[-1], items or None)
+                self._folders.verify(step, items or None)
                 break
             except DamagedCheckpoint as error:
-                problems[steps[-1]] = str(error)
+                problems[step] = str(error)
             except MissingCheckpoint:
                 continue
-        for step, problem in problems.items():
-            if is_primary():
-                fate = "it is set aside" if self._is_writable else "it is not used"
-                message = f"checkpoint {step} is damaged and {fate}; the one of step {steps[-1]} is used: {problem}"
-                print(f"jdiff: {message}", file=sys.stderr, flush=True)
-                if self._is_writable:
-                    self._folders.set_aside(step)
-        synchronize("damaged checkpoints are set aside")
-        return steps[-1]
+        for damaged_step, problem in problems.items() if distributed.is_primary_process() else ():
+            fate = "it is set aside" if self._is_writable else "it is not used"
+            message = f"checkpoint {damaged_step} is damaged and {fate}; the one of step {step} is used: {problem}"
+            print(f"jdiff: {message}", file=sys.stderr, flush=True)
+            if self._is_writable:
+                self._folders.set_aside(damaged_step)
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        return step
 
     def origin(self, step: int) -> dict[str, Any]:
         """What the manifest of a checkpoint says of its run."""
@@ -170,6 +157,10 @@ class Checkpoints:
             if not self._base_is_saved:
                 return
         self._folders.save(step, _items_of(state) | {"train_metrics": metrics}, self._origin())
+
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints after a step. All processes call it together."""
+        self._folders.delete_after(step)
 
     def poll(self) -> bool:
         """Whether a save has failed, and is to be tried again now with the current state."""
@@ -253,19 +244,3 @@ def _items_of(state: TrainState) -> dict[str, Any]:
         item: getattr(state, fields[0]) if len(fields) == 1 else {field: getattr(state, field) for field in fields}
         for item, fields in STATE_ITEMS.items()
     }
-
-
-def delete_steps(folders: StepFolders, steps: Sequence[int]) -> None:
-    """Delete steps; all processes call it together."""
-    synchronize("steps are listed")  # every process lists before one deletes
-    for step in steps if is_primary() else ():
-        folders.delete(step)
-    synchronize("steps are deleted")
-
-
-def _of_the_primary(steps: Sequence[int]) -> list[int]:
-    """The newest of the primary's steps on every process, as a list of at most one; another may see them late."""
-    newest = steps[-1] if steps else -1
-    if jax.process_count() > 1:
-        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    return [newest] if newest >= 0 else []

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jdiff.runtime.distributed import StopSignals
+from jdiff.runtime.signals import Interruption
 from jdiff.runtime.watchdog import Watchdog
 from jdiff.training import metrics
 from jdiff.training.callbacks import Callback
@@ -29,20 +30,16 @@ RESUME = "run the same command to resume"
 CompiledStep = Callable[[TrainState, dict], tuple[TrainState, metrics.Metrics]]
 
 
-class Interruption(Exception):
-    """The run was asked to stop by a signal. The message says what was saved."""
-
-    def __init__(self, signal_number: int, message: str):
-        super().__init__(message)
-        self.signal = signal_number
-
-
 class SkippedInARow(Exception):
-    """Too many updates in a row were skipped, the last at ``step``, the first at ``first_step``."""
+    """Too many updates in a row were skipped, the last at ``step``, the first at ``first_step``.
+
+    records: the keys of the records of each of these steps, where the caller of ``run_loop`` adds them.
+    """
 
     def __init__(self, first_step: int, step: int):
         super().__init__(f"the updates of steps {first_step} to {step} were skipped")
         self.first_step, self.step = first_step, step
+        self.records: Sequence[Sequence[str]] = ()
 
 
 class Divergence(ArithmeticError):

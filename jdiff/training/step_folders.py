@@ -67,10 +67,10 @@ class StepFolders:
         self._save: _Save | None = None
         self._num_failures, self._retry_time = 0, 0.0
         if writable:
-            synchronize("leftovers are listed")
-            if is_primary():
+            multihost_utils.sync_global_devices("leftovers are listed")
+            if distributed.is_primary_process():
                 self._remove_leftovers()
-            synchronize("leftovers are removed")
+            multihost_utils.sync_global_devices("leftovers are removed")
 
     def __enter__(self) -> StepFolders:
         return self
@@ -200,6 +200,14 @@ class StepFolders:
             (target / manifest.MANIFEST).unlink(missing_ok=True)
         target.rmtree()
 
+    def delete_after(self, last_step: int) -> None:
+        """Delete the steps after one. All processes call it together."""
+        steps = [step for step in self.steps if step > last_step]
+        multihost_utils.sync_global_devices("steps are listed")  # every process lists before one deletes
+        for step in steps if distributed.is_primary_process() else ():
+            self.delete(step)
+        multihost_utils.sync_global_devices("steps are deleted")
+
     def delete_old(self) -> None:
         """Delete the steps that are not kept."""
         if self._keep is not None:
@@ -240,8 +248,8 @@ class StepFolders:
         """Count and print a failed save."""
         seconds = RETRY_SECONDS[min(self._num_failures, len(RETRY_SECONDS) - 1)]
         self._num_failures, self._retry_time = self._num_failures + 1, time.monotonic() + seconds
-        if is_primary():
-            print(f"jdiff: saving step {step} failed, and is tried again: {problem}", file=sys.stderr, flush=True)
+        if distributed.is_primary_process():
+            print(f"jdiff: saving step {step} failed, retrying: {problem}", file=sys.stderr, flush=True)
 
 
 class _Save:
@@ -287,13 +295,15 @@ class _Save:
         try:
             if self._problem is None:
                 self._checkpointer.wait_until_finished()
-                if is_primary():
+                if distributed.is_primary_process():
                     manifest.write_manifest(self._folders.folder(self.step), self._origin)
         except Exception as error:  # as above
             self._problem = _describe(error)
+        finally:
+            self._checkpointer.close()
         if self._problem is not None:
             distributed.publish(f"{self._key}/{FAILURE_KEY}", self._problem)
-        if not is_primary():
+        if not distributed.is_primary_process():
             return
         try:
             if self._problem is None:
@@ -322,15 +332,6 @@ class _Save:
 def with_sharding(shapes: Any, sharding: Sharding) -> Any:
     """A template for restoring arrays of these shapes and dtypes, each with ``sharding``."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-
-
-def is_primary() -> bool:
-    return jax.process_index() == 0
-
-
-def synchronize(name: str) -> None:
-    """Wait for all processes."""
-    multihost_utils.sync_global_devices(name)
 
 
 def _handler(items: Sequence[str]) -> ocp.CompositeCheckpointHandler:

@@ -15,8 +15,16 @@ import threading
 import time
 from dataclasses import dataclass
 
+from jdiff.runs import directory
+
 DEADLINE = 120.0  # seconds that any wait may take
 PRELOAD = ["jdiff.cli", "jdiff.runs.train", "jdiff.commands.sample", "jdiff.commands.evaluate", "jdiff.runs.prepare"]
+
+INJECTIONS = "tests.faults.injections"
+TRAIN = ("train", "--config=demo_clip:tiny", "--config.train.steps=12", "--config.train.log_every=3")
+TRAIN += ("--config.train.save_every=4", "--config.train.sample_every=8")
+LONG_RUN = ("train", "--config=demo_clip:tiny", "--config.train.steps=100000", "--config.train.log_every=5")
+LONG_RUN += ("--config.train.save_every=20", "--config.train.sample_every=100000")
 
 
 def _context():
@@ -98,6 +106,10 @@ def run(*arguments, cwd, status=0, **options):
     exit_status = command.status()
     assert exit_status == status, f"{exit_status} instead of {status}:\n{command.text}"
     return command
+
+
+def parameters(run):
+    return directory.load(run).params
 
 
 def start_two(*arguments, cwd, injects=(None, None)):

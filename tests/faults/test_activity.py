@@ -6,7 +6,7 @@ import pytest
 
 from jdiff.runs.activity import DOWN, LOST_STEPS, attribute, read_activity
 from tests.faults import damage, harness
-from tests.faults.test_commands import LONG_RUN, TRAIN, folder  # noqa: F401, a fixture
+from tests.faults.harness import LONG_RUN, TRAIN
 
 PHASES = {"start": 2.0, "compile": 5.0, "data": 1.0, "step": 9.0, "evaluate": 1.0, "save": 1.0}
 
@@ -22,7 +22,7 @@ def test_seconds_add_up_to_the_time_from_the_first_start_to_the_last_end():
     assert seconds["step"] == pytest.approx(9 * 0.8 + 9) and seconds["start"] == pytest.approx(2 + 1 + 2)
 
 
-def test_status_of_a_running_and_of_a_finished_run(folder):  # noqa: F811
+def test_status_of_a_running_and_of_a_finished_run(folder):
     running = harness.start(*LONG_RUN, "--workdir=watched", cwd=folder)
     running.wait_for((folder / "watched" / "checkpoints" / "40" / "manifest.json").exists)
     status = harness.run("status", "watched", cwd=folder).text
@@ -35,7 +35,7 @@ def test_status_of_a_running_and_of_a_finished_run(folder):  # noqa: F811
     assert harness.start("status", "nowhere", cwd=folder).status() == 2
 
 
-def test_verify_names_what_is_damaged(folder):  # noqa: F811
+def test_verify_names_what_is_damaged(folder):
     assert "whole is intact" in harness.run("verify", "whole", cwd=folder).text
     run = damage.copy(folder / "whole", folder / "verified")
     damage.damage(run / "checkpoints" / "8", "truncate", 0)

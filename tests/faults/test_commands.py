@@ -12,31 +12,14 @@ from jdiff.data import records
 from jdiff.runs import directory
 from jdiff.runs.origin import newest_origin
 from tests.faults import damage, harness
+from tests.faults.harness import INJECTIONS, LONG_RUN, TRAIN, parameters
 from tests.trees import distance
 
-TRAIN = ("train", "--config=demo_clip:tiny", "--config.train.steps=12", "--config.train.log_every=3")
-TRAIN += ("--config.train.save_every=4", "--config.train.sample_every=8")
-LONG_RUN = ("train", "--config=demo_clip:tiny", "--config.train.steps=100000", "--config.train.log_every=5")
-LONG_RUN += ("--config.train.save_every=20", "--config.train.sample_every=100000")
 FILES = ("config.json", "data.json", "tokenizer.json", "metrics.jsonl", "samples/step_12.json", "samples/step_8.json")
-INJECTIONS = "tests.faults.injections"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Prepared data, and an uninterrupted run."""
-    path = tmp_path_factory.mktemp("faults")
-    harness.run("prepare", "--config=demo_clip:tiny", cwd=path)
-    harness.run(*TRAIN, "--workdir=whole", cwd=path)
-    return path
 
 
 def copy(folder, name, source="whole"):
     return damage.copy(folder / source, folder / name)
-
-
-def parameters(run):
-    return directory.load(run).params
 
 
 def assert_equal_runs(run, expected):
@@ -117,7 +100,7 @@ def test_a_process_that_hangs_prints_where_and_exits_to_be_started_again(folder)
 def test_a_disk_that_is_full_for_a_while_costs_nothing(folder):
     run = folder / "full"
     command = harness.start(*LONG_RUN, "--workdir=full", cwd=folder).wait_for((run / "checkpoints" / "40").exists)
-    command.limit_file_size(2000).wait_for_output("failed, and is tried again").wait_for_output("cannot be written now")
+    command.limit_file_size(2000).wait_for_output("failed, retrying").wait_for_output("cannot be written now")
     command.limit_file_size(None).wait_for_output("written again")
     newest = directory.latest_step(run)
     command.wait_for(lambda: directory.latest_step(run) > newest)
@@ -264,7 +247,7 @@ def test_one_of_two_processes_that_cannot_write_is_named_and_training_goes_on(fo
     first, second = harness.start_two(*LONG_RUN, "--config.mesh.data=2", "--workdir=two", cwd=folder)
     first.wait_for((run / "checkpoints" / "40" / "manifest.json").exists)
     second.limit_file_size(100)
-    first.wait_for_output("failed, and is tried again: process 1: ", deadline=60)
+    first.wait_for_output("failed, retrying: process 1: ", deadline=60)
     second.limit_file_size(None)
     newest = directory.latest_step(run)
     first.wait_for(lambda: directory.latest_step(run) > newest)

@@ -436,12 +436,13 @@ def test_pool_passes_only_the_output_of_this_command(tmp_path):
 INTERRUPT = """
 import sys
 from pathlib import Path
+from jdiff.runtime.signals import Interruption
 from jdiff.sweep import pool
 sleeps = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('up', flush=True); "
 commands = {str(i): [sys.executable, "-c", sleeps + "time.sleep(60)"] for i in range(3)}
 try:
     pool.run_commands(commands, pool.divide_devices(2), Path(sys.argv[1]), print)
-except pool.PoolInterruption as interrupt:
+except Interruption as interrupt:
     sys.exit(interrupt.signal)
 """
 

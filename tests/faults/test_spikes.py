@@ -16,7 +16,7 @@ from jdiff.training.checkpoint import Checkpoints
 from jdiff.training.loop import Divergence, SkippedInARow
 from jdiff.training.state import TrainState
 from tests.faults import harness
-from tests.faults.test_commands import INJECTIONS, TRAIN, folder, parameters  # noqa: F401, a fixture
+from tests.faults.harness import INJECTIONS, TRAIN, parameters
 from tests.trees import distance
 
 judge = jax.jit(spikes.judge)
@@ -78,7 +78,7 @@ def run(tmp_path):
 
 
 def test_rolling_back_takes_the_checkpoint_from_before_and_passes_over_the_data(run):
-    assert "going back to step 8" in roll_back(run, SkippedInARow(10, 17), [], keep=9)
+    assert "going back to step 8" in roll_back(run, SkippedInARow(10, 17), keep=9)
     with directory.checkpoints(run) as store:
         assert store.steps == [4, 8]
     assert [data_offset(run, step) for step in (4, 8, 12)] == [0, 9, 9]
@@ -86,16 +86,18 @@ def test_rolling_back_takes_the_checkpoint_from_before_and_passes_over_the_data(
 
 def test_a_run_rolls_back_to_a_checkpoint_once_unless_its_learning_rate_was_changed(run):
     history(run, {"step": 8, "rolled_back_from": 17})
+    error = SkippedInARow(10, 17)
+    error.records = [["a", "b"], ["c"]]
     with pytest.raises(Divergence, match=r"again.*learning_rate"):
-        roll_back(run, SkippedInARow(10, 17), [["a", "b"], ["c"]], keep=9)
+        roll_back(run, error, keep=9)
     assert json.loads((run / "divergence.json").read_text())["records"] == [["a", "b"], ["c"]]
     history(run, {"step": 8, "changes": {"optimizer.learning_rate": [1, 0.1]}})
-    roll_back(run, SkippedInARow(10, 17), [], keep=9)
+    roll_back(run, SkippedInARow(10, 17), keep=9)
     with pytest.raises(Divergence, match="no checkpoint from before"):
-        roll_back(run, SkippedInARow(2, 9), [], keep=9)
+        roll_back(run, SkippedInARow(2, 9), keep=9)
 
 
-def test_a_run_of_a_huge_learning_rate_stops_and_goes_on_with_a_lower_one(folder):  # noqa: F811
+def test_a_run_of_a_huge_learning_rate_stops_and_goes_on_with_a_lower_one(folder):
     flags = ("--workdir=diverging", "--config.train.max_skipped=3")
     command = harness.start(*TRAIN, *flags, "--config.optimizer.learning_rate=1e30", cwd=folder)
     assert command.status() == 2
@@ -107,7 +109,7 @@ def test_a_run_of_a_huge_learning_rate_stops_and_goes_on_with_a_lower_one(folder
     assert distance(parameters(folder / "diverging"), parameters(folder / "whole")) == 0
 
 
-def test_bad_batches_are_skipped_and_a_killed_run_skips_the_same(folder):  # noqa: F811
+def test_bad_batches_are_skipped_and_a_killed_run_skips_the_same(folder):
     """Batches 6 to 8 give no finite loss: the run goes back to step 4 and past them."""
     inject = (f"{INJECTIONS}:poison_batches", 5, 7)
     flags = ("--config.train.max_skipped=3", "--config.train.log_every=1")
