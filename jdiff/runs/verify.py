@@ -35,7 +35,7 @@ def verify_run(workdir: str) -> None:
         num_damaged += bool(problem)
     if num_damaged:
         raise DamageFound(
-            f"{num_damaged} parts of {workdir} are damaged; `jdiff train` uses the newest checkpoint that is intact, "
+            f"damaged parts of {workdir}: {num_damaged}; `jdiff train` uses the newest checkpoint that is intact, "
             "and writes damaged files of the run again where it can"
         )
     print(f"{workdir} is intact")
